@@ -1,0 +1,1 @@
+"""How Tollkeeper is run: on one machine, on Kubernetes."""
