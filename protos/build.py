@@ -62,6 +62,9 @@ def write_modules(target: Path) -> None:
         f"--mypy_out=quiet:{target}",
         f"--mypy_grpc_out=quiet:{target}",
     )
+    for stubs in (target / "tollkeeper").rglob("*_grpc.pyi"):
+        # A servicer may leave RPCs out: the generated base answers UNIMPLEMENTED for them, and is not abstract at run time.
+        stubs.write_text(stubs.read_text().replace("    @_abc_1.abstractmethod\n", ""))
     for folder in [target / "tollkeeper", *(p for p in (target / "tollkeeper").rglob("*") if p.is_dir())]:
         (folder / "__init__.py").touch()
     (target / "tollkeeper" / "py.typed").touch()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
+from pathlib import Path
 
 import psutil
 
@@ -52,3 +54,34 @@ def occupant(port: int) -> str:
         with contextlib.suppress(psutil.Error):
             names.append(f"{process.name()} (pid {process.pid})")
     return ", ".join(names) or "another process"
+
+
+class PortBook:
+    """The ports of one home by name, kept in a file: a name keeps its port for as long as it can have it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        try:
+            self._ports: dict[str, int] = json.loads(file.read_text())
+        except FileNotFoundError:
+            self._ports = {}
+
+    def get(self, name: str) -> int | None:
+        """The port on record, or None."""
+        return self._ports.get(name)
+
+    def keep(self, name: str, port: int) -> None:
+        """Put a port on record that somebody else chose."""
+        self._ports[name] = port
+        self._file.write_text(json.dumps(self._ports, indent=2, sort_keys=True))
+
+    def assign(self, name: str, *, in_use: bool) -> int:
+        """The port of `name`: the one on record where it is free or, as `in_use` says, our own process has it."""
+        kept = self._ports.get(name)
+        if kept is not None and (in_use or is_free(kept)):
+            return kept
+        fresh = free_port()
+        while fresh in self._ports.values():
+            fresh = free_port()
+        self.keep(name, fresh)
+        return fresh

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -22,7 +21,7 @@ import psycopg
 from psycopg import sql
 
 from deploy.local import ports, system_user, wheels
-from deploy.local.process import Child, Program, StartFailedError, await_ready, running, start
+from deploy.local.process import Program, StartFailedError, running
 
 SUPERUSER = "postgres"
 SERVICES = ("ledger", "pricing", "subscriptions", "proxy")
@@ -58,7 +57,7 @@ class EmbeddedPostgres:
         return connection_url(user=SUPERUSER, password=self.password, port=self.port, database=database)
 
     def initialise(self) -> list[Path]:
-        """Make the data folder where there is none; as root, also let Postgres' own user reach it.
+        """Ready the data folder for a start, made where there is none; as root, let Postgres' own user reach it.
 
         Gives the folders above whose mode had to be changed for that, so that a person can be told.
 
@@ -69,6 +68,7 @@ class EmbeddedPostgres:
         changed = self._admit_system_user() if system_user.needed() else []
         if not (self.data / "PG_VERSION").exists():
             self._initdb()
+        self._forget_recycled_pid()
         return changed
 
     def _admit_system_user(self) -> list[Path]:
@@ -156,29 +156,6 @@ class EmbeddedPostgres:
             return False
         return True
 
-    def launch(self, log: Path, *, timeout_seconds: float = 60.0) -> Child:
-        """Start the server detached and wait until it is ready, crash recovery included.
-
-        Right after a kill -9 the old server's backends may hold its shared memory for some moments more; Postgres then
-        refuses to start, rightly, so it is tried again until they have gone.
-
-        Raises:
-            StartFailedError: it ended, or was not ready in time.
-        """
-        deadline = time.monotonic() + timeout_seconds
-        while True:
-            self._forget_recycled_pid()
-            child = start(self.program(), log)
-            try:
-                await_ready(child, self.ready, log, max(0.0, deadline - time.monotonic()))
-            except StartFailedError as failure:
-                child.stop()
-                if not _old_server_lingers(failure) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.3)
-            else:
-                return child
-
     def _forget_recycled_pid(self) -> None:
         """Remove a `postmaster.pid` whose pid now belongs to something that is not a Postgres.
 
@@ -206,7 +183,12 @@ class EmbeddedPostgres:
             yield self
 
 
-def _old_server_lingers(failure: StartFailedError) -> bool:
+def old_server_lingers(failure: StartFailedError) -> bool:
+    """Whether a start failed only because the last server, just killed, has not quite gone.
+
+    Right after a kill -9 its backends hold its shared memory for some moments more; Postgres then refuses to start,
+    rightly, and it is to be tried again.
+    """
     words = str(failure)
     return "pre-existing shared memory block" in words or 'lock file "postmaster.pid" already exists' in words
 

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -49,6 +50,8 @@ class Record:
     started_at: float
     stop_signal: int
     grace_seconds: float
+    # Says what it was started with, so that one who would start it now can tell whether it is the same.
+    fingerprint: str = ""
 
     def save(self, path: Path) -> None:
         """Write the record so that a reader sees all of it or none."""
@@ -107,17 +110,17 @@ class Record:
             deadline = time.monotonic() + self.grace_seconds
             while self.alive() and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
-        for process in self._session():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        while self.alive():
+        while left := self._session():
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             time.sleep(POLL_SECONDS)
 
 
 class Child:
     """A program started by this very process, so that its exit code can be had."""
 
-    def __init__(self, program: Program, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(self, program: Program, popen: subprocess.Popen[bytes], fingerprint: str) -> None:
         self._popen = popen
         try:
             started_at = psutil.Process(popen.pid).create_time()
@@ -129,11 +132,24 @@ class Child:
             started_at=started_at,
             stop_signal=program.stop_signal,
             grace_seconds=program.grace_seconds,
+            fingerprint=fingerprint,
         )
 
     def exit_code(self) -> int | None:
         """The exit code, negative for a signal, or None while it runs."""
         return self._popen.poll()
+
+    def wait(self, timeout_seconds: float) -> int:
+        """Its exit code, once it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not, in that time.
+        """
+        return self._popen.wait(timeout_seconds)
+
+    def let_go(self) -> None:
+        """Let it outlive this object. Should it end before this process does, its exit code is collected."""
+        threading.Thread(target=self._popen.wait, daemon=True, name=f"wait for {self.record.name}").start()
 
     def stop(self) -> None:
         """End it, and collect its exit code so that no zombie stays."""
@@ -141,7 +157,7 @@ class Child:
         self._popen.wait()
 
 
-def start(program: Program, log: Path, *, dies_with_parent: bool = False) -> Child:
+def start(program: Program, log: Path, *, fingerprint: str = "", dies_with_parent: bool = False) -> Child:
     """Start `program` detached, in a session of its own, its output appended to `log`.
 
     `dies_with_parent` has the kernel end it when this process dies by any means (Linux; elsewhere it has no effect).
@@ -166,7 +182,7 @@ def start(program: Program, log: Path, *, dies_with_parent: bool = False) -> Chi
             # Runs between fork and exec, after the change of user, which would undo it.
             preexec_fn=_die_with(os.getpid()) if dies_with_parent and sys.platform == "linux" else None,  # noqa: PLW1509
         )
-    return Child(program, popen)
+    return Child(program, popen, fingerprint)
 
 
 def _die_with(parent: int) -> Callable[[], None]:

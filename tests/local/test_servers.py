@@ -16,7 +16,10 @@ import pytest
 import redis
 
 from deploy.local import ports, postgres
+from deploy.local.home import Home
+from deploy.local.launcher import Launcher, Part
 from deploy.local.postgres import EmbeddedPostgres, RoleTakenError
+from deploy.local.process import Record
 from deploy.local.redis import EmbeddedRedis
 
 
@@ -33,40 +36,60 @@ def spaced(servers_folder) -> Path:
     return folder
 
 
-def test_postgres_serves_from_a_path_with_a_space_and_recovers_from_kill_9(spaced):
-    server = EmbeddedPostgres(folder=spaced / "postgres", port=ports.free_port(), password="it's a \\ secret")
-    log = spaced / "postgres.log"
-    server.initialise()
-    child = server.launch(log)
-    try:
-        rows(server.url(), "CREATE TABLE kept (n int)")
-        rows(server.url(), "INSERT INTO kept VALUES (7)")
-        os.kill(child.record.pid, signal.SIGKILL)
-        child.stop()
-        assert (server.data / "postmaster.pid").exists()
-        child = server.launch(log)
-        assert rows(server.url(), "SELECT n FROM kept") == [(7,)]
-        assert "was not properly shut down" in log.read_text()
-    finally:
-        child.stop()
-    assert not child.record.alive()
+def as_part(server: EmbeddedPostgres) -> Part:
+    return Part(
+        name="postgres",
+        port=server.port,
+        program=server.program(),
+        ready=server.ready,
+        prepare=server.initialise,
+        transient=postgres.old_server_lingers,
+    )
+
+
+def bring_up(home: Home, server: EmbeddedPostgres) -> Record:
+    launcher = Launcher(home, print)
+    with launcher.taking_back():
+        launcher.bring_up([as_part(server)])
+    return home.record("postgres")
+
+
+@pytest.fixture
+def home(spaced):
+    home = Home(spaced / "home")
+    home.make()
+    yield home
+    Launcher(home, print).take_down([])
+
+
+def test_postgres_serves_from_a_path_with_a_space_and_recovers_from_kill_9(home):
+    server = EmbeddedPostgres(folder=home.path("postgres"), port=ports.free_port(), password="it's a \\ secret")
+    record = bring_up(home, server)
+    rows(server.url(), "CREATE TABLE kept (n int)")
+    rows(server.url(), "INSERT INTO kept VALUES (7)")
+    with psycopg.connect(server.url()):  # a backend that is there when its postmaster dies
+        os.kill(record.pid, signal.SIGKILL)
+        again = bring_up(home, server)
+        assert again.pid != record.pid
+    assert rows(server.url(), "SELECT n FROM kept") == [(7,)]
+    assert "was not properly shut down" in home.log("postgres").read_text()
+    Launcher(home, print).take_down([])
+    assert not again.alive()
     assert not ports.answers(server.port)
 
 
-def test_postgres_starts_although_its_old_pid_belongs_to_another_program_now(spaced):
-    server = EmbeddedPostgres(folder=spaced / "recycled", port=ports.free_port(), password="secret", durable=False)
-    server.initialise()
-    child = server.launch(spaced / "recycled.log")
-    os.kill(child.record.pid, signal.SIGKILL)
-    child.stop()
+def test_postgres_starts_although_its_old_pid_belongs_to_another_program_now(home):
+    server = EmbeddedPostgres(folder=home.path("recycled"), port=ports.free_port(), password="secret", durable=False)
+    record = bring_up(home, server)
+    os.kill(record.pid, signal.SIGKILL)
+    record.stop()
     owner = server.data.stat()
     stranger = subprocess.Popen(["sleep", "60"], user=owner.st_uid, group=owner.st_gid)
     try:
         pid_file = server.data / "postmaster.pid"
         lines = pid_file.read_text().splitlines()
         pid_file.write_text("\n".join([str(stranger.pid), *lines[1:]]) + "\n")
-        child = server.launch(spaced / "recycled.log")
-        child.stop()
+        bring_up(home, server)
         assert stranger.poll() is None
     finally:
         stranger.kill()

@@ -94,7 +94,6 @@ class AccountServiceAsyncStub(AccountServiceStub):
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     """Accounts and their balances."""
 
-    @_abc_1.abstractmethod
     def OpenAccount(
         self,
         request: _ledger_service_pb2.OpenAccountRequest,
@@ -104,7 +103,6 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: ALREADY_EXISTS (ACCOUNT_EXISTS) where it was opened with other words.
         """
 
-    @_abc_1.abstractmethod
     def GetAccount(
         self,
         request: _ledger_service_pb2.GetAccountRequest,
@@ -112,7 +110,6 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Account, _abc.Awaitable[_resources_pb2.Account]]:
         """One account. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND)."""
 
-    @_abc_1.abstractmethod
     def ListAccounts(
         self,
         request: _ledger_service_pb2.ListAccountsRequest,
@@ -120,7 +117,6 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.ListAccountsResponse, _abc.Awaitable[_ledger_service_pb2.ListAccountsResponse]]:
         """All accounts by id, filtered and paged."""
 
-    @_abc_1.abstractmethod
     def UpdateAccount(
         self,
         request: _ledger_service_pb2.UpdateAccountRequest,
@@ -128,7 +124,6 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Account, _abc.Awaitable[_resources_pb2.Account]]:
         """Changes the display name, overdraft or cycle anchor, as `update_mask` names them."""
 
-    @_abc_1.abstractmethod
     def SuspendAccount(
         self,
         request: _ledger_service_pb2.SuspendAccountRequest,
@@ -136,7 +131,6 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Account, _abc.Awaitable[_resources_pb2.Account]]:
         """No new holds or debits from here on; calls under way still settle."""
 
-    @_abc_1.abstractmethod
     def ResumeAccount(
         self,
         request: _ledger_service_pb2.ResumeAccountRequest,
@@ -144,7 +138,6 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Account, _abc.Awaitable[_resources_pb2.Account]]:
         """Ends a suspension."""
 
-    @_abc_1.abstractmethod
     def CloseAccount(
         self,
         request: _ledger_service_pb2.CloseAccountRequest,
@@ -152,7 +145,6 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Account, _abc.Awaitable[_resources_pb2.Account]]:
         """Closes an account for good. Errors: FAILED_PRECONDITION (ACCOUNT_HAS_HOLDS) while holds are open."""
 
-    @_abc_1.abstractmethod
     def GetBalance(
         self,
         request: _ledger_service_pb2.GetBalanceRequest,
@@ -160,7 +152,6 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Balance, _abc.Awaitable[_resources_pb2.Balance]]:
         """What the account has, now or at a past time."""
 
-    @_abc_1.abstractmethod
     def ListGrants(
         self,
         request: _ledger_service_pb2.ListGrantsRequest,
@@ -168,7 +159,6 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.ListGrantsResponse, _abc.Awaitable[_ledger_service_pb2.ListGrantsResponse]]:
         """Every grant the account was ever given, newest first."""
 
-    @_abc_1.abstractmethod
     def VerifyAccount(
         self,
         request: _ledger_service_pb2.VerifyAccountRequest,
@@ -269,7 +259,6 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     """What moves money or counts use. Each RPC is the one-operation form of `Apply`."""
 
-    @_abc_1.abstractmethod
     def Apply(
         self,
         request: _ledger_service_pb2.ApplyRequest,
@@ -277,7 +266,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.ApplyResponse, _abc.Awaitable[_ledger_service_pb2.ApplyResponse]]:
         """Many operations of any accounts in one call, each with its own result, in the order given within each account."""
 
-    @_abc_1.abstractmethod
     def CreditAccount(
         self,
         request: _ledger_service_pb2.CreditAccountRequest,
@@ -285,7 +273,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Transaction, _abc.Awaitable[_resources_pb2.Transaction]]:
         """Gives credit: one new grant, after any overdrawn amount is paid."""
 
-    @_abc_1.abstractmethod
     def DebitAccount(
         self,
         request: _ledger_service_pb2.DebitAccountRequest,
@@ -293,7 +280,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.DebitAccountResponse, _abc.Awaitable[_ledger_service_pb2.DebitAccountResponse]]:
         """Spends at once, without a hold. Checks balance and limits as a hold does."""
 
-    @_abc_1.abstractmethod
     def AdjustBalance(
         self,
         request: _ledger_service_pb2.AdjustBalanceRequest,
@@ -301,7 +287,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Transaction, _abc.Awaitable[_resources_pb2.Transaction]]:
         """Corrects a balance by hand, up or down; taking more than is available overdraws."""
 
-    @_abc_1.abstractmethod
     def RefundTransaction(
         self,
         request: _ledger_service_pb2.RefundTransactionRequest,
@@ -311,7 +296,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL), naming what is left to refund.
         """
 
-    @_abc_1.abstractmethod
     def ReverseTransaction(
         self,
         request: _ledger_service_pb2.ReverseTransactionRequest,
@@ -319,7 +303,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Transaction, _abc.Awaitable[_resources_pb2.Transaction]]:
         """Takes back a credit (a payment that was refunded or disputed), wholly or in part; may overdraw."""
 
-    @_abc_1.abstractmethod
     def CreateHold(
         self,
         request: _ledger_service_pb2.CreateHoldRequest,
@@ -330,7 +313,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         PERMISSION_DENIED (ACCOUNT_SUSPENDED), FAILED_PRECONDITION (ACCOUNT_CLOSED), NOT_FOUND (ACCOUNT_NOT_FOUND).
         """
 
-    @_abc_1.abstractmethod
     def ExtendHold(
         self,
         request: _ledger_service_pb2.ExtendHoldRequest,
@@ -338,7 +320,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.CreateHoldResponse, _abc.Awaitable[_ledger_service_pb2.CreateHoldResponse]]:
         """Makes an open hold larger, longer, or both, or refuses and leaves it as it was."""
 
-    @_abc_1.abstractmethod
     def SettleHold(
         self,
         request: _ledger_service_pb2.SettleHoldRequest,
@@ -348,7 +329,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         available, and overdraws if it must: what was used is owed. A hold that has expired is settled all the same.
         """
 
-    @_abc_1.abstractmethod
     def ReleaseHold(
         self,
         request: _ledger_service_pb2.ReleaseHoldRequest,
@@ -356,7 +336,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Hold, _abc.Awaitable[_resources_pb2.Hold]]:
         """Gives a whole hold back: nothing was used."""
 
-    @_abc_1.abstractmethod
     def GetHold(
         self,
         request: _ledger_service_pb2.GetHoldRequest,
@@ -364,7 +343,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Hold, _abc.Awaitable[_resources_pb2.Hold]]:
         """One hold. Errors: NOT_FOUND (HOLD_NOT_FOUND)."""
 
-    @_abc_1.abstractmethod
     def ListHolds(
         self,
         request: _ledger_service_pb2.ListHoldsRequest,
@@ -372,7 +350,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.ListHoldsResponse, _abc.Awaitable[_ledger_service_pb2.ListHoldsResponse]]:
         """An account's holds, newest first."""
 
-    @_abc_1.abstractmethod
     def SetLimit(
         self,
         request: _ledger_service_pb2.SetLimitRequest,
@@ -380,7 +357,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Limit, _abc.Awaitable[_resources_pb2.Limit]]:
         """Makes a limit or changes it; what was used in the window stays counted."""
 
-    @_abc_1.abstractmethod
     def DeleteLimit(
         self,
         request: _ledger_service_pb2.DeleteLimitRequest,
@@ -388,7 +364,6 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.DeleteLimitResponse, _abc.Awaitable[_ledger_service_pb2.DeleteLimitResponse]]:
         """Ends a limit. Ending one that is not there succeeds."""
 
-    @_abc_1.abstractmethod
     def ListLimits(
         self,
         request: _ledger_service_pb2.ListLimitsRequest,
@@ -455,7 +430,6 @@ class JournalServiceAsyncStub(JournalServiceStub):
 class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
     """The journal and the usage records, for reading."""
 
-    @_abc_1.abstractmethod
     def GetTransaction(
         self,
         request: _ledger_service_pb2.GetTransactionRequest,
@@ -463,7 +437,6 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Transaction, _abc.Awaitable[_resources_pb2.Transaction]]:
         """One transaction. Errors: NOT_FOUND (TRANSACTION_NOT_FOUND)."""
 
-    @_abc_1.abstractmethod
     def ListTransactions(
         self,
         request: _ledger_service_pb2.ListTransactionsRequest,
@@ -471,7 +444,6 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.ListTransactionsResponse, _abc.Awaitable[_ledger_service_pb2.ListTransactionsResponse]]:
         """An account's transactions, newest first. Movements of holds are left out unless asked for by `type`."""
 
-    @_abc_1.abstractmethod
     def ListUsage(
         self,
         request: _ledger_service_pb2.ListUsageRequest,
@@ -479,7 +451,6 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.ListUsageResponse, _abc.Awaitable[_ledger_service_pb2.ListUsageResponse]]:
         """An account's usage records, newest first."""
 
-    @_abc_1.abstractmethod
     def ListWorkspaces(
         self,
         request: _ledger_service_pb2.ListWorkspacesRequest,
@@ -487,7 +458,6 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.ListWorkspacesResponse, _abc.Awaitable[_ledger_service_pb2.ListWorkspacesResponse]]:
         """What each workspace has used in a month."""
 
-    @_abc_1.abstractmethod
     def SummarizeUsage(
         self,
         request: _ledger_service_pb2.SummarizeUsageRequest,
@@ -495,7 +465,6 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.SummarizeUsageResponse, _abc.Awaitable[_ledger_service_pb2.SummarizeUsageResponse]]:
         """Sums of usage by any of day, month, provider, model, key and workspace."""
 
-    @_abc_1.abstractmethod
     def SummarizeAllUsage(
         self,
         request: _ledger_service_pb2.SummarizeAllUsageRequest,
@@ -503,7 +472,6 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.SummarizeAllUsageResponse, _abc.Awaitable[_ledger_service_pb2.SummarizeAllUsageResponse]]:
         """Sums of usage over all accounts, for operators' reports."""
 
-    @_abc_1.abstractmethod
     def GetMonthlySummary(
         self,
         request: _ledger_service_pb2.GetMonthlySummaryRequest,
@@ -511,7 +479,6 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_service_pb2.MonthlySummary, _abc.Awaitable[_ledger_service_pb2.MonthlySummary]]:
         """One month of one account: opening and closing balance, sums by transaction type and by provider."""
 
-    @_abc_1.abstractmethod
     def Export(
         self,
         request: _ledger_service_pb2.ExportRequest,
@@ -519,7 +486,6 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_ledger_service_pb2.ExportResponse], _abc.AsyncIterator[_ledger_service_pb2.ExportResponse]]:
         """Usage records or transactions as a CSV or Parquet file, in pieces."""
 
-    @_abc_1.abstractmethod
     def StreamUsage(
         self,
         request: _ledger_service_pb2.StreamUsageRequest,

@@ -88,7 +88,6 @@ class PlanServiceAsyncStub(PlanServiceStub):
 class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
     """Plans and what follows from them."""
 
-    @_abc_1.abstractmethod
     def GetPlan(
         self,
         request: _plan_service_pb2.GetPlanRequest,
@@ -96,7 +95,6 @@ class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Plan, _abc.Awaitable[_resources_pb2.Plan]]:
         """One plan, in its newest or a named version. Errors: NOT_FOUND (PLAN_NOT_FOUND)."""
 
-    @_abc_1.abstractmethod
     def ListPlans(
         self,
         request: _plan_service_pb2.ListPlansRequest,
@@ -104,7 +102,6 @@ class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_plan_service_pb2.ListPlansResponse, _abc.Awaitable[_plan_service_pb2.ListPlansResponse]]:
         """Plans in their newest version."""
 
-    @_abc_1.abstractmethod
     def CreatePlan(
         self,
         request: _plan_service_pb2.CreatePlanRequest,
@@ -112,7 +109,6 @@ class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Plan, _abc.Awaitable[_resources_pb2.Plan]]:
         """Makes a plan, in version 1. Errors: ALREADY_EXISTS (PLAN_EXISTS)."""
 
-    @_abc_1.abstractmethod
     def UpdatePlan(
         self,
         request: _plan_service_pb2.UpdatePlanRequest,
@@ -120,7 +116,6 @@ class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Plan, _abc.Awaitable[_resources_pb2.Plan]]:
         """Makes a plan's next version; accounts on an earlier one keep it until moved."""
 
-    @_abc_1.abstractmethod
     def RetirePlan(
         self,
         request: _plan_service_pb2.RetirePlanRequest,
@@ -128,7 +123,6 @@ class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Plan, _abc.Awaitable[_resources_pb2.Plan]]:
         """Takes a plan off sale; accounts on it keep it."""
 
-    @_abc_1.abstractmethod
     def ListPlanVersions(
         self,
         request: _plan_service_pb2.ListPlanVersionsRequest,
@@ -136,7 +130,6 @@ class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_plan_service_pb2.ListPlanVersionsResponse, _abc.Awaitable[_plan_service_pb2.ListPlanVersionsResponse]]:
         """A plan's versions, newest first."""
 
-    @_abc_1.abstractmethod
     def GenerateTiers(
         self,
         request: _plan_service_pb2.GenerateTiersRequest,
@@ -144,7 +137,6 @@ class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_plan_service_pb2.GenerateTiersResponse, _abc.Awaitable[_plan_service_pb2.GenerateTiersResponse]]:
         """Prices, budgets, credits, profit and margins for a margin and tier templates."""
 
-    @_abc_1.abstractmethod
     def QuoteUserPrice(
         self,
         request: _plan_service_pb2.QuoteUserPriceRequest,
@@ -152,7 +144,6 @@ class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_plan_service_pb2.QuoteUserPriceResponse, _abc.Awaitable[_plan_service_pb2.QuoteUserPriceResponse]]:
         """What a customer pays for an API cost at a margin: cost ÷ (1 − margin)."""
 
-    @_abc_1.abstractmethod
     def QuoteOverage(
         self,
         request: _plan_service_pb2.QuoteOverageRequest,
@@ -160,7 +151,6 @@ class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_plan_service_pb2.QuoteOverageResponse, _abc.Awaitable[_plan_service_pb2.QuoteOverageResponse]]:
         """What use above a plan's limits costs."""
 
-    @_abc_1.abstractmethod
     def RecommendPlan(
         self,
         request: _plan_service_pb2.RecommendPlanRequest,
@@ -168,7 +158,6 @@ class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_plan_service_pb2.RecommendPlanResponse, _abc.Awaitable[_plan_service_pb2.RecommendPlanResponse]]:
         """The cheapest plan whose budget and limits cover the projected use with 10 % to spare."""
 
-    @_abc_1.abstractmethod
     def GetMarginReport(
         self,
         request: _plan_service_pb2.GetMarginReportRequest,

@@ -112,7 +112,6 @@ class PricingServiceAsyncStub(PricingServiceStub):
 class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Costs and estimates, and the catalogue they come from."""
 
-    @_abc_1.abstractmethod
     def CalculateCost(
         self,
         request: _pricing_service_pb2.CalculateCostRequest,
@@ -122,7 +121,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
         mistake.
         """
 
-    @_abc_1.abstractmethod
     def BatchCalculateCosts(
         self,
         request: _pricing_service_pb2.BatchCalculateCostsRequest,
@@ -130,7 +128,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_pricing_service_pb2.BatchCalculateCostsResponse, _abc.Awaitable[_pricing_service_pb2.BatchCalculateCostsResponse]]:
         """What many calls cost, each with its own result."""
 
-    @_abc_1.abstractmethod
     def EstimateCost(
         self,
         request: _pricing_service_pb2.EstimateCostRequest,
@@ -138,7 +135,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_pricing_service_pb2.CostEstimate, _abc.Awaitable[_pricing_service_pb2.CostEstimate]]:
         """The most that a call can cost, and a best guess."""
 
-    @_abc_1.abstractmethod
     def BatchEstimateCosts(
         self,
         request: _pricing_service_pb2.BatchEstimateCostsRequest,
@@ -146,7 +142,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_pricing_service_pb2.BatchEstimateCostsResponse, _abc.Awaitable[_pricing_service_pb2.BatchEstimateCostsResponse]]:
         """The same for many calls, each with its own result."""
 
-    @_abc_1.abstractmethod
     def GetPrice(
         self,
         request: _pricing_service_pb2.GetPriceRequest,
@@ -154,7 +149,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Price, _abc.Awaitable[_resources_pb2.Price]]:
         """One model's price. Errors: NOT_FOUND (PRICE_NOT_FOUND)."""
 
-    @_abc_1.abstractmethod
     def ListPrices(
         self,
         request: _pricing_service_pb2.ListPricesRequest,
@@ -162,7 +156,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_pricing_service_pb2.ListPricesResponse, _abc.Awaitable[_pricing_service_pb2.ListPricesResponse]]:
         """Prices in force at a time, by provider and model."""
 
-    @_abc_1.abstractmethod
     def PublishPrices(
         self,
         request: _pricing_service_pb2.PublishPricesRequest,
@@ -172,7 +165,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT naming every field that is wrong; FAILED_PRECONDITION (PRICE_MOVE_TOO_LARGE).
         """
 
-    @_abc_1.abstractmethod
     def ListCatalogueVersions(
         self,
         request: _pricing_service_pb2.ListCatalogueVersionsRequest,
@@ -180,7 +172,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_pricing_service_pb2.ListCatalogueVersionsResponse, _abc.Awaitable[_pricing_service_pb2.ListCatalogueVersionsResponse]]:
         """The publications so far, newest first."""
 
-    @_abc_1.abstractmethod
     def ImportPrices(
         self,
         request: _pricing_service_pb2.ImportPricesRequest,
@@ -188,7 +179,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_pricing_service_pb2.ImportPricesResponse, _abc.Awaitable[_pricing_service_pb2.ImportPricesResponse]]:
         """Compares a public price map with the catalogue, and publishes the difference unless it is a dry run."""
 
-    @_abc_1.abstractmethod
     def Reprice(
         self,
         request: _pricing_service_pb2.RepriceRequest,
@@ -196,7 +186,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_pricing_service_pb2.RepriceResponse, _abc.Awaitable[_pricing_service_pb2.RepriceResponse]]:
         """What a period's usage would have cost under another version."""
 
-    @_abc_1.abstractmethod
     def SetPriceOverride(
         self,
         request: _pricing_service_pb2.SetPriceOverrideRequest,
@@ -204,7 +193,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.PriceOverride, _abc.Awaitable[_resources_pb2.PriceOverride]]:
         """Gives one account a price of its own for a model."""
 
-    @_abc_1.abstractmethod
     def DeletePriceOverride(
         self,
         request: _pricing_service_pb2.DeletePriceOverrideRequest,
@@ -212,7 +200,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_pricing_service_pb2.DeletePriceOverrideResponse, _abc.Awaitable[_pricing_service_pb2.DeletePriceOverrideResponse]]:
         """Ends an override."""
 
-    @_abc_1.abstractmethod
     def ListPriceOverrides(
         self,
         request: _pricing_service_pb2.ListPriceOverridesRequest,
@@ -220,7 +207,6 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_pricing_service_pb2.ListPriceOverridesResponse, _abc.Awaitable[_pricing_service_pb2.ListPriceOverridesResponse]]:
         """An account's overrides."""
 
-    @_abc_1.abstractmethod
     def WatchCatalogue(
         self,
         request: _pricing_service_pb2.WatchCatalogueRequest,

@@ -1,0 +1,69 @@
+# Paths are relative throughout, so that the repository may lie anywhere, also below a folder with a space in its name.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+EXTRAS := ledger,pricing,subscriptions,proxy,local,dev
+READY := .venv/.ready
+# Further arguments for pytest, and the process whose log to show.
+ARGS ?=
+NAME ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up down status logs demo protos fmt lint types test check
+
+help:
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+##@ Run the whole suite on this machine
+setup: $(READY) ## install everything into .venv (needs Python 3.11 and make only)
+
+up: $(READY) ## start what is not running, wait until all of it serves
+	@$(PY) -m deploy.local up
+
+down: $(READY) ## stop it; what it keeps in .local stays
+	@$(PY) -m deploy.local down
+
+status: $(READY) ## show each process, its port and its health
+	@$(PY) -m deploy.local status
+
+logs: $(READY) ## show the logs' last lines; NAME=ledger for one, ARGS=-f to follow
+	@$(PY) -m deploy.local logs $(NAME) $(ARGS)
+
+demo: $(READY) ## make a unary and a streamed model call, show what they cost
+	@$(PY) -m deploy.local demo
+
+##@ Change it
+protos: $(READY) ## generate protos/gen from the contracts
+	$(PY) -m protos.build
+
+fmt: $(READY) ## format, and correct what can be corrected by itself
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+##@ Check it
+lint: $(READY) ## style, contracts, imports between services, generated code
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m protos.build --check
+	$(PY) -m protos.lint
+	$(PY) .venv/bin/lint-imports
+
+types: $(READY) ## mypy, strict
+	$(PY) -m mypy
+
+test: $(READY) ## all tests, against real Postgres, Redis and Envoy; ARGS='-k name' for some
+	$(PY) -m pytest $(ARGS)
+
+check: lint types test ## everything that continuous integration checks
+
+# Up to date until the requirements change. The last step makes `services` and `tollkeeper` importable from here.
+$(READY): pyproject.toml $(wildcard requirements.lock)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, {sys.executable} is {sys.version}")'
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@if [ -f requirements.lock ]; \
+	  then $(PY) -m pip install --disable-pip-version-check --quiet --require-hashes --requirement requirements.lock; \
+	  else $(PY) -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'; fi
+	@$(PY) -c 'import os, pathlib, sysconfig; \
+	  pathlib.Path(sysconfig.get_path("purelib"), "tollkeeper-checkout.pth").write_text(f"{os.getcwd()}\n{os.getcwd()}/protos/gen\n")'
+	@touch $(READY)

@@ -1,0 +1,1 @@
+"""Owns the wire formats: how each provider's request is read and its answer written, one module per format."""

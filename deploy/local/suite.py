@@ -1,0 +1,349 @@
+"""Owns what the local suite consists of: its processes, their ports and settings, and the order they start in."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from deploy.local import envoy, postgres
+from deploy.local.credentials import DEVELOPER, Credentials, write_dev_env
+from deploy.local.home import REPOSITORY, Home
+from deploy.local.launcher import Job, Launcher, Part
+from deploy.local.ports import HOST, PortBook, is_free, occupant
+from deploy.local.postgres import SERVICES, EmbeddedPostgres
+from deploy.local.process import Program
+from deploy.local.redis import EmbeddedRedis
+
+DEFAULT_GATEWAY_PORT = 8080
+SANDBOX = "sandbox-provider"
+# The services whose background jobs run in a process of their own (`python -m services.X work`).
+WORKERS: tuple[str, ...] = ()
+# Every process that may be on record, in the order they start.
+ORDER = ("postgres", "redis", SANDBOX, *SERVICES, *(f"{service}-worker" for service in WORKERS), "envoy")
+# Settings of the launcher and what it writes to dev.env: made anew for each process, so not handed down from a shell
+# that has read another suite's.
+_OURS = {
+    "TOLLKEEPER_HOME",
+    "TOLLKEEPER_GATEWAY_PORT",
+    "TOLLKEEPER_URL",
+    "TOLLKEEPER_ADMIN_KEY",
+    "TOLLKEEPER_DEMO_KEY",
+    "TOLLKEEPER_SERVICE_TOKEN",
+    "TOLLKEEPER_DATABASE_URL",
+    "TOLLKEEPER_REDIS_URL",
+    "TOLLKEEPER_SANDBOX_STRIPE_URL",
+    "TOLLKEEPER_SANDBOX_PROVIDER_URL",
+    "STRIPE_WEBHOOK_SECRET",
+    *(f"TOLLKEEPER_{service.upper()}_ADDR" for service in SERVICES),
+}
+
+
+class PortBusyError(Exception):
+    """The gateway's port belongs to somebody else."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Servers:
+    """The database server and the Redis in use: embedded, or given by the environment."""
+
+    postgres: EmbeddedPostgres | None
+    admin_url: str
+    redis: EmbeddedRedis | None
+    redis_url: str
+
+
+class Suite:
+    """The suite of one home. Making it makes the home's secrets and picks its ports; it starts nothing."""
+
+    def __init__(self, home: Home, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
+        home.make()
+        self.home = home
+        self.credentials = Credentials(home)
+        self._environ = environ
+        self._say = say
+        self._port_book = PortBook(home.path("ports.json"))
+        self._ports: dict[str, int] = {}
+        self.gateway_port = self._gateway_port()
+        self.servers = self._servers()
+
+    @property
+    def url(self) -> str:
+        """Where clients call."""
+        return f"http://{HOST}:{self.gateway_port}"
+
+    def _gateway_port(self) -> int:
+        """As the environment says; else the one that a running gateway has; else 8080."""
+        given = self._environ.get("TOLLKEEPER_GATEWAY_PORT")
+        running = self._port_book.get("gateway") if self._envoy_runs() else None
+        return int(given) if given else running or DEFAULT_GATEWAY_PORT
+
+    def _envoy_runs(self) -> bool:
+        record = self.home.record("envoy")
+        return record is not None and record.alive()
+
+    def port(self, name: str) -> int:
+        """The port of one process, or of another listener of it: `ledger`, `ledger-metrics`."""
+        if name not in self._ports:
+            owner = self.home.record(name.removesuffix("-metrics").removesuffix("-admin"))
+            self._ports[name] = self._port_book.assign(name, in_use=owner is not None and owner.alive())
+        return self._ports[name]
+
+    # ---- what there is
+
+    def parts(self) -> list[Part]:
+        """Every process, in the order it starts."""
+        return [*self._storage(), *self._services(), self._envoy()]
+
+    def _servers(self) -> Servers:
+        embedded_postgres = EmbeddedPostgres(
+            folder=self.home.path("postgres"), port=self.port("postgres"), password=self.credentials.own("postgres")
+        )
+        embedded_redis = EmbeddedRedis(
+            folder=self.home.path("redis"), port=self.port("redis"), password=self.credentials.own("redis")
+        )
+        database_url = self._given("TOLLKEEPER_DATABASE_URL", embedded_postgres.password)
+        redis_url = self._given("TOLLKEEPER_REDIS_URL", embedded_redis.password)
+        return Servers(
+            postgres=None if database_url else embedded_postgres,
+            admin_url=database_url or embedded_postgres.url(),
+            redis=None if redis_url else embedded_redis,
+            redis_url=redis_url or embedded_redis.url,
+        )
+
+    def _given(self, variable: str, own_password: str) -> str | None:
+        """A server's URL from the environment, unless it is only our own one, read from dev.env."""
+        url = self._environ.get(variable)
+        if not url or urlsplit(url).password == own_password:
+            return None
+        return re.sub(r"^(\w+)\+\w+://", r"\1://", url)  # without SQLAlchemy's driver
+
+    def _storage(self) -> list[Part]:
+        parts = []
+        if (database := self.servers.postgres) is not None:
+            parts.append(
+                Part(
+                    name="postgres",
+                    port=database.port,
+                    program=database.program(),
+                    ready=database.ready,
+                    prepare=lambda: self._initialise(database),
+                    transient=postgres.old_server_lingers,
+                )
+            )
+        if (redis := self.servers.redis) is not None:
+            parts.append(
+                Part(
+                    name="redis", port=redis.port, program=redis.program(), ready=redis.ready, prepare=redis.initialise
+                )
+            )
+        if self._sandboxed():
+            parts.append(self._sandbox())
+        return parts
+
+    def _initialise(self, database: EmbeddedPostgres) -> None:
+        for folder in database.initialise():
+            self._say(f"note: {folder} may now be passed through by other users (mode o+x): Postgres is one")
+
+    def _provider_key(self) -> str | None:
+        return self._environ.get("TOLLKEEPER_PROXY_OPENAI_API_KEY") or self._environ.get("OPENAI_API_KEY")
+
+    def _sandboxed(self) -> bool:
+        return not (self._provider_key() or self._environ.get("TOLLKEEPER_PROXY_OPENAI_BASE_URL"))
+
+    def _sandbox(self) -> Part:
+        port = self.port(SANDBOX)
+        key = self.credentials.own("sandbox_provider_key", "sk-sandbox-")
+        return Part(
+            name=SANDBOX,
+            port=port,
+            program=self._python(
+                SANDBOX,
+                {},
+                "deploy.local.sandbox.provider",
+                "--listen",
+                f"{HOST}:{port}",
+                "--api-key",
+                key,
+                "--grace-seconds",
+                "3",
+            ),
+            ready=lambda: envoy.get(port, "/healthz") is not None,
+        )
+
+    def _services(self) -> list[Part]:
+        return [*map(self._server, SERVICES), *map(self._worker, WORKERS)]
+
+    def _server(self, service: str) -> Part:
+        port = self.port(service)
+        return Part(name=service, port=port, program=self._service(service, "serve"), ready=lambda: serving(port))
+
+    def _worker(self, service: str) -> Part:
+        name = f"{service}-worker"
+        port = self.port(f"{name}-metrics")
+        settings = self.settings(service) | {f"TOLLKEEPER_{service.upper()}_METRICS_LISTEN": f"{HOST}:{port}"}
+        return Part(
+            name=name,
+            port=port,
+            program=self._python(name, settings, f"services.{service}", "work"),
+            ready=lambda: envoy.get(port, "/metrics") is not None,
+        )
+
+    def _envoy(self) -> Part:
+        admin = self.port("envoy-admin")
+        configuration = envoy.render(
+            port=self.gateway_port, admin_port=admin, services={service: self.port(service) for service in SERVICES}
+        )
+        return Part(
+            name="envoy",
+            port=self.gateway_port,
+            program=envoy.program(self.home.path("envoy.json")),
+            ready=lambda: envoy.ready(self.gateway_port, admin),
+            prepare=lambda: self._write("envoy.json", configuration),
+            configuration=configuration,
+        )
+
+    def _write(self, name: str, text: str) -> None:
+        self.home.write_private(name, text)
+
+    # ---- how it is set
+
+    def settings(self, service: str) -> dict[str, str]:
+        """The settings of one service, as environment variables."""
+        prefix = f"TOLLKEEPER_{service.upper()}"
+        settings = {
+            f"{prefix}_LISTEN": f"{HOST}:{self.port(service)}",
+            f"{prefix}_METRICS_LISTEN": f"{HOST}:{self.port(service + '-metrics')}",
+            f"{prefix}_DATABASE_URL": self._environ.get(f"{prefix}_DATABASE_URL") or self._database_url(service),
+            "TOLLKEEPER_REDIS_URL": self.servers.redis_url,
+            "TOLLKEEPER_IDENTITY_JWKS_FILE": str(self.credentials.jwks_file),
+            "TOLLKEEPER_SERVICE_TOKEN_FILE": str(self.credentials.service_token_file(service)),
+        }
+        settings |= {f"TOLLKEEPER_{peer.upper()}_ADDR": f"{HOST}:{self.port(peer)}" for peer in SERVICES}
+        if service == "proxy":
+            settings["TOLLKEEPER_PROXY_IDENTITY_SIGNING_KEY_FILE"] = str(self.credentials.signing_key_file)
+            settings |= self._provider_settings()
+        return settings
+
+    def _provider_settings(self) -> dict[str, str]:
+        if not self._sandboxed():  # the address, where one is given, is inherited
+            return {"TOLLKEEPER_PROXY_OPENAI_API_KEY": self._provider_key() or ""}
+        return {
+            "TOLLKEEPER_PROXY_OPENAI_BASE_URL": f"http://{HOST}:{self.port(SANDBOX)}/v1",
+            "TOLLKEEPER_PROXY_OPENAI_API_KEY": self.credentials.own("sandbox_provider_key", "sk-sandbox-"),
+        }
+
+    def _database_url(self, service: str) -> str:
+        role = f"tollkeeper_{service}"
+        password = self.credentials.own(f"postgres_{service}")
+        return postgres.database_url(self.servers.admin_url, user=role, password=password, database=role)
+
+    def _service(self, service: str, *arguments: str) -> Program:
+        return self._python(service, self.settings(service), f"services.{service}", *arguments)
+
+    def _python(self, name: str, settings: Mapping[str, str], module: str, *arguments: str) -> Program:
+        inherited = {key: value for key, value in self._environ.items() if key not in _OURS}
+        return Program(
+            name=name,
+            argv=(sys.executable, "-m", module, *arguments),
+            env={**inherited, "PYTHONUNBUFFERED": "1", **settings},
+            cwd=REPOSITORY,
+            grace_seconds=25.0,  # services drain for up to 20 s
+        )
+
+    # ---- what is done
+
+    def up(self, launcher: Launcher) -> None:
+        """Start what does not run healthy, in order: storage, schemas, services, gateway.
+
+        Raises:
+            PortBusyError: somebody else listens on the gateway's port.
+            StartFailedError: a process or a migration failed.
+            RoleTakenError, psycopg.Error: the given Postgres server refuses the suite's databases.
+        """
+        self._require_gateway_port()
+        launcher.take_down_all_but([part.name for part in self.parts()])
+        launcher.bring_up(self._storage())
+        ours = [s for s in SERVICES if not self._environ.get(f"TOLLKEEPER_{s.upper()}_DATABASE_URL")]
+        passwords = {service: self.credentials.own(f"postgres_{service}") for service in ours}
+        postgres.create_databases(self.servers.admin_url, passwords)
+        services = self._services()
+        behind = {part.name for part in services if not launcher.runs(part)}
+        launcher.run_to_end(
+            [
+                Job(name=f"{service} migrate", part=service, program=self._service(service, "migrate"))
+                for service in SERVICES
+                if behind & {service, f"{service}-worker"}
+            ]
+        )
+        launcher.bring_up(services)
+        self._port_book.keep("gateway", self.gateway_port)
+        launcher.bring_up([self._envoy()])
+        launcher.confirm(self.parts())
+
+    def _require_gateway_port(self) -> None:
+        ours = self._envoy_runs() and self._port_book.get("gateway") == self.gateway_port
+        if not ours and not is_free(self.gateway_port):
+            raise PortBusyError(
+                f"port {self.gateway_port}, the gateway's, is in use by {occupant(self.gateway_port)}; "
+                "end that, or set TOLLKEEPER_GATEWAY_PORT to a free port"
+            )
+
+    def bootstrap_program(self) -> Program:
+        """What makes an admin key, printed once on its standard output."""
+        return self._service("proxy", "bootstrap-admin-key")
+
+    def write_dev_env(self) -> Path:
+        """Write what a developer's shell and the tests need to know."""
+        kept = self.credentials
+        addresses = [
+            (f"The {service} service, gRPC.", f"TOLLKEEPER_{service.upper()}_ADDR", f"{HOST}:{self.port(service)}")
+            for service in SERVICES
+        ]
+        return write_dev_env(
+            self.home,
+            [
+                ("The gateway.", "TOLLKEEPER_URL", self.url),
+                ("An admin's API key.", "TOLLKEEPER_ADMIN_KEY", kept.get("admin_key") or ""),
+                ("The API key of a funded prepaid account.", "TOLLKEEPER_DEMO_KEY", kept.get("demo_key") or ""),
+                *addresses,
+                ("A bearer token for direct gRPC calls, role SERVICE.", "TOLLKEEPER_SERVICE_TOKEN", self._token()),
+                ("The Postgres server, as its superuser.", "TOLLKEEPER_DATABASE_URL", self.servers.admin_url),
+                ("Redis.", "TOLLKEEPER_REDIS_URL", self.servers.redis_url),
+                ("Signs Stripe's webhooks to this suite.", "STRIPE_WEBHOOK_SECRET", kept.own("stripe", "whsec_")),
+                ("The sandbox Stripe; empty while there is none.", "TOLLKEEPER_SANDBOX_STRIPE_URL", ""),
+                (
+                    "The sandbox model provider; empty where real provider keys are given.",
+                    "TOLLKEEPER_SANDBOX_PROVIDER_URL",
+                    f"http://{HOST}:{self.port(SANDBOX)}" if self._sandboxed() else "",
+                ),
+            ],
+        )
+
+    def _token(self) -> str:
+        return self.credentials.service_token(DEVELOPER)
+
+
+def serving(port: int) -> bool:
+    """Whether a gRPC server on 127.0.0.1 says that it serves."""
+    with grpc.insecure_channel(f"{HOST}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
+                health_pb2.HealthCheckRequest(), timeout=1
+            )
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def of(environ: Mapping[str, str] | None = None, say: Callable[[str], None] = print) -> Suite:
+    """The suite that the environment names."""
+    chosen = os.environ if environ is None else environ
+    return Suite(Home.of(chosen), chosen, say)

@@ -1,0 +1,1 @@
+"""The edge: Envoy's configuration, derived from the contracts."""

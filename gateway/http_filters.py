@@ -1,0 +1,162 @@
+"""Owns the filters that every request passes, in their order, and how a route switches them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.bindings import Binding, Wire
+
+Json = dict[str, Any]
+
+AUTHORIZER = "proxy"  # the service that answers ext_authz
+AUTHORIZATION_TIMEOUT_SECONDS = 2
+MAX_REQUEST_BODY_BYTES = 10 * 1024 * 1024
+MAX_RESPONSE_BODY_BYTES = 64 * 1024 * 1024
+# Ours, Envoy's and gRPC's: what these say is believed behind the gateway, so nobody outside may say it.
+RESERVED_PREFIXES = ("x-tollkeeper-", "x-envoy-", "grpc-")
+
+_LUA = Path(__file__).resolve().parent / "filters" / "refusals.lua"
+_TYPES = "type.googleapis.com/envoy."
+_FILTERS = _TYPES + "extensions.filters.http."
+_INTERNAL_HEADERS = "envoy.filters.http.header_mutation"
+_AUTHORIZATION = "envoy.filters.http.ext_authz"
+_REFUSALS = "envoy.filters.http.lua"
+_API_TRANSCODER = "tollkeeper.transcoder.api"
+_WIRE_TRANSCODER = "tollkeeper.transcoder.wire"
+
+
+def reserved_headers_removed() -> Json:
+    """Before any filter or route sees them: reserved headers, and a request id that Envoy has not made itself."""
+    return {
+        "name": "tollkeeper.reserved_headers",
+        "typed_config": {
+            "@type": _TYPES + "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            "mutations": [*_without(*RESERVED_PREFIXES), {"remove": "x-request-id"}],
+        },
+    }
+
+
+def chain(bindings: Sequence[Binding], contracts: bytes) -> list[Json]:
+    """In the order a request passes them; an answer passes them the other way round."""
+    return [
+        _internal_headers_removed(),
+        {
+            "name": _REFUSALS,
+            "typed_config": {
+                "@type": _FILTERS + "lua.v3.Lua",
+                "default_source_code": {"inline_string": _LUA.read_text()},
+            },
+        },
+        {
+            "name": "envoy.filters.http.body_size_limit",
+            "typed_config": {
+                "@type": _FILTERS + "body_size_limit.v3.BodySizeLimit",
+                "max_request_bytes": MAX_REQUEST_BODY_BYTES,
+            },
+        },
+        {
+            "name": _AUTHORIZATION,
+            "typed_config": {
+                "@type": _FILTERS + "ext_authz.v3.ExtAuthz",
+                "transport_api_version": "V3",
+                "grpc_service": {
+                    "envoy_grpc": {"cluster_name": AUTHORIZER},
+                    "timeout": f"{AUTHORIZATION_TIMEOUT_SECONDS}s",
+                },
+                "failure_mode_allow": False,
+                "status_on_error": {"code": "ServiceUnavailable"},
+            },
+        },
+        # An unknown query parameter of our own API is a mistake worth telling; providers' SDKs send what they like.
+        _transcoder(_API_TRANSCODER, [b for b in bindings if b.wire is Wire.API], contracts, strict=True),
+        _transcoder(_WIRE_TRANSCODER, [b for b in bindings if b.wire is not Wire.API], contracts, strict=False),
+        {
+            "name": "envoy.filters.http.router",
+            "typed_config": {"@type": _FILTERS + "router.v3.Router", "suppress_envoy_headers": True},
+        },
+    ]
+
+
+def _internal_headers_removed() -> Json:
+    """What gRPC and Envoy say among themselves ends here; x-tollkeeper-* headers are refusals.lua's to judge."""
+    return {
+        "name": _INTERNAL_HEADERS,
+        "typed_config": {
+            "@type": _FILTERS + "header_mutation.v3.HeaderMutation",
+            "mutations": {
+                "response_mutations": _without("grpc-", "x-envoy-"),
+                "response_trailers_mutations": _without(*RESERVED_PREFIXES),
+            },
+        },
+    }
+
+
+def _transcoder(name: str, bindings: Sequence[Binding], contracts: bytes, *, strict: bool) -> Json:
+    return {
+        "name": name,
+        "disabled": True,  # a route switches on the one it needs
+        "typed_config": {
+            "@type": _FILTERS + "grpc_json_transcoder.v3.GrpcJsonTranscoder",
+            "proto_descriptor_bin": base64.b64encode(contracts).decode(),
+            "services": sorted({binding.grpc_service for binding in bindings}),
+            # The route stays the one of the HTTP path, so that there is none for a gRPC path.
+            "match_incoming_request_route": True,
+            "convert_grpc_status": True,
+            "query_param_unescape_plus": True,
+            "ignore_unknown_query_parameters": not strict,
+            "request_validation_options": {
+                "reject_unknown_method": True,
+                "reject_unknown_query_parameters": strict,
+                "reject_binding_body_field_collisions": True,
+            },
+            "print_options": {"always_print_primitive_fields": True},
+            # The limit is set above; without this a raw body would end at the connection's buffer.
+            "max_request_body_size": MAX_REQUEST_BODY_BYTES,
+            "max_response_body_size": MAX_RESPONSE_BODY_BYTES,
+        },
+    }
+
+
+def _without(*prefixes: str) -> list[Json]:
+    return [{"remove_on_match": {"key_matcher": {"prefix": prefix, "ignore_case": True}}} for prefix in prefixes]
+
+
+def on_an_rpc(binding: Binding) -> Json:
+    """What the filters are to do on the route of one RPC (`typed_per_filter_config`)."""
+    api = binding.wire is Wire.API
+    # Model calls authenticate at the proxy itself, which saves a hop.
+    authorized_here = api and not binding.public
+    return {
+        _REFUSALS: _speaking(binding.wire),
+        (_API_TRANSCODER if api else _WIRE_TRANSCODER): _switched(on=True),
+        **({} if authorized_here else {_AUTHORIZATION: _unauthorized()}),
+    }
+
+
+def on_a_direct_answer(wire: Wire = Wire.API) -> Json:
+    """What the filters are to do on a route that Envoy answers itself (`typed_per_filter_config`)."""
+    return {_REFUSALS: _speaking(wire), _AUTHORIZATION: _unauthorized()}
+
+
+def on_refused_grpc() -> Json:
+    """What the filters are to do with native gRPC: leave it its status, for it is answered in gRPC's own form."""
+    return {
+        _INTERNAL_HEADERS: _switched(on=False),
+        _REFUSALS: _switched(on=False),
+        _AUTHORIZATION: _unauthorized(),
+    }
+
+
+def _switched(*, on: bool) -> Json:
+    return {"@type": _TYPES + "config.route.v3.FilterConfig", "config": {}, "disabled": not on}
+
+
+def _speaking(wire: Wire) -> Json:
+    return {"@type": _FILTERS + "lua.v3.LuaPerRoute", "filter_context": {"wire": wire.value}}
+
+
+def _unauthorized() -> Json:
+    return {"@type": _FILTERS + "ext_authz.v3.ExtAuthzPerRoute", "disabled": True}

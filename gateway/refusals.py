@@ -1,0 +1,95 @@
+"""Owns the words of Envoy's own refusals: each as `google.rpc.Status` JSON with one ErrorInfo.
+
+A service's refusal comes with its own words. `filters/refusals.lua` gives both the shape that the caller's SDK expects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from google.rpc import code_pb2  # type: ignore[import-untyped]
+
+DOMAIN = "tollkeeper.gateway"
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """What Envoy's own answer with one HTTP status means here."""
+
+    status: int
+    code: int  # of google.rpc.Code
+    reason: str
+    # Envoy's own words in place of %LOCAL_REPLY_BODY%, where they help and tell nothing of the inside.
+    message: str
+
+
+REFUSALS = (
+    Refusal(400, code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", "%LOCAL_REPLY_BODY%"),
+    Refusal(404, code_pb2.NOT_FOUND, "ROUTE_NOT_FOUND", "There is nothing at this path."),
+    Refusal(405, code_pb2.UNIMPLEMENTED, "METHOD_NOT_ALLOWED", "This path does not take this method."),
+    Refusal(408, code_pb2.DEADLINE_EXCEEDED, "REQUEST_TIMEOUT", "The request did not arrive in time."),
+    Refusal(413, code_pb2.INVALID_ARGUMENT, "REQUEST_TOO_LARGE", "The request body is over 10 MiB."),
+    Refusal(431, code_pb2.INVALID_ARGUMENT, "HEADERS_TOO_LARGE", "The request's headers are too many or too large."),
+    Refusal(503, code_pb2.UNAVAILABLE, "SERVICE_UNAVAILABLE", "The service is not available now. Try again shortly."),
+    Refusal(504, code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "The service did not answer in time."),
+)
+OTHER = Refusal(0, code_pb2.UNKNOWN, "GATEWAY_ERROR", "The gateway refused the request.")
+
+_AS_IT_IS = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "content_type": "application/json"}
+_DENIED = {"response_flag_filter": {"flags": ["UAEX"]}}  # "unauthorized external service"
+# Also on an answer that no service was asked for; filters/refusals.lua reads it there.
+_REQUEST_ID = {
+    "header": {"key": "x-request-id", "value": "%REQ(X-REQUEST-ID)%"},
+    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+}
+
+
+def local_reply_config() -> dict[str, Any]:
+    """Envoy's `local_reply_config`."""
+    return {
+        # The first that fits decides.
+        "mappers": [
+            _mapper(_status_is(200), _AS_IT_IS),  # /healthz
+            _mapper(_grpc_refused(), {"text_format_source": {"inline_string": "gRPC is not served at this address."}}),
+            # A denial has the authorizing service's own words. (503 is ext_authz' own: nobody answered it.)
+            _mapper({"and_filter": {"filters": [_status_is(499, "LE"), _DENIED]}}, _AS_IT_IS),
+            *(_mapper(_status_is(refusal.status), _body(refusal)) for refusal in REFUSALS),
+            _mapper(_status_is(400, "GE"), _body(OTHER)),
+        ],
+    }
+
+
+def _mapper(condition: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    return {"filter": condition, "body_format_override": body, "headers_to_add": [_REQUEST_ID]}
+
+
+def _grpc_refused() -> dict[str, Any]:
+    """A native gRPC call; Envoy makes its answer of the bare words. What is transcoded has a route, so is no 404."""
+    grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc", "ignore_case": True}}
+    return {"and_filter": {"filters": [_status_is(404), {"header_filter": {"header": grpc}}]}}
+
+
+def _status_is(status: int, comparison: str = "EQ") -> dict[str, Any]:
+    # Envoy wants a runtime key; nobody sets this one.
+    value = {"default_value": status, "runtime_key": "tollkeeper.unset"}
+    return {"status_code_filter": {"comparison": {"op": comparison, "value": value}}}
+
+
+def _body(refusal: Refusal) -> dict[str, Any]:
+    return {
+        "json_format": {
+            "code": refusal.code,
+            "message": refusal.message,
+            "details": [
+                {
+                    "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                    "reason": refusal.reason,
+                    "domain": DOMAIN,
+                    "metadata": {"requestId": "%REQ(X-REQUEST-ID)%"},
+                }
+            ],
+        },
+        "content_type": "application/json",
+        "omit_empty_values": True,
+    }

@@ -1,0 +1,52 @@
+"""Owns what is known about the call being served: request id, method, caller and deadline, in one context variable."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from services.kit.identity import Identity
+
+REQUEST_ID_KEY = "x-request-id"
+
+
+class Call:
+    """One call being served. Tasks it starts see it too; after it ends its deadline no longer binds them.
+
+    `deadline` is in seconds of `time.monotonic()`, None where there is none.
+    """
+
+    __slots__ = ("deadline", "finished", "identity", "method", "request_id", "started")
+
+    def __init__(self, method: str, request_id: str, identity: Identity) -> None:
+        self.method = method
+        self.request_id = request_id
+        self.identity = identity
+        self.started = time.monotonic()
+        self.deadline: float | None = None
+        self.finished = False
+
+
+CURRENT: ContextVar[Call | None] = ContextVar("tollkeeper_call", default=None)
+
+
+def new_request_id() -> str:
+    """A fresh request id: 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+def current_request_id() -> str:
+    """The request id of the call being served, empty outside of one."""
+    call = CURRENT.get()
+    return call.request_id if call is not None else ""
+
+
+def remaining_seconds() -> float | None:
+    """What is left of the deadline of the call being served, at least 0; None where nothing limits it."""
+    call = CURRENT.get()
+    if call is None or call.deadline is None or call.finished:
+        return None
+    return max(0.0, call.deadline - time.monotonic())

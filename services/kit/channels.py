@@ -1,0 +1,213 @@
+"""Owns channels to other services: retries, load balancing, keepalive, and what every call carries along.
+
+Each call gets the service token and the request id of the call being served. A unary call that names no timeout gets
+the channel's, or what is left of the deadline of the call being served where that is less.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from services.kit.call import REQUEST_ID_KEY, current_request_id, remaining_seconds
+from services.kit.identity import AUTHORIZATION_KEY
+from services.kit.logs import get_logger
+from services.kit.settings import ServiceSettings
+
+_log = get_logger(__name__)
+
+DEFAULT_TIMEOUT_SECONDS = 10.0
+_RECHECK_SECONDS = 1.0
+
+# Retried only where the call surely had no answer; our writes carry a request id, so a repeat has no second effect.
+# The throttle stops retrying when more than about half of the calls fail, so that retries never make an outage worse.
+_SERVICE_CONFIG = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.05s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ],
+        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
+    }
+)
+
+
+def _options(settings: ServiceSettings) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.service_config", _SERVICE_CONFIG),
+        ("grpc.enable_retries", 1),
+        # A service's config must not be overruled by one found in DNS.
+        ("grpc.service_config_disable_resolution", 1),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+    ]
+
+
+def _credentials(settings: ServiceSettings) -> grpc.ChannelCredentials | None:
+    """TLS where a CA is configured, showing this service's certificate where it has one; None for plain text."""
+    if settings.tls_ca_file is None:
+        return None
+    key = settings.tls_key_file.read_bytes() if settings.tls_key_file else None
+    chain = settings.tls_cert_file.read_bytes() if settings.tls_cert_file else None
+    return grpc.ssl_channel_credentials(settings.tls_ca_file.read_bytes(), key, chain)
+
+
+class _TokenSource:
+    """The service token: fixed, or read from a file again when that changes (checked at most once a second)."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._token = settings.service_token.strip()
+        self._file: Path | None = None if self._token else settings.service_token_file
+        self._stamp = 0
+        self._checked = -_RECHECK_SECONDS
+
+    def token(self) -> str:
+        if self._file is not None and time.monotonic() - self._checked >= _RECHECK_SECONDS:
+            self._checked = time.monotonic()
+            try:
+                stamp = self._file.stat().st_mtime_ns
+                if stamp != self._stamp:
+                    self._token, self._stamp = self._file.read_text().strip(), stamp
+            except OSError as error:
+                _log.error("service token not read, keeping the one in use", file=str(self._file), error=str(error))
+        return self._token
+
+
+class _Caller:
+    """A multi-callable of a channel that adds what every call carries. Serves all arities, sync and aio."""
+
+    def __init__(self, inner: Any, tokens: _TokenSource, timeout_seconds: float | None) -> None:
+        self._inner = inner
+        self._tokens = tokens
+        self._timeout_seconds = timeout_seconds
+
+    def _carrying(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        metadata = list(arguments.get("metadata") or ())
+        named = {key for key, _ in metadata}
+        if AUTHORIZATION_KEY not in named and (token := self._tokens.token()):
+            metadata.append((AUTHORIZATION_KEY, f"Bearer {token}"))
+        if REQUEST_ID_KEY not in named and (request_id := current_request_id()):
+            metadata.append((REQUEST_ID_KEY, request_id))
+        arguments["metadata"] = tuple(metadata)
+        if arguments.get("timeout") is None and self._timeout_seconds is not None:
+            left = remaining_seconds()
+            arguments["timeout"] = self._timeout_seconds if left is None else min(left, self._timeout_seconds)
+        return arguments
+
+    def __call__(self, request: Any = None, timeout: float | None = None, **arguments: Any) -> Any:
+        return self._inner(request, **self._carrying({"timeout": timeout, **arguments}))
+
+    def with_call(self, request: Any, timeout: float | None = None, **arguments: Any) -> Any:
+        return self._inner.with_call(request, **self._carrying({"timeout": timeout, **arguments}))
+
+    def future(self, request: Any, timeout: float | None = None, **arguments: Any) -> Any:
+        return self._inner.future(request, **self._carrying({"timeout": timeout, **arguments}))
+
+
+class _CarryingChannel:
+    """A channel whose multi-callables are `_Caller`s; in all else the channel it wraps."""
+
+    def __init__(self, inner: Any, settings: ServiceSettings, timeout_seconds: float) -> None:
+        self._inner = inner
+        self._tokens = _TokenSource(settings)
+        self._timeout_seconds = timeout_seconds
+
+    def unary_unary(self, *arguments: Any, **options: Any) -> Any:
+        return _Caller(self._inner.unary_unary(*arguments, **options), self._tokens, self._timeout_seconds)
+
+    def unary_stream(self, *arguments: Any, **options: Any) -> Any:
+        return _Caller(self._inner.unary_stream(*arguments, **options), self._tokens, None)
+
+    def stream_unary(self, *arguments: Any, **options: Any) -> Any:
+        return _Caller(self._inner.stream_unary(*arguments, **options), self._tokens, None)
+
+    def stream_stream(self, *arguments: Any, **options: Any) -> Any:
+        return _Caller(self._inner.stream_stream(*arguments, **options), self._tokens, None)
+
+
+class _SyncChannel(_CarryingChannel, grpc.Channel):
+    def subscribe(self, callback: Any, try_to_connect: bool | None = False) -> None:  # noqa: FBT001, FBT002 (grpc's)
+        self._inner.subscribe(callback, try_to_connect=try_to_connect)
+
+    def unsubscribe(self, callback: Any) -> None:
+        self._inner.unsubscribe(callback)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _AioChannel(_CarryingChannel, grpc.aio.Channel):
+    async def close(self, grace: float | None = None) -> None:
+        await self._inner.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: FBT001, FBT002 (grpc's)
+        state: grpc.ChannelConnectivity = self._inner.get_state(try_to_connect)
+        return state
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._inner.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._inner.channel_ready()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def aio_channel(
+    address: str, settings: ServiceSettings, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+) -> grpc.aio.Channel:
+    """A channel for an aio service to `address` (host:port, or any gRPC target). Make it inside the event loop.
+
+    `timeout_seconds` is for unary calls that name none; a call that has to outlast the one being served names its own.
+    """
+    credentials, options = _credentials(settings), _options(settings)
+    inner = (
+        grpc.aio.insecure_channel(address, options=options)
+        if credentials is None
+        else grpc.aio.secure_channel(address, credentials, options=options)
+    )
+    return _AioChannel(inner, settings, timeout_seconds)
+
+
+def sync_channel(
+    address: str, settings: ServiceSettings, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+) -> grpc.Channel:
+    """A channel for a sync service; see `aio_channel`."""
+    credentials, options = _credentials(settings), _options(settings)
+    inner = (
+        grpc.insecure_channel(address, options=options)
+        if credentials is None
+        else grpc.secure_channel(address, credentials, options=options)
+    )
+    return _SyncChannel(inner, settings, timeout_seconds)

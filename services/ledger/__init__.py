@@ -1,0 +1,1 @@
+"""The ledger: accounts, grants, atomic holds and debits, limits, the journal and usage records."""

@@ -1,0 +1,38 @@
+"""Runs the ledger: `python -m services.ledger serve | migrate | work`."""
+
+import sys
+from pathlib import Path
+
+from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as contract
+
+from services.kit.command import main
+from services.kit.db import async_engine
+from services.kit.serving import AioServer
+from services.ledger.group_commit import GroupCommit
+from services.ledger.service import Ledger
+from services.ledger.servicer import AccountServicer, JournalServicer, LedgerServicer
+from services.ledger.settings import LedgerSettings
+from services.ledger.store.reads import Reads
+from services.ledger.worker import make_partitions, work
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+async def make_server(settings: LedgerSettings) -> AioServer:
+    """The ledger's server, not started yet."""
+    engine = async_engine(settings)
+    commits = GroupCommit(settings)
+    ledger = Ledger(commits, Reads(engine))
+    server = AioServer(settings)
+    server.register(contract.add_AccountServiceServicer_to_server, AccountServicer(ledger))
+    server.register(contract.add_LedgerServiceServicer_to_server, LedgerServicer(ledger))
+    server.register(contract.add_JournalServiceServicer_to_server, JournalServicer(ledger))
+    server.on_start(lambda: make_partitions(settings))
+    server.on_start(commits.start)
+    server.on_stop(engine.dispose)
+    server.on_stop(commits.stop)
+    return server
+
+
+if __name__ == "__main__":
+    sys.exit(main(LedgerSettings, serve=make_server, script_location=MIGRATIONS, work=work))

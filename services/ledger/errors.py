@@ -1,0 +1,103 @@
+# ruff: noqa: N818 (a refusal is named for what is wrong; that it is an error is said by its base)
+"""Owns the ledger's refusals.
+
+LedgerError
+├── AccountNotFound            ├── HoldNotFound             ├── InsufficientCredit
+├── AccountExists              ├── HoldEnded                ├── LimitExceeded
+├── AccountSuspended           ├── IdempotencyConflict      ├── LinkedOperationFailed
+├── AccountClosed              ├── TransactionNotFound      └── AccountFull
+"""
+
+from __future__ import annotations
+
+from services.kit.errors import Kind, ServiceError
+
+
+class LedgerError(ServiceError):
+    """Every refusal of the ledger."""
+
+    domain = "tollkeeper.ledger"
+
+
+class AccountNotFound(LedgerError):
+    """No account has this id."""
+
+    kind, reason = Kind.NOT_FOUND, "ACCOUNT_NOT_FOUND"
+    advice = "Check the account id, or open the account first."
+
+
+class AccountExists(LedgerError):
+    """The account was opened before, with other words."""
+
+    kind, reason = Kind.CONFLICT, "ACCOUNT_EXISTS"
+    advice = "Use another id, or read the account that is there."
+
+
+class AccountSuspended(LedgerError):
+    """The account takes no new holds or debits."""
+
+    kind, reason = Kind.DENIED, "ACCOUNT_SUSPENDED"
+    advice = "Ask the operator why; calls already under way still settle."
+
+
+class AccountClosed(LedgerError):
+    """The account is closed for good."""
+
+    kind, reason = Kind.PRECONDITION, "ACCOUNT_CLOSED"
+    advice = "Use another account."
+
+
+class AccountFull(LedgerError):
+    """The account has as many grants or limits as one account may have."""
+
+    kind, reason = Kind.PRECONDITION, "ACCOUNT_FULL"
+    advice = "Let grants be spent, or delete limits that are not needed."
+
+
+class InsufficientCredit(LedgerError):
+    """What is available does not pay for the least that is asked."""
+
+    kind, reason = Kind.PAYMENT_REQUIRED, "INSUFFICIENT_CREDIT"
+    advice = "Buy credit, or ask for less. Metadata: availableNanos, requiredNanos."
+
+
+class LimitExceeded(LedgerError):
+    """A hard limit has no room for the least that is asked."""
+
+    kind, reason = Kind.EXHAUSTED, "LIMIT_EXCEEDED"
+    advice = "Wait until the limit resets, or raise it. Metadata: limitId, amount, used, held, required, resetsAt."
+
+
+class HoldNotFound(LedgerError):
+    """The account has no hold with this id."""
+
+    kind, reason = Kind.NOT_FOUND, "HOLD_NOT_FOUND"
+    advice = "Check the hold id."
+
+
+class HoldEnded(LedgerError):
+    """The hold was settled or given back, and cannot be ended in another way any more."""
+
+    kind, reason = Kind.PRECONDITION, "HOLD_ENDED"
+    advice = "Read the hold: metadata `status` says how it ended."
+
+
+class IdempotencyConflict(LedgerError):
+    """The key was used before with another body."""
+
+    kind, reason = Kind.CONFLICT, "IDEMPOTENCY_CONFLICT"
+    advice = "Use a new key for a new request; repeat a request with the same body."
+
+
+class LinkedOperationFailed(LedgerError):
+    """Another operation of the same linked group failed, so this one was not done."""
+
+    kind, reason = Kind.ABORTED, "LINKED_OPERATION_FAILED"
+    advice = "Look at the group's other results."
+
+
+class TransactionNotFound(LedgerError):
+    """The account has no transaction with this id."""
+
+    kind, reason = Kind.NOT_FOUND, "TRANSACTION_NOT_FOUND"
+    advice = "Check the transaction id."

@@ -1,0 +1,395 @@
+"""Owns an account's book: its balances, grants, limits and holds, and the moves that keep them consistent.
+
+The book's equations, which hold before and after every operation:
+
+    available = Σ (remaining − reserved) over grants − overdrawn − unbacked
+    held      = Σ amount over open holds = Σ reserved over grants + unbacked
+    funded    = available + held + spent + expired
+
+`overdrawn` is what was spent and no grant has paid for yet; `unbacked` is what open holds set aside on overdraft.
+A book is changed in place by one operation at a time; each move checks everything before it changes anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from services.ledger.errors import AccountFull, InsufficientCredit, LimitExceeded
+from services.ledger.model.windows import cycle_containing, window_containing
+
+# An account's grants and limits live in its own row, which every operation reads and writes.
+MAX_GRANTS = 200
+MAX_LIMITS = 32
+
+# Amounts and their sums stay clear of the end of 64 bits (9.2e18): a billion dollars at once, four in all.
+MAX_AMOUNT = 10**18
+MAX_FUNDED = 4 * 10**18
+
+GrantUses = tuple[tuple[str, int], ...]
+
+
+@dataclass(slots=True)
+class Grant:
+    """What is left of one grant of credit. `order` is the transaction that gave it: lower is older."""
+
+    grant_id: str
+    source: str
+    priority: int
+    order: int
+    expires_at: datetime | None
+    amount: int
+    remaining: int
+    reserved: int = 0
+
+    @property
+    def free(self) -> int:
+        """What no open hold reserves."""
+        return self.remaining - self.reserved
+
+
+@dataclass(slots=True)
+class Limit:
+    """A cap on one unit in one kind of window, and its use in the present one."""
+
+    scope: str
+    subject: str
+    unit: str
+    window: str
+    amount: int
+    mode: str
+    warn_percent: int
+    window_start: datetime
+    window_end: datetime
+    since_sequence: int
+    used: int = 0
+    held: int = 0
+
+    @property
+    def limit_id(self) -> str:
+        """`{scope}:{subject}:{unit}:{window}`."""
+        return f"{self.scope}:{self.subject}:{self.unit}:{self.window}"
+
+    @property
+    def room(self) -> int:
+        """What may still be held; negative where it was lowered below what is used."""
+        return self.amount - self.used - self.held
+
+    def counts(self, hold: Hold) -> bool:
+        """Whether the hold was counted in the present window: made in it, and after the limit was."""
+        return hold.sequence > self.since_sequence and hold.created_at >= self.window_start
+
+    def turn(self, anchor: datetime, now: datetime) -> None:
+        """Begin the window that `now` is in, if the last one is over."""
+        if now >= self.window_end:
+            self.window_start, self.window_end = window_containing(self.window, anchor, now)
+            self.used = self.held = 0
+
+
+@dataclass(slots=True)
+class Hold:
+    """Money and limit use set aside. `reservations` name the grants it will be paid from, in spending order."""
+
+    account_id: str
+    hold_id: str
+    amount: int
+    tokens: int
+    requests: int
+    key_id: str
+    workspace: str
+    billable: bool
+    created_at: datetime
+    expires_at: datetime
+    sequence: int
+    reservations: GrantUses
+    unbacked: int
+    status: str = "open"
+    settled: int = 0
+    ended_at: datetime | None = None
+    body_hash: bytes = b""
+    end_body_hash: bytes = b""
+    end_sequence: int = 0
+    usage_id: str = ""
+
+    def asked(self, unit: str) -> int:
+        """What the hold counts against a limit of this unit."""
+        return self.amount if unit == "nanos" else self.tokens if unit == "tokens" else self.requests
+
+
+@dataclass(slots=True)
+class Entry:
+    """One journal entry: what it moved between the sub-accounts, and its place in the hash chain.
+
+    `grant_uses`: what it took from (positive) or gave to (negative) each grant, and, under the empty name, what it added to
+    (positive) or paid of (negative) what is overdrawn. Never changed once its hash is set.
+    """
+
+    account_id: str
+    sequence: int
+    created_at: datetime
+    type: str
+    funding: int
+    available: int
+    held: int
+    spent: int
+    expired: int
+    balance_after: int
+    grant_uses: GrantUses
+    description: str
+    request_id: str
+    hold_id: str
+    usage_id: str
+    key_id: str
+    workspace: str
+    provider: str
+    model: str
+    hash: bytes = b""
+
+    def chained(self, previous_hash: bytes) -> bytes:
+        """SHA-256 over the previous entry's hash and every field of this one, in the order they are declared."""
+        uses = ",".join(f"{grant_id}={amount}" for grant_id, amount in self.grant_uses)
+        words = (
+            self.account_id,
+            str(self.sequence),
+            self.created_at.isoformat(timespec="microseconds"),
+            self.type,
+            f"{self.funding},{self.available},{self.held},{self.spent},{self.expired},{self.balance_after}",
+            uses,
+            self.description,
+            self.request_id,
+            self.hold_id,
+            self.usage_id,
+            self.key_id,
+            self.workspace,
+            self.provider,
+            self.model,
+        )
+        # Lengths keep fields apart whatever they contain.
+        text = "".join(f"{len(word)}:{word}" for word in words)
+        return hashlib.sha256(previous_hash + text.encode()).digest()
+
+
+@dataclass(slots=True)
+class Book:
+    """One account. All amounts in nanos, all times UTC."""
+
+    account_id: str
+    display_name: str
+    status: str
+    status_reason: str
+    overdraft_kind: str
+    overdraft_limit: int
+    cycle_anchor: datetime
+    created_at: datetime
+    open_hash: bytes
+    touched_at: datetime
+    cycle_end: datetime
+    sequence: int = 0
+    usage_sequence: int = 0
+    last_hash: bytes = b""
+    available: int = 0
+    held: int = 0
+    funded: int = 0
+    spent: int = 0
+    expired: int = 0
+    overdrawn: int = 0
+    unbacked: int = 0
+    cycle_spent: int = 0
+    grants: list[Grant] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+    # No grant expires and no open hold lapses before this; what does may be later.
+    next_event_at: datetime | None = None
+
+    def copy(self) -> Book:
+        """A copy that shares nothing that changes."""
+        return replace(self, grants=[replace(g) for g in self.grants], limits=[replace(x) for x in self.limits])
+
+    def check(self) -> None:
+        """Assert the book's equations."""
+        free = sum(grant.free for grant in self.grants)
+        reserved = sum(grant.reserved for grant in self.grants)
+        assert self.available == free - self.overdrawn - self.unbacked, self.account_id
+        assert self.held == reserved + self.unbacked, self.account_id
+        assert self.funded == self.available + self.held + self.spent + self.expired, self.account_id
+        assert min(self.held, self.spent, self.expired, self.overdrawn, self.unbacked) >= 0, self.account_id
+
+    def turn_cycle(self, now: datetime) -> None:
+        """Begin the cycle that `now` is in, if the last one is over."""
+        if now >= self.cycle_end:
+            self.cycle_end = cycle_containing(self.cycle_anchor, now)[1]
+            self.cycle_spent = 0
+
+    def expects(self, moment: datetime) -> None:
+        """Something ends by itself at `moment`: look at the account then at the latest."""
+        if self.next_event_at is None or moment < self.next_event_at:
+            self.next_event_at = moment
+
+    @property
+    def payable(self) -> int:
+        """The most that may be held or debited now, nanos."""
+        if self.overdraft_kind == "unlimited":
+            return MAX_AMOUNT
+        return self.available + (self.overdraft_limit if self.overdraft_kind == "fixed" else 0)
+
+    def add_grant(self, grant: Grant) -> None:
+        """Take a grant in, at its place in the spending order."""
+        if len(self.grants) >= MAX_GRANTS:
+            raise AccountFull(f"the account has {MAX_GRANTS} grants with something left", grants=len(self.grants))
+        self.grants.append(grant)
+        self.grants.sort(key=_spending_order)
+        if grant.expires_at is not None:
+            self.expects(grant.expires_at)
+
+    def pay_overdrawn(self) -> GrantUses:
+        """Let free credit pay what is overdrawn; what was taken from which grant, and what of the overdrawn was paid."""
+        if self.overdrawn == 0:
+            return ()
+        before = self.overdrawn
+        uses, self.overdrawn = self._take_free(before)
+        self._drop_spent_grants()
+        return (*uses, ("", self.overdrawn - before)) if uses else ()
+
+    def reserve(self, amount: int) -> tuple[GrantUses, int]:
+        """Reserve grants for a hold, in spending order; what is reserved of which, and what no grant backs."""
+        reservations = []
+        for grant in self.grants:
+            if amount == 0:
+                break
+            part = min(grant.free, amount)
+            if part > 0:
+                grant.reserved += part
+                amount -= part
+                reservations.append((grant.grant_id, part))
+        self.unbacked += amount
+        return tuple(reservations), amount
+
+    def spend_hold(self, hold: Hold, amount: int) -> GrantUses:
+        """Spend `amount` from a hold's reservations, then from free grants, then on overdraft; free what is left of it.
+
+        What was taken from which grant; the empty name is what no grant has paid.
+        """
+        uses = []
+        by_id = {grant.grant_id: grant for grant in self.grants}
+        for grant_id, reserved in hold.reservations:
+            grant = by_id[grant_id]
+            part = min(reserved, amount)
+            grant.reserved -= reserved
+            grant.remaining -= part
+            amount -= part
+            if part:
+                uses.append((grant_id, part))
+        self.unbacked -= hold.unbacked
+        if amount:
+            more, left = self._take_free(amount)
+            uses.extend(more)
+            if left:
+                self.overdrawn += left
+                uses.append(("", left))
+        self._drop_spent_grants()
+        return tuple(uses)
+
+    def expire_grants(self, now: datetime) -> GrantUses:
+        """Take away what is past its expiry and not reserved by an open hold; what was taken from which grant."""
+        uses = []
+        for grant in self.grants:
+            if grant.expires_at is not None and grant.expires_at <= now and grant.free > 0:
+                uses.append((grant.grant_id, grant.free))
+                grant.remaining = grant.reserved
+        self._drop_spent_grants()
+        return tuple(uses)
+
+    def next_grant_expiry(self) -> datetime | None:
+        """When the next grant with something free expires."""
+        return min((g.expires_at for g in self.grants if g.expires_at is not None and g.free > 0), default=None)
+
+    def _take_free(self, amount: int) -> tuple[GrantUses, int]:
+        uses = []
+        for grant in self.grants:
+            if amount == 0:
+                break
+            part = min(grant.free, amount)
+            if part > 0:
+                grant.remaining -= part
+                amount -= part
+                uses.append((grant.grant_id, part))
+        return tuple(uses), amount
+
+    def _drop_spent_grants(self) -> None:
+        if any(grant.remaining == 0 for grant in self.grants):
+            self.grants = [grant for grant in self.grants if grant.remaining]
+
+
+def _spending_order(grant: Grant) -> tuple[int, bool, float, int]:
+    """By priority, then earliest expiry (never comes last), then oldest."""
+    expiry = grant.expires_at
+    return grant.priority, expiry is None, expiry.timestamp() if expiry else 0.0, grant.order
+
+
+def admit(
+    book: Book,
+    limits: list[Limit],
+    *,
+    amount: int,
+    minimum: int,
+    tokens: int,
+    minimum_tokens: int,
+    requests: int,
+    billable: bool,
+) -> tuple[int, int]:
+    """How much money and how many tokens a hold gets: all that is asked, or what balance and limits leave of it.
+
+    `limits` are all that apply, in their present windows. Nothing is changed. Raises InsufficientCredit or LimitExceeded
+    where that is below the minimum.
+    """
+    if billable and book.payable < minimum:
+        raise InsufficientCredit(
+            "the balance does not cover this call", availableNanos=book.available, requiredNanos=minimum
+        )
+    amount = min(amount, book.payable) if billable else amount
+    for limit in limits:
+        if limit.mode != "hard":
+            continue
+        least = minimum if limit.unit == "nanos" else minimum_tokens if limit.unit == "tokens" else requests
+        # Even a limit with less than no room lets pass what does not count against it.
+        if least > max(limit.room, 0):
+            raise limit_exceeded(limit, least, book.touched_at)
+        if limit.unit == "nanos":
+            amount = min(amount, max(limit.room, 0))
+        elif limit.unit == "tokens":
+            tokens = min(tokens, max(limit.room, 0))
+    return amount, tokens
+
+
+def limit_exceeded(limit: Limit, required: int, now: datetime) -> LimitExceeded:
+    """The refusal of a limit, saying which, its use, what was asked and when it resets."""
+    lasting = limit.window == "lifetime"
+    subject = f" of {limit.scope} {limit.subject}" if limit.subject else f" of the {limit.scope}"
+    return LimitExceeded(
+        f"the {limit.window} limit{subject} on {limit.unit} is used up: "
+        f"{limit.used} used and {limit.held} held of {limit.amount}, {required} asked for",
+        retry_after_seconds=None if lasting else (limit.window_end - now).total_seconds(),
+        limitId=limit.limit_id,
+        amount=limit.amount,
+        used=limit.used,
+        held=limit.held,
+        required=required,
+        resetsAt="" if lasting else limit.window_end.isoformat(),
+    )
+
+
+def set_limit(limits: list[Limit], new: Limit) -> Limit:
+    """Make a limit or change the one with its id, whose use stays counted. Raises AccountFull."""
+    for limit in limits:
+        if limit.limit_id == new.limit_id:
+            limit.amount, limit.mode, limit.warn_percent = new.amount, new.mode, new.warn_percent
+            return limit
+    if len(limits) >= MAX_LIMITS:
+        raise AccountFull(f"{new.scope} {new.subject} has {MAX_LIMITS} limits", limits=len(limits))
+    limits.append(new)
+    return new
+
+
+def lapses_at(now: datetime, ttl_seconds: int) -> datetime:
+    """When a hold made now lapses."""
+    return now + timedelta(seconds=ttl_seconds)

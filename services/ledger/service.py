@@ -1,0 +1,113 @@
+"""Owns the ledger's use cases: writes go through group commit, reads see what is due as done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Row
+
+from services.ledger.errors import AccountNotFound, HoldNotFound, LedgerError, TransactionNotFound
+from services.ledger.group_commit import Group, GroupCommit
+from services.ledger.model.book import Book, Entry, Hold, Limit
+from services.ledger.model.operations import Operation, Result, Touch
+from services.ledger.model.windows import cycle_containing
+from services.ledger.store.reads import Reads, TransactionFilter, UsageFilter
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceView:
+    """An account's balance with its grants' times."""
+
+    book: Book
+    granted_at: dict[str, datetime]
+    cycle_start: datetime
+    cycle_end: datetime
+    as_of: datetime
+
+
+class Ledger:
+    """What can be done with the ledger."""
+
+    def __init__(self, commits: GroupCommit, reads: Reads) -> None:
+        self._commits = commits
+        self._reads = reads
+
+    async def apply(self, groups: Sequence[Group]) -> list[Result]:
+        """Do linked groups of operations in order; one result each, refusals included. See GroupCommit.submit."""
+        return await self._commits.submit(groups)
+
+    async def do(self, operation: Operation) -> Result:
+        """Do one operation. Raises its refusal."""
+        (result,) = await self._commits.submit([[operation]])
+        if isinstance(result.outcome, LedgerError):
+            raise result.outcome
+        return result
+
+    async def account(self, account_id: str) -> Book:
+        """One account as of now: what is due at it has happened. Raises AccountNotFound."""
+        book = await self._reads.account(account_id)
+        if book is not None and book.next_event_at is not None and book.next_event_at <= datetime.now(UTC):
+            await self.do(Touch(account_id))
+            book = await self._reads.account(account_id)
+        if book is None:
+            raise AccountNotFound(f"there is no account {account_id}", accountId=account_id)
+        return book
+
+    async def accounts(self, *, after: str, status: str, count: int) -> list[Book]:
+        """Accounts by id."""
+        return await self._reads.accounts(after=after, status=status, count=count)
+
+    async def balance(self, account_id: str) -> BalanceView:
+        """An account's balance as of now. Raises AccountNotFound."""
+        book = await self.account(account_id)
+        now = max(datetime.now(UTC), book.touched_at)
+        book.turn_cycle(now)
+        start, end = cycle_containing(book.cycle_anchor, now)
+        granted_at = await self._reads.grant_times(account_id, [grant.grant_id for grant in book.grants])
+        return BalanceView(book, granted_at, start, end, now)
+
+    async def limits(self, account_id: str, *, scope: str, subject: str) -> list[Limit]:
+        """An account's limits and their use as of now, by id. Raises AccountNotFound."""
+        book = await self.account(account_id)
+        found = [*book.limits, *await self._reads.subject_limits(account_id)]
+        now = max(datetime.now(UTC), book.touched_at)
+        for limit in found:
+            limit.turn(book.cycle_anchor, now)
+        chosen = (x for x in found if scope in {"", x.scope} and subject in {"", x.subject})
+        return sorted(chosen, key=lambda limit: limit.limit_id)
+
+    async def hold(self, account_id: str, hold_id: str) -> Hold:
+        """One hold as of now. Raises AccountNotFound, HoldNotFound."""
+        await self.account(account_id)
+        hold = await self._reads.hold(account_id, hold_id)
+        if hold is None:
+            raise HoldNotFound(f"the account has no hold {hold_id}", holdId=hold_id)
+        return hold
+
+    async def transaction(self, account_id: str, transaction_id: str) -> Entry:
+        """One transaction. Raises TransactionNotFound."""
+        prefix, _, sequence = transaction_id.rpartition("-")
+        entry = await self._reads.transaction(account_id, int(sequence)) if sequence.isdecimal() else None
+        if entry is None or prefix != f"txn-{entry.created_at:%Y%m}":
+            raise TransactionNotFound(f"the account has no transaction {transaction_id}", transactionId=transaction_id)
+        return entry
+
+    async def transactions(self, wanted: TransactionFilter, *, before: int | None, count: int) -> list[Entry]:
+        """An account's transactions, newest first. Raises AccountNotFound."""
+        await self.account(wanted.account_id)
+        return await self._reads.transactions(wanted, before=before, count=count)
+
+    async def usage(self, wanted: UsageFilter, *, before: int | None, count: int) -> list[Row[Any]]:
+        """An account's usage records, newest first. Raises AccountNotFound."""
+        await self.account(wanted.account_id)
+        return await self._reads.usage(wanted, before=before, count=count)
+
+    async def sweep(self, count: int) -> int:
+        """Let what is due happen at up to `count` accounts; how many there were."""
+        due = await self._reads.due_accounts(datetime.now(UTC), count)
+        if due:
+            await self._commits.submit([[Touch(account_id)] for account_id in due])
+        return len(due)

@@ -1,0 +1,184 @@
+"""Owns the ledger's tables. Every key begins with `account_id`, so that a shard can hold whole accounts."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData()
+
+
+def _time(name: str, *, nullable: bool = False) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+# One row per account with everything each operation needs: balances, grants with something left, its own limits.
+# fillfactor: the row is updated with every batch; room on its page keeps those updates off the indexes.
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("display_name", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("status_reason", Text, nullable=False),
+    Column("overdraft_kind", Text, nullable=False),
+    Column("overdraft_limit", BigInteger, nullable=False),
+    _time("cycle_anchor"),
+    _time("created_at"),
+    Column("open_hash", LargeBinary, nullable=False),
+    _time("touched_at"),
+    _time("cycle_end"),
+    Column("sequence", BigInteger, nullable=False),
+    Column("usage_sequence", BigInteger, nullable=False),
+    Column("last_hash", LargeBinary, nullable=False),
+    Column("available", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    Column("funded", BigInteger, nullable=False),
+    Column("spent", BigInteger, nullable=False),
+    Column("expired", BigInteger, nullable=False),
+    Column("overdrawn", BigInteger, nullable=False),
+    Column("unbacked", BigInteger, nullable=False),
+    Column("cycle_spent", BigInteger, nullable=False),
+    Column("grants", JSONB, nullable=False),
+    Column("limits", JSONB, nullable=False),
+    _time("next_event_at", nullable=True),
+    CheckConstraint("funded = available + held + spent + expired", name="accounts_balance"),
+    CheckConstraint("least(held, spent, expired, overdrawn, unbacked) >= 0", name="accounts_not_negative"),
+    Index("accounts_due", "next_event_at", postgresql_where=text("next_event_at IS NOT NULL")),
+    postgresql_with={"fillfactor": 60},
+)
+
+# The limits of one key or workspace of an account.
+subject_limits = Table(
+    "subject_limits",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("scope", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("limits", JSONB, nullable=False),
+    postgresql_with={"fillfactor": 60},
+)
+
+grants = Table(
+    "grants",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("grant_id", Text, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    _time("created_at"),
+    _time("expires_at", nullable=True),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("hold_id", Text, primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("workspace", Text, nullable=False),
+    Column("billable", Boolean, nullable=False),
+    _time("created_at"),
+    _time("expires_at"),
+    Column("sequence", BigInteger, nullable=False),
+    Column("reservations", JSONB, nullable=False),
+    Column("unbacked", BigInteger, nullable=False),
+    Column("settled", BigInteger, nullable=False),
+    _time("ended_at", nullable=True),
+    Column("body_hash", LargeBinary, nullable=False),
+    Column("end_body_hash", LargeBinary, nullable=False),
+    Column("end_sequence", BigInteger, nullable=False),
+    Column("usage_id", Text, nullable=False),
+    Index("holds_open", "account_id", "expires_at", postgresql_where=text("status = 'open'")),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("request_id", Text, primary_key=True),
+    Column("body_hash", LargeBinary, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    _time("created_at"),
+)
+
+# Partitioned by month of `created_at`; see partitions.py.
+journal = Table(
+    "journal",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True),
+    Column("created_at", DateTime(timezone=True), primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("funding", BigInteger, nullable=False),
+    Column("available", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    Column("spent", BigInteger, nullable=False),
+    Column("expired", BigInteger, nullable=False),
+    Column("balance_after", BigInteger, nullable=False),
+    Column("grant_uses", JSONB, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("hold_id", Text, nullable=False),
+    Column("usage_id", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("workspace", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    CheckConstraint("funding + available + held + spent + expired = 0", name="journal_sums_to_zero"),
+    postgresql_partition_by="RANGE (created_at)",
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("usage_number", BigInteger, primary_key=True),
+    Column("created_at", DateTime(timezone=True), primary_key=True),
+    Column("key_id", Text, nullable=False),
+    Column("workspace", Text, nullable=False),
+    Column("hold_id", Text, nullable=False),
+    Column("transaction_id", Text, nullable=False),
+    Column("billed", BigInteger, nullable=False),
+    Column("billable", Boolean, nullable=False),
+    Column("session", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("cache_write_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("input_cost", BigInteger, nullable=False),
+    Column("output_cost", BigInteger, nullable=False),
+    Column("cost", BigInteger, nullable=False),
+    Column("price_version", BigInteger, nullable=False),
+    Column("duration_milliseconds", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("estimated", Boolean, nullable=False),
+    _time("started_at", nullable=True),
+    Column("provider_request_id", Text, nullable=False),
+    Column("service_tier", Text, nullable=False),
+    postgresql_partition_by="RANGE (created_at)",
+)

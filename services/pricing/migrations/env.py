@@ -1,0 +1,5 @@
+"""Runs pricing's migrations."""
+
+from services.kit.migrations import run_environment
+
+run_environment()

@@ -1,0 +1,223 @@
+"""Owns prices as published, the book of all of them, and plans: frozen values and the rules that hold for them."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+
+from services.rating import Fault, PriceCard, half_even
+
+ANY = "*"
+
+SUBSCRIPTION, METERED, PREPAID = "subscription", "metered", "prepaid"
+PLAN_KINDS = (SUBSCRIPTION, METERED, PREPAID)
+METRICS = ("llm_tokens", "api_calls", "agent_executions", "storage_gb", "user_seats")
+HARD, SOFT = "hard", "soft"
+CAPS = (HARD, SOFT)
+
+BASIS_POINTS = 10_000
+MILLION = 1_000_000
+MAX_INT64 = 2**63 - 1
+MAX_INT32 = 2**31 - 1
+MAX_PRICE_NANOS = 10**17  # $100 million a month: twelve of them still fit 64 bits
+
+_PLAN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPrice:
+    """The price of one model as one catalogue version published it. `card` is None where that withdrew the model."""
+
+    provider: str
+    model: str
+    version: int
+    effective_from: datetime
+    card: PriceCard | None
+    display_name: str = ""
+    mode: str = ""
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the model has no price from `effective_from` on."""
+        return self.card is None
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueVersion:
+    """One publication of prices: who, when, why, and how many models it prices."""
+
+    version: int
+    effective_from: datetime
+    created_at: datetime
+    author: str
+    reason: str
+    prices_changed: int
+
+
+class PriceBook:
+    """All prices ever published, by model and moment. Never changed once made."""
+
+    def __init__(self, prices: Iterable[PublishedPrice], latest_version: int) -> None:
+        found: dict[tuple[str, str], list[PublishedPrice]] = {}
+        for price in prices:
+            found.setdefault((price.provider, price.model), []).append(price)
+        # Of two versions in force from the same moment the later one holds.
+        self._by_moment = {
+            key: tuple(sorted(history, key=lambda price: (price.effective_from, price.version)))
+            for key, history in sorted(found.items())
+        }
+        self._moments = {key: [price.effective_from for price in found] for key, found in self._by_moment.items()}
+        self.latest_version = latest_version
+
+    def in_force(self, provider: str, model: str, at: datetime) -> PublishedPrice | None:
+        """A model's price at a moment; None where it has none, or was withdrawn."""
+        history = self._by_moment.get((provider, model))
+        if history is None:
+            return None
+        number = bisect_right(self._moments[provider, model], at)
+        found = history[number - 1] if number else None
+        return None if found is None or found.withdrawn else found
+
+    def of_version(self, provider: str, model: str, version: int) -> PublishedPrice | None:
+        """A model's price as the catalogue stood with `version`: the last one published by then, whenever in force."""
+        history = self._by_moment.get((provider, model), ())
+        known = [price for price in history if price.version <= version]
+        found = max(known, key=lambda price: price.version, default=None)
+        return None if found is None or found.withdrawn else found
+
+    def all_in_force(self, at: datetime) -> Iterator[PublishedPrice]:
+        """Every model's price at a moment, by provider and model."""
+        for provider, model in self._by_moment:
+            price = self.in_force(provider, model, at)
+            if price is not None:
+                yield price
+
+    def from_now_on(self, now: datetime) -> Iterator[PublishedPrice]:
+        """Every price in force now or to come, withdrawals too; by provider, model and moment."""
+        for key, history in self._by_moment.items():
+            yield from history[max(0, bisect_right(self._moments[key], now) - 1) :]
+
+    def published_after(self, version: int) -> Iterator[PublishedPrice]:
+        """Every price of the versions after `version`."""
+        for history in self._by_moment.values():
+            yield from (price for price in history if price.version > version)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanMetric:
+    """One metric of a metered plan: what a cycle includes, and what happens above it."""
+
+    metric: str
+    included: int
+    cap: str
+    overage_nanos_per_million: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a customer may buy, in one version. Amounts are nanos, shares basis points; a limit of 0 does not hold."""
+
+    plan_id: str
+    display_name: str
+    kind: str
+    price_nanos: int = 0
+    annual_discount_basis_points: int = 0
+    margin_basis_points: int = 0
+    promotional_grant_nanos: int = 0
+    tokens_per_cycle: int = 0
+    requests_per_cycle: int = 0
+    max_tokens_per_request: int = 0
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    providers: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    multiplier_millionths: int = MILLION
+    overage_nanos_per_million_tokens: int = 0
+    metrics: tuple[PlanMetric, ...] = ()
+    rollover_cap_nanos: int = 0
+    grace_days: int = 0
+    warn_percent: int = 80
+    version: int = 1
+    retired: bool = False
+    created_at: datetime | None = field(default=None, compare=False)
+
+    @property
+    def credit_nanos(self) -> int:
+        """Credit granted in each cycle: price less margin for plans by credits, and any promotional grant."""
+        share = BASIS_POINTS - self.margin_basis_points
+        budget = half_even(self.price_nanos * share, BASIS_POINTS) if self.kind == SUBSCRIPTION else 0
+        return budget + self.promotional_grant_nanos
+
+
+def plan_faults(plan: Plan) -> list[Fault]:
+    """Everything that is wrong with a plan, by field; empty where it is sound."""
+    faults = [*_plan_wording_faults(plan), *_plan_number_faults(plan)]
+    seen: set[str] = set()
+    for number, metric in enumerate(plan.metrics):
+        at = f"metrics[{number}]"
+        faults += _metric_faults(metric, at)
+        if metric.metric in seen:
+            faults.append(Fault(f"{at}.metric", "is named twice"))
+        seen.add(metric.metric)
+    if plan.metrics and plan.kind != METERED:
+        faults.append(Fault("metrics", "only a metered plan has metrics"))
+    if plan.kind == METERED and not plan.metrics:
+        faults.append(Fault("metrics", "a metered plan must have at least one metric"))
+    return faults
+
+
+def _plan_wording_faults(plan: Plan) -> Iterator[Fault]:
+    if not _PLAN_ID.fullmatch(plan.plan_id):
+        yield Fault("plan_id", "must be 1 to 64 lower-case letters, digits and hyphens")
+    if not plan.display_name.strip() or len(plan.display_name) > 200:  # noqa: PLR2004 (characters, as the message says)
+        yield Fault("display_name", "must have 1 to 200 characters")
+    if plan.kind not in PLAN_KINDS:
+        yield Fault("kind", f"must be one of {', '.join(PLAN_KINDS)}")
+    for name in ("providers", "models"):
+        values = getattr(plan, name)
+        if not values or not all(values) or len(set(values)) != len(values):
+            yield Fault(name, "must hold at least one name, none of them twice or empty")
+        elif ANY in values and len(values) > 1:
+            yield Fault(name, f"must hold nothing beside {ANY}")
+
+
+_RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "price_nanos": (0, MAX_PRICE_NANOS),
+        "annual_discount_basis_points": (0, BASIS_POINTS),
+        "margin_basis_points": (0, BASIS_POINTS - 1),
+        "promotional_grant_nanos": (0, MAX_PRICE_NANOS),
+        "tokens_per_cycle": (0, MAX_INT64),
+        "requests_per_cycle": (0, MAX_INT64),
+        "max_tokens_per_request": (0, MAX_INT64),
+        "requests_per_minute": (0, MAX_INT32),
+        "tokens_per_minute": (0, MAX_INT64),
+        "multiplier_millionths": (1, 1000 * MILLION),
+        "overage_nanos_per_million_tokens": (0, MAX_INT64),
+        "rollover_cap_nanos": (0, MAX_PRICE_NANOS),
+        "grace_days": (0, 365),
+        "warn_percent": (1, 100),
+    }
+)
+
+
+def _plan_number_faults(plan: Plan) -> Iterator[Fault]:
+    for name, (low, high) in _RANGES.items():
+        if not low <= getattr(plan, name) <= high:
+            yield Fault(name, f"must be from {low} to {high}")
+
+
+def _metric_faults(metric: PlanMetric, at: str) -> Iterator[Fault]:
+    if metric.metric not in METRICS:
+        yield Fault(f"{at}.metric", f"must be one of {', '.join(METRICS)}")
+    if metric.cap not in CAPS:
+        yield Fault(f"{at}.cap", f"must be one of {', '.join(CAPS)}")
+    for name in ("included", "overage_nanos_per_million"):
+        if not 0 <= getattr(metric, name) <= MAX_INT64:
+            yield Fault(f"{at}.{name}", "must not be negative")
+    if metric.cap == HARD and metric.overage_nanos_per_million:
+        yield Fault(f"{at}.overage_nanos_per_million", "must be 0 with a hard cap: nothing is sold above it")

@@ -1,0 +1,308 @@
+"""Owns pricing's use cases and their transactions: cost and estimate calls, look prices and plans up, publish prices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from sqlalchemy import Engine
+
+from services.kit.errors import Violation
+from services.kit.logs import get_logger
+from services.kit.refusals import InvalidArgument
+from services.pricing import store
+from services.pricing.errors import (
+    ComponentNotPriced,
+    CostTooLarge,
+    PlanNotFound,
+    PriceMoveTooLarge,
+    PriceNotFound,
+    RequestIdReused,
+)
+from services.pricing.live import LiveCatalogue, Snapshot
+from services.pricing.model import CatalogueVersion, Plan, PriceBook, PublishedPrice
+from services.pricing.moves import too_large_moves
+from services.pricing.shipped import SHIPPED_VERSION, Shipped
+from services.pricing.store import State, WrittenRequest
+from services.rating import (
+    AT_COST_MILLIONTHS,
+    STANDARD,
+    Cost,
+    InvalidUsage,
+    PriceCard,
+    Usage,
+    cost,
+    upper_bound,
+)
+from services.rating import ComponentNotPriced as RateMissing
+from services.rating import CostTooLarge as CostOverflow
+
+_log = get_logger(__name__)
+
+_PUBLISH = "PublishPrices"
+_SHIPPED_BY = "tollkeeper"
+_MAX_MOVES_TOLD = 10
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Which price a call is to be priced by: a model's, at a moment (None: now) or by a version (0: by moment)."""
+
+    provider: str
+    model: str
+    service_tier: str = STANDARD
+    multiplier_millionths: int = AT_COST_MILLIONTHS
+    at: datetime | None = None
+    price_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The most that a call, not made yet, can use."""
+
+    max_input_tokens: int
+    max_output_tokens: int
+    images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a call can cost: at most, and as a best guess."""
+
+    most: Cost
+    expected: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """Prices to publish. Their version and moment are set here; `effective_from` None means now."""
+
+    prices: tuple[PublishedPrice, ...]
+    effective_from: datetime | None
+    author: str
+    reason: str
+    request_id: str
+    body_sha256: bytes
+    max_move_percent: int
+
+
+class PricingService:
+    """The use cases, over one database and the live catalogue that this process reads from it."""
+
+    def __init__(self, engine: Engine, live: LiveCatalogue) -> None:
+        self._engine = engine
+        self._live = live
+
+    # ------------------------------------------------------------------------------------------------------ costing
+
+    def cost_of(self, call: Call, usage: Usage) -> Cost:
+        """What a call cost. Raises PriceNotFound, ComponentNotPriced, CostTooLarge, InvalidArgument."""
+        card = self._card(call)
+        return _rated(
+            lambda: cost(card, usage, service_tier=call.service_tier, multiplier_millionths=call.multiplier_millionths)
+        )
+
+    def estimate(self, call: Call, counts: Counts) -> Estimate:
+        """The most that a call can cost, and a best guess. Raises as `cost_of`.
+
+        The guess: all input is plain, and the output is half of its cap, the mean where nothing else is known of it.
+        """
+        card = self._card(call)
+        usage = Usage(
+            input_tokens=counts.max_input_tokens,
+            output_tokens=(counts.max_output_tokens + 1) // 2,
+            images=counts.images,
+        )
+        return _rated(
+            lambda: Estimate(
+                most=upper_bound(
+                    card,
+                    counts.max_input_tokens,
+                    counts.max_output_tokens,
+                    images=counts.images,
+                    service_tier=call.service_tier,
+                    multiplier_millionths=call.multiplier_millionths,
+                ),
+                expected=cost(
+                    card, usage, service_tier=call.service_tier, multiplier_millionths=call.multiplier_millionths
+                ),
+            )
+        )
+
+    def price(self, provider: str, model: str, at: datetime | None = None) -> PublishedPrice:
+        """A model's price at a moment. Raises PriceNotFound."""
+        return self._price(Call(provider, model, at=at))
+
+    def _card(self, call: Call) -> PriceCard:
+        card = self._price(call).card
+        assert card is not None, "the book gives no withdrawn price"
+        return card
+
+    def _price(self, call: Call) -> PublishedPrice:
+        found = _found(self._live.current().book, call)
+        if found is None:
+            # Another replica may have published it a moment ago, and the caller may have it from there.
+            found = _found(self._live.refresh().book, call)
+        if found is None:
+            how = f"by version {call.price_version}" if call.price_version else "at that moment"
+            raise PriceNotFound(
+                f"{call.provider}/{call.model} has no price {how}", provider=call.provider, model=call.model
+            )
+        return found
+
+    def prices_in_force(self, at: datetime, provider: str, model_prefix: str) -> list[PublishedPrice]:
+        """Prices in force at a moment, by provider and model."""
+        return [
+            price
+            for price in self._live.current().book.all_in_force(at)
+            if (not provider or price.provider == provider) and price.model.startswith(model_prefix)
+        ]
+
+    # --------------------------------------------------------------------------------------------------- publishing
+
+    def versions(self, *, before: int | None, limit: int) -> list[CatalogueVersion]:
+        """Publications, newest first, those before version `before`."""
+        with self._engine.connect() as connection:
+            return store.read_versions(connection, before=before, limit=limit)
+
+    def publish(self, publication: Publication) -> tuple[CatalogueVersion, bool]:
+        """Publish prices as one version, whole or not at all; the version, and whether this is a repeat.
+
+        Raises InvalidArgument for a moment in the past, PriceMoveTooLarge, RequestIdReused.
+        """
+        with self._engine.begin() as connection:
+            state = store.lock_state(connection)
+            written = store.read_request(connection, publication.request_id)
+            if written is not None:
+                if (written.operation, written.body_sha256) != (_PUBLISH, publication.body_sha256):
+                    raise RequestIdReused(f"request_id {publication.request_id} was used with another body")
+                return store.read_version(connection, written.version), True
+            now = store.database_now(connection)
+            effective_from = publication.effective_from or now
+            if effective_from < now:
+                raise InvalidArgument(
+                    "invalid effective_from: must not be in the past",
+                    violations=[Violation("effective_from", "must not be in the past")],
+                )
+            if publication.max_move_percent:
+                book = PriceBook(store.read_prices(connection), state.latest_version)
+                _refuse_large_moves(publication, book, effective_from)
+            version = CatalogueVersion(
+                version=state.latest_version + 1,
+                effective_from=effective_from,
+                created_at=now,
+                author=publication.author,
+                reason=publication.reason,
+                prices_changed=len(publication.prices),
+            )
+            store.insert_version(connection, version)
+            store.insert_prices(connection, [_as_of(price, version) for price in publication.prices])
+            store.insert_request(
+                connection,
+                publication.request_id,
+                WrittenRequest(_PUBLISH, publication.body_sha256, version.version),
+                created_at=now,
+            )
+            store.write_state(connection, State(state.revision + 1, version.version))
+        _log.info("prices published", version=version.version, models=version.prices_changed, author=version.author)
+        self._live.refresh()
+        return version, False
+
+    def ship(self, shipped: Shipped) -> bool:
+        """Write the shipped catalogue into a database that has none; whether it was written. Never touches another."""
+        with self._engine.begin() as connection:
+            if store.read_state(connection).revision or store.lock_state(connection).revision:
+                return False
+            now = store.database_now(connection)
+            version = CatalogueVersion(
+                version=SHIPPED_VERSION,
+                effective_from=shipped.effective_from,
+                created_at=now,
+                author=_SHIPPED_BY,
+                reason=shipped.reason,
+                prices_changed=len(shipped.prices),
+            )
+            store.insert_version(connection, version)
+            store.insert_prices(connection, shipped.prices)
+            store.insert_plans(connection, shipped.plans, created_at=now, author=_SHIPPED_BY, revision=1)
+            store.write_state(connection, State(revision=1, latest_version=SHIPPED_VERSION))
+        _log.info("shipped catalogue written", models=len(shipped.prices), plans=len(shipped.plans))
+        return True
+
+    # -------------------------------------------------------------------------------------------------------- plans
+
+    def plan(self, plan_id: str, version: int = 0) -> Plan:
+        """A plan in its newest (0) or a named version. Raises PlanNotFound."""
+        found = _plan(self._live.current(), plan_id, version) or _plan(self._live.refresh(), plan_id, version)
+        if found is None:
+            raise PlanNotFound(
+                f"there is no plan {plan_id}" + (f" in version {version}" if version else ""), plan_id=plan_id
+            )
+        return found
+
+    def plans(self, *, kind: str = "", include_retired: bool = False) -> list[Plan]:
+        """Plans in their newest version, by kind and price."""
+        return sorted(
+            (
+                plan
+                for plan in self._live.current().newest_plans()
+                if (not kind or plan.kind == kind) and (include_retired or not plan.retired)
+            ),
+            key=lambda plan: (plan.kind, plan.price_nanos, plan.plan_id),
+        )
+
+
+def _found(book: PriceBook, call: Call) -> PublishedPrice | None:
+    if call.price_version:
+        if call.price_version > book.latest_version:
+            return None
+        return book.of_version(call.provider, call.model, call.price_version)
+    return book.in_force(call.provider, call.model, call.at or datetime.now(UTC))
+
+
+def _plan(snapshot: Snapshot, plan_id: str, version: int) -> Plan | None:
+    versions: Sequence[Plan] = snapshot.plans.get(plan_id, ())
+    if not version:
+        return versions[-1] if versions else None
+    return next((plan for plan in versions if plan.version == version), None)
+
+
+def _rated(rate: Callable[[], _T]) -> _T:
+    """What `rate` gives, its refusals in the form that leaves this service."""
+    try:
+        return rate()
+    except RateMissing as error:
+        raise ComponentNotPriced(
+            str(error),
+            provider=error.provider,
+            model=error.model,
+            component=error.component,
+            service_tier=error.service_tier,
+        ) from error
+    except InvalidUsage as error:
+        field = f"usage.{error.field}"
+        raise InvalidArgument(
+            f"invalid {field}: {error.description}", violations=[Violation(field, error.description)]
+        ) from error
+    except CostOverflow as error:
+        raise CostTooLarge(str(error)) from error
+
+
+def _as_of(price: PublishedPrice, version: CatalogueVersion) -> PublishedPrice:
+    card = price.card and replace(price.card, version=version.version, effective_from=version.effective_from)
+    return replace(price, version=version.version, effective_from=version.effective_from, card=card)
+
+
+def _refuse_large_moves(publication: Publication, book: PriceBook, at: datetime) -> None:
+    moves = too_large_moves(publication.prices, book, at, publication.max_move_percent)
+    if moves:
+        raise PriceMoveTooLarge(
+            f"{len(moves)} rates move by more than {publication.max_move_percent} %, first {moves[0].description}",
+            violations=[Violation(move.field, move.description) for move in moves[:_MAX_MOVES_TOLD]],
+            rates=len(moves),
+            max_move_percent=publication.max_move_percent,
+        )

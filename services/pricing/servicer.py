@@ -1,0 +1,242 @@
+"""Owns the RPCs of prices: checks each request, hands it to the service, makes the answer's message."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import grpc
+from google.rpc import status_pb2  # type: ignore[import-untyped]
+from tollkeeper.pricing.v1 import pricing_service_pb2 as pb
+from tollkeeper.pricing.v1 import pricing_service_pb2_grpc, resources_pb2
+
+from services.kit.errors import DETAILS_KEY, ServiceError, wire_form
+from services.kit.identity import current_identity
+from services.kit.validation import Violations
+from services.pricing import wire
+from services.pricing.model import MILLION, PublishedPrice
+from services.pricing.paging import DEFAULT_PAGE_SIZE, make_token, read_token
+from services.pricing.service import Call, Counts, PricingService, Publication
+from services.pricing.shipped import MAX_MODEL_CHARS
+from services.pricing.watching import Watches
+from services.rating import AT_COST_MILLIONTHS, MODES, SERVICE_TIERS, STANDARD, InvalidPriceCard
+from services.rating.wire import card_from_proto, cost_to_proto, usage_from_proto
+
+REPLAYED_KEY = "idempotency-replayed"
+
+MAX_BATCH = 10_000
+MAX_REASON_CHARS = 500
+MAX_MULTIPLIER_MILLIONTHS = 1000 * MILLION
+MAX_MOVE_PERCENT = 1_000_000
+
+_R = TypeVar("_R")
+
+
+class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
+    """Prices and costs."""
+
+    def __init__(self, service: PricingService, watches: Watches) -> None:
+        self._service = service
+        self._watches = watches
+
+    def CalculateCost(self, request: pb.CalculateCostRequest, _context: grpc.ServicerContext) -> resources_pb2.Cost:
+        """See the contract."""
+        return self._cost(request)
+
+    def BatchCalculateCosts(
+        self, request: pb.BatchCalculateCostsRequest, _context: grpc.ServicerContext
+    ) -> pb.BatchCalculateCostsResponse:
+        """See the contract."""
+        _check_batch(request.requests)
+        results = [
+            pb.CostResult(cost=found) if error is None else pb.CostResult(error=error)
+            for found, error in (_each(self._cost, one) for one in request.requests)
+        ]
+        return pb.BatchCalculateCostsResponse(results=results)
+
+    def EstimateCost(self, request: pb.EstimateCostRequest, _context: grpc.ServicerContext) -> pb.CostEstimate:
+        """See the contract."""
+        return self._estimate(request)
+
+    def BatchEstimateCosts(
+        self, request: pb.BatchEstimateCostsRequest, _context: grpc.ServicerContext
+    ) -> pb.BatchEstimateCostsResponse:
+        """See the contract."""
+        _check_batch(request.requests)
+        results = [
+            pb.EstimateResult(estimate=found) if error is None else pb.EstimateResult(error=error)
+            for found, error in (_each(self._estimate, one) for one in request.requests)
+        ]
+        return pb.BatchEstimateCostsResponse(results=results)
+
+    def GetPrice(self, request: pb.GetPriceRequest, _context: grpc.ServicerContext) -> resources_pb2.Price:
+        """See the contract."""
+        v = Violations()
+        _check_model(v, request.provider, request.model)
+        at = wire.moment(v, "at", request.at) if request.HasField("at") else None
+        v.raise_if_any()
+        return wire.price_to_proto(self._service.price(request.provider, request.model, at))
+
+    def ListPrices(self, request: pb.ListPricesRequest, _context: grpc.ServicerContext) -> pb.ListPricesResponse:
+        """See the contract. All pages of one listing are as of the moment of its first."""
+        v = Violations()
+        v.identifier("provider", request.provider, required=False)
+        v.text("model_prefix", request.model_prefix, max_length=MAX_MODEL_CHARS)
+        size = v.page_size("page_size", request.page_size, default=DEFAULT_PAGE_SIZE)
+        asked = wire.moment(v, "at", request.at) if request.HasField("at") else None
+        query = ("prices", request.provider, request.model_prefix, asked.isoformat() if asked else "")
+        after = read_token(v, request.page_token, query, (str, str, str))
+        at = asked or (datetime.fromisoformat(str(after[2])) if after else datetime.now(UTC))
+        v.raise_if_any()
+        found = self._service.prices_in_force(at, request.provider, request.model_prefix)
+        if after:
+            found = [price for price in found if (price.provider, price.model) > (after[0], after[1])]
+        page = found[:size]
+        more = len(found) > size
+        token = make_token(query, (page[-1].provider, page[-1].model, at.isoformat())) if more else ""
+        return pb.ListPricesResponse(prices=map(wire.price_to_proto, page), next_page_token=token)
+
+    def PublishPrices(
+        self, request: pb.PublishPricesRequest, context: grpc.ServicerContext
+    ) -> resources_pb2.CatalogueVersion:
+        """See the contract."""
+        version, replayed = self._service.publish(_publication(request))
+        if replayed:
+            context.set_trailing_metadata(((REPLAYED_KEY, "true"),))
+        return wire.version_to_proto(version)
+
+    def ListCatalogueVersions(
+        self, request: pb.ListCatalogueVersionsRequest, _context: grpc.ServicerContext
+    ) -> pb.ListCatalogueVersionsResponse:
+        """See the contract."""
+        v = Violations()
+        size = v.page_size("page_size", request.page_size, default=DEFAULT_PAGE_SIZE)
+        after = read_token(v, request.page_token, ("versions",), (int,))
+        v.raise_if_any()
+        found = self._service.versions(before=int(after[0]) if after else None, limit=size + 1)
+        page = found[:size]
+        token = make_token(("versions",), (page[-1].version,)) if len(found) > size else ""
+        return pb.ListCatalogueVersionsResponse(versions=map(wire.version_to_proto, page), next_page_token=token)
+
+    def WatchCatalogue(
+        self, _request: pb.WatchCatalogueRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.CatalogueChange]:
+        """See the contract."""
+        return self._watches.watch(context)
+
+    def _cost(self, request: pb.CalculateCostRequest) -> resources_pb2.Cost:
+        v = Violations()
+        v.present("usage", given=request.HasField("usage"))
+        usage = usage_from_proto(request.usage)
+        call = _call(v, request)
+        return cost_to_proto(self._service.cost_of(call, usage))
+
+    def _estimate(self, request: pb.EstimateCostRequest) -> pb.CostEstimate:
+        v = Violations()
+        counts = Counts(
+            v.non_negative("max_input_tokens", request.max_input_tokens),
+            v.non_negative("max_output_tokens", request.max_output_tokens),
+            v.non_negative("images", request.images),
+        )
+        call = _call(v, request)
+        return wire.estimate_to_proto(self._service.estimate(call, counts))
+
+
+def _check_batch(requests: Any) -> None:
+    v = Violations()
+    v.count("requests", requests, at_least=1, at_most=MAX_BATCH)
+    v.raise_if_any()
+
+
+def _check_model(v: Violations, provider: str, model: str) -> None:
+    v.identifier("provider", provider)
+    v.text("model", model, max_length=MAX_MODEL_CHARS, required=True)
+
+
+def _call(v: Violations, request: Any) -> Call:
+    """How a call is priced, as a cost or an estimate asks for it. Raises InvalidArgument naming all that is wrong."""
+    v.identifier("account_id", request.account_id, required=False)
+    _check_model(v, request.provider, request.model)
+    service_tier = v.one_of("service_tier", request.service_tier or STANDARD, SERVICE_TIERS)
+    multiplier = request.multiplier_millionths or AT_COST_MILLIONTHS
+    v.between("multiplier_millionths", multiplier, 1, MAX_MULTIPLIER_MILLIONTHS)
+    at, price_version = None, 0
+    if isinstance(request, pb.CalculateCostRequest):
+        price_version = v.non_negative("price_version", request.price_version)
+        if request.HasField("at"):
+            at = wire.moment(v, "at", request.at)
+            if price_version:
+                v.add("at", "give at or price_version, not both")
+    v.raise_if_any()
+    return Call(request.provider, request.model, service_tier, multiplier, at, price_version)
+
+
+def _each(answer: Callable[[Any], _R], request: Any) -> tuple[_R | None, status_pb2.Status | None]:
+    """One request's answer, or its refusal: one bad line of a batch is no other line's matter."""
+    try:
+        return answer(request), None
+    except ServiceError as error:
+        _, _, trailing = wire_form(error)
+        return None, status_pb2.Status.FromString(dict(trailing)[DETAILS_KEY])
+
+
+def _publication(request: pb.PublishPricesRequest) -> Publication:
+    v = Violations()
+    v.identifier("request_id", request.request_id)
+    v.text("reason", request.reason, max_length=MAX_REASON_CHARS)
+    v.between("max_move_percent", request.max_move_percent, 0, MAX_MOVE_PERCENT)
+    v.count("prices", request.prices, at_least=1, at_most=MAX_BATCH)
+    v.raise_if_any()
+    first: dict[tuple[str, str], int] = {}
+    prices = []
+    for number, price in enumerate(request.prices):
+        key = (price.provider, price.model)
+        if key in first:
+            v.add(f"prices[{number}]", f"prices the same model as prices[{first[key]}]")
+        first.setdefault(key, number)
+        prices.append(_price(v, price, f"prices[{number}]"))
+    effective_from = None
+    if request.HasField("effective_from"):
+        effective_from = wire.moment(v, "effective_from", request.effective_from)
+    v.raise_if_any()
+    identity = current_identity()
+    return Publication(
+        prices=tuple(price for price in prices if price is not None),
+        effective_from=effective_from,
+        author=identity.key_id or identity.subject,
+        reason=request.reason,
+        request_id=request.request_id,
+        body_sha256=hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
+        max_move_percent=request.max_move_percent,
+    )
+
+
+def _price(v: Violations, price: resources_pb2.Price, at: str) -> PublishedPrice | None:
+    """One price to publish; what is wrong with it is noted, and then it is None."""
+    already = len(v.found)
+    v.identifier(f"{at}.provider", price.provider)
+    v.text(f"{at}.model", price.model, max_length=MAX_MODEL_CHARS, required=True)
+    v.text(f"{at}.display_name", price.display_name, max_length=MAX_MODEL_CHARS)
+    if price.mode or not price.withdrawn:
+        v.one_of(f"{at}.mode", price.mode, MODES)
+    v.non_negative(f"{at}.max_input_tokens", price.max_input_tokens)
+    v.non_negative(f"{at}.max_output_tokens", price.max_output_tokens)
+    card = None
+    if price.withdrawn:
+        if price.rates:
+            v.add(f"{at}.rates", "must be empty where the model is withdrawn")
+    else:
+        unset = resources_pb2.Price()
+        unset.CopyFrom(price)
+        unset.ClearField("effective_from")
+        try:
+            card = card_from_proto(unset)
+        except InvalidPriceCard as error:
+            for fault in error.faults:
+                v.add(f"{at}.{fault.field}", fault.description)
+    if len(v.found) > already:
+        return None
+    name = price.display_name or price.model
+    return PublishedPrice(price.provider, price.model, 0, datetime.now(UTC), card, name, price.mode)

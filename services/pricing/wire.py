@@ -1,0 +1,106 @@
+"""Owns the passage between pricing's values and their messages; rates, cards and costs are services.rating.wire's."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from tollkeeper.pricing.v1 import plan_service_pb2, pricing_service_pb2, resources_pb2
+
+from services.kit.validation import Violations
+from services.pricing.economics import OverageLine, Tier
+from services.pricing.model import CatalogueVersion, Plan, PublishedPrice
+from services.pricing.service import Estimate
+from services.rating.wire import card_to_proto
+
+_PLAN_FIELDS = tuple(field.name for field in fields(Plan) if field.name not in {"metrics", "created_at"})
+
+
+def moment(violations: Violations, field: str, value: Timestamp) -> datetime:
+    """A timestamp as a moment in UTC; one that no calendar has is noted in `violations`."""
+    try:
+        return value.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        violations.add(field, "must be a moment from the year 1 to 9999")
+        return datetime.now(UTC)
+
+
+def timestamp(value: datetime) -> Timestamp:
+    """A moment's message."""
+    made = Timestamp()
+    made.FromDatetime(value)
+    return made
+
+
+def price_to_proto(price: PublishedPrice) -> resources_pb2.Price:
+    """A published price; a withdrawal has no rates."""
+    if price.card is not None:
+        return card_to_proto(price.card, display_name=price.display_name)
+    return resources_pb2.Price(
+        provider=price.provider,
+        model=price.model,
+        mode=price.mode,
+        version=price.version,
+        effective_from=timestamp(price.effective_from),
+        withdrawn=True,
+        display_name=price.display_name,
+    )
+
+
+def version_to_proto(version: CatalogueVersion) -> resources_pb2.CatalogueVersion:
+    """A publication."""
+    return resources_pb2.CatalogueVersion(
+        version=version.version,
+        effective_from=timestamp(version.effective_from),
+        created_at=timestamp(version.created_at),
+        author=version.author,
+        reason=version.reason,
+        prices_changed=version.prices_changed,
+    )
+
+
+def estimate_to_proto(estimate: Estimate) -> pricing_service_pb2.CostEstimate:
+    """What a call can cost."""
+    return pricing_service_pb2.CostEstimate(
+        max_cost_nanos=estimate.most.cost_nanos,
+        max_billed_nanos=estimate.most.billed_nanos,
+        expected_cost_nanos=estimate.expected.cost_nanos,
+        price_version=estimate.most.price_version,
+    )
+
+
+def plan_to_proto(plan: Plan) -> resources_pb2.Plan:
+    """A plan."""
+    made = resources_pb2.Plan(
+        **{name: getattr(plan, name) for name in _PLAN_FIELDS},
+        credit_nanos=plan.credit_nanos,
+        metrics=[
+            resources_pb2.PlanMetric(
+                metric=metric.metric,
+                included=metric.included,
+                overage_nanos_per_million=metric.overage_nanos_per_million,
+                cap=metric.cap,
+            )
+            for metric in plan.metrics
+        ],
+    )
+    if plan.created_at is not None:
+        made.created_at.FromDatetime(plan.created_at)
+    return made
+
+
+def tier_to_proto(tier: Tier) -> plan_service_pb2.TierEconomics:
+    """A tier, worked out."""
+    return plan_service_pb2.TierEconomics(**{field.name: getattr(tier, field.name) for field in fields(Tier)})
+
+
+def overage_to_proto(lines: list[OverageLine]) -> plan_service_pb2.QuoteOverageResponse:
+    """An overage; the total is the sum of its lines, as an invoice's is."""
+    return plan_service_pb2.QuoteOverageResponse(
+        lines=[
+            plan_service_pb2.OverageLine(**{field.name: getattr(line, field.name) for field in fields(OverageLine)})
+            for line in lines
+        ],
+        total_nanos=sum(line.cost_nanos for line in lines),
+    )

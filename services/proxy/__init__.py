@@ -1,0 +1,1 @@
+"""The proxy: API keys, admission, provider calls and their settlement."""

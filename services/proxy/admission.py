@@ -1,0 +1,174 @@
+"""Owns the rule which calls are admitted, at which price, with which output cap. Pure: no I/O, no clock.
+
+In this order, each with its own refusal: account suspended; provider or model not in the plan, or not for the key; no
+price; larger than the plan allows. (The limits per minute, `rates.py`, and the ledger's hold come after.)
+
+The plan's tokens per request are checked with the best guess of the input, since the bound is about four times the real
+count of Latin text and would refuse what the plan means to allow; so a request at the very edge may use some more than
+the plan's number. Money is held by the bound, so no call costs more than its hold for want of a better guess. A client's
+own cap that does not fit the plan is refused; where it gave none, the cap is what fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from services import rating
+from services.proxy.calls.chat import ChatRequest
+from services.proxy.catalogue import Catalogue
+from services.proxy.entitlements.model import Entitlement
+from services.proxy.errors import (
+    AccountSuspended,
+    ModelAmbiguous,
+    ModelNotAllowed,
+    ModelNotPriced,
+    ProviderNotAllowed,
+    RequestTooLargeForPlan,
+)
+from services.proxy.keys.model import Key
+
+PREFERRED_PROVIDER = "openai"  # whose wire format it is
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An admitted call: its price, and what is to be held for it.
+
+    `cap` is the output cap that is wanted, for each of `choices` answers. `amount_nanos` and `tokens` are the most that
+    the call can cost and use; the minima are those of the same call with one token for each answer.
+    """
+
+    card: rating.PriceCard
+    multiplier_millionths: int
+    service_tier: str
+    components: frozenset[str]
+    input_bound: int
+    choices: int
+    cap: int
+    billable: bool
+    amount_nanos: int
+    minimum_amount_nanos: int
+    tokens: int
+    minimum_tokens: int
+
+    def cap_within(self, amount_nanos: int, tokens: int) -> int:
+        """The output cap, for each answer, that a hold of so much pays for: at most the one wanted, at least 1."""
+        cap = min(self.cap, (tokens - self.input_bound) // self.choices)
+        if self.billable and amount_nanos < self.amount_nanos:
+            affordable = rating.affordable_output_tokens(
+                self.card,
+                amount_nanos,
+                self.input_bound,
+                service_tier=self.service_tier,
+                multiplier_millionths=self.multiplier_millionths,
+                components=self.components,
+            )
+            cap = min(cap, affordable // self.choices)
+        assert cap >= 1, "the ledger held less than the minimum"
+        return cap
+
+
+def may_call(key: Key, entitlement: Entitlement, model: str) -> bool:
+    """Whether plan and key allow the model, whoever provides it."""
+    return entitlement.allows_model(model) and (not key.allowed_models or model in key.allowed_models)
+
+
+def choose_card(
+    key: Key,
+    entitlement: Entitlement,
+    catalogue: Catalogue,
+    model: str,
+    now: datetime,
+    *,
+    provider: str = "",
+    configured: Collection[str] = (),
+) -> rating.PriceCard:
+    """The price of the model for the account, and with it whose model it is: `provider`'s where one is named.
+
+    Else the provider whose wire format it is, where the plan has it; else the only one that has the model; of several,
+    the only one that is configured. Raises AccountSuspended, ModelNotAllowed, ProviderNotAllowed, ModelNotPriced,
+    ModelAmbiguous.
+    """
+    if not entitlement.active:
+        raise AccountSuspended("the account is suspended", account_id=entitlement.account_id)
+    if provider and not entitlement.allows_provider(provider):
+        raise ProviderNotAllowed(f"the plan does not include {provider}", provider=provider, plan=entitlement.plan_id)
+    if not may_call(key, entitlement, model):
+        raise ModelNotAllowed(f"this key may not call {model}", model=model, plan=entitlement.plan_id)
+    having = catalogue.providers_of(model, now)
+    if provider:
+        having = [name for name in having if name == provider]
+    if not having:
+        raise ModelNotPriced(f"{model} has no price", model=model)
+    allowed = [name for name in having if entitlement.allows_provider(name)]
+    if not allowed:
+        raise ProviderNotAllowed(
+            f"the plan does not include {having[0]}", provider=having[0], model=model, plan=entitlement.plan_id
+        )
+    if PREFERRED_PROVIDER in allowed:
+        chosen = PREFERRED_PROVIDER
+    elif len(allowed) == 1:
+        chosen = allowed[0]
+    else:
+        callable_ones = [name for name in allowed if name in configured]
+        if len(callable_ones) != 1:
+            raise ModelAmbiguous(f"several providers have {model}", model=model, providers=", ".join(allowed))
+        chosen = callable_ones[0]
+    card = catalogue.card(entitlement.account_id, chosen, model, now)
+    if card is None:
+        raise ModelNotPriced(f"{model} has no price", model=model)
+    return card
+
+
+def admit(
+    key: Key, entitlement: Entitlement, card: rating.PriceCard, request: ChatRequest, *, default_cap: int
+) -> Admitted:
+    """What to hold for a call at this price. Raises RequestTooLargeForPlan, ModelNotPriced (no rate for a part of it)."""
+    cap = _cap(entitlement, card, request, default_cap)
+    try:
+        most, least = (
+            rating.upper_bound(
+                card,
+                request.input_bound,
+                each * request.choices,
+                service_tier=request.service_tier,
+                multiplier_millionths=entitlement.multiplier_millionths,
+                components=request.components,
+            ).billed_nanos
+            for each in (cap, 1)
+        )
+    except rating.ComponentNotPriced as error:
+        raise ModelNotPriced(str(error), model=card.model, component=error.component) from error
+    except rating.CostTooLarge as error:
+        raise RequestTooLargeForPlan("the call could cost more than can be counted", model=card.model) from error
+    return Admitted(
+        card=card,
+        multiplier_millionths=entitlement.multiplier_millionths,
+        service_tier=request.service_tier,
+        components=request.components,
+        input_bound=request.input_bound,
+        choices=request.choices,
+        cap=cap,
+        billable=key.billable,
+        amount_nanos=most if key.billable else 0,
+        minimum_amount_nanos=least if key.billable else 0,
+        tokens=request.input_bound + cap * request.choices,
+        minimum_tokens=request.input_bound + request.choices,
+    )
+
+
+def _cap(entitlement: Entitlement, card: rating.PriceCard, request: ChatRequest, default_cap: int) -> int:
+    most = entitlement.max_tokens_per_request
+    room = (most - request.input_guess) // request.choices if most else 0
+    if most and (room < 1 or (request.cap is not None and request.cap > room)):
+        asked = request.input_guess + (request.cap or 1) * request.choices
+        raise RequestTooLargeForPlan(
+            f"the request is of about {asked} tokens, input and output cap together; the plan allows {most}",
+            tokens=asked,
+            max_tokens_per_request=most,
+        )
+    if request.cap is not None:
+        return request.cap
+    return min([limit for limit in (room, card.max_output_tokens) if limit > 0] or [default_cap])

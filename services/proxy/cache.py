@@ -1,0 +1,88 @@
+"""Owns what is remembered of a lookup, for a stated time and in a bounded amount."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class LookupCache(Generic[K, V]):
+    """Remembers what `load` gave, for at most `lifetime_seconds` counted from when it was asked.
+
+    Counted from there, because what was read may have changed while the answer was on its way: a change committed at
+    some moment is seen by every lookup that begins `lifetime_seconds` later. What is not there (None) is remembered
+    apart from what is, so that guesses do not push out what is known. Lookups of one key at once ask once.
+    """
+
+    def __init__(
+        self, load: Callable[[K], Awaitable[V | None]], *, lifetime_seconds: float, max_entries: int
+    ) -> None:
+        self._load = load
+        self._lifetime_seconds = lifetime_seconds
+        self._max_entries = max_entries
+        self._known: dict[K, tuple[V, float]] = {}
+        self._absent: dict[K, float] = {}
+        self._loading: dict[K, asyncio.Task[V | None]] = {}
+
+    def remembered(self, key: K) -> V | None:
+        """What is remembered, without asking; None where nothing is."""
+        found = self._known.get(key)
+        if found is not None and time.monotonic() < found[1]:
+            return found[0]
+        return None
+
+    async def get(self, key: K) -> V | None:
+        """What is remembered, else what `load` gives. Raises what `load` raises, which is never remembered."""
+        found = self.remembered(key)
+        if found is not None:
+            return found
+        if time.monotonic() < self._absent.get(key, 0.0):
+            return None
+        loading = self._loading.get(key)
+        if loading is None:
+            loading = self._loading[key] = asyncio.create_task(self._loaded(key))
+            loading.add_done_callback(_seen)
+        # One caller that gives up must not fail the others who wait for the same.
+        return await asyncio.shield(loading)
+
+    def forget(self, key: K) -> None:
+        """Ask anew the next time; an answer on its way now is not remembered."""
+        self._known.pop(key, None)
+        self._absent.pop(key, None)
+        self._loading.pop(key, None)
+
+    async def _loaded(self, key: K) -> V | None:
+        expires = time.monotonic() + self._lifetime_seconds
+        mine = asyncio.current_task()
+        try:
+            found = await self._load(key)
+            if self._loading.get(key) is mine:
+                self._remember(key, found, expires)
+            return found
+        finally:
+            if self._loading.get(key) is mine:
+                del self._loading[key]
+
+    def _remember(self, key: K, found: V | None, expires: float) -> None:
+        # Taken out first, so that what was looked up last stands last, and what stands first goes first.
+        self._known.pop(key, None)
+        self._absent.pop(key, None)
+        if found is None:
+            while len(self._absent) >= self._max_entries:
+                del self._absent[next(iter(self._absent))]
+            self._absent[key] = expires
+            return
+        while len(self._known) >= self._max_entries:
+            del self._known[next(iter(self._known))]
+        self._known[key] = (found, expires)
+
+
+def _seen(task: asyncio.Task[V | None]) -> None:
+    """Look at a load's failure even where everyone who waited for it has gone."""
+    if not task.cancelled():
+        task.exception()

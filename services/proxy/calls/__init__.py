@@ -1,0 +1,1 @@
+"""Model calls: read, admitted, held, made, metered and settled."""

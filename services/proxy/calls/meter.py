@@ -1,0 +1,125 @@
+"""Owns what is known of an answer while it comes: the provider's own count, or ours where it gives none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from services import rating
+from services.proxy.calls import chat
+from services.proxy.sse import data_of, event_of
+
+DONE = b"[DONE]"
+
+
+@dataclass(slots=True)
+class Meter:
+    """Counts one answer. `begun`: the provider has begun to answer, so the call is owed whatever comes after."""
+
+    input_guess: int
+    begun: bool = False
+    usage: rating.Usage | None = None
+    service_tier: str | None = None
+    provider_request_id: str = ""
+    finished: bool = False
+    failed: bool = False
+    _guessed: int = 0
+    _pieces: int = 0
+    _head: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the counts are ours."""
+        return self.usage is None
+
+    def counted(self) -> rating.Usage:
+        """What was used: the provider's count, else a guess, never of nothing.
+
+        A provider sends at least a token in each piece of a stream, so there are at least as many as pieces.
+        """
+        if self.usage is not None:
+            return self.usage
+        return rating.Usage(input_tokens=self.input_guess, output_tokens=max(self._guessed, self._pieces, 1))
+
+    def take_whole(self, body: bytes) -> None:
+        """Count a unary answer."""
+        try:
+            answer = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            answer = None
+        if not isinstance(answer, dict):
+            self._guessed += len(body) // 4
+            return
+        self._note(answer)
+        guessed, _ = chat.output_guess(answer.get("choices"), "message")
+        self._guessed += guessed
+        self.finished = True
+
+    def take_event(self, event: bytes) -> Event:
+        """Count one event of a stream."""
+        data = data_of(event)
+        if data == DONE:
+            self.finished = True
+            return Event(event, done=True)
+        if not data.startswith(b"{"):
+            return Event(event)
+        try:
+            chunk = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            self._guessed += len(data) // 4
+            return Event(event)
+        if chunk.get("error") is not None:
+            self.failed = True
+            return Event(event)
+        self._note(chunk)
+        choices = chunk.get("choices")
+        guessed, found = chat.output_guess(choices, "delta")
+        self._guessed += guessed
+        self._pieces += found
+        if isinstance(choices, list) and any(isinstance(c, dict) and c.get("finish_reason") for c in choices):
+            self.finished = True
+        return Event(event, chunk=chunk if isinstance(chunk.get("usage"), dict) else None)
+
+    def last_chunk(self) -> dict[str, Any]:
+        """A chunk that ends a stream whose provider sent none with usage: the head it gave its others, and our count."""
+        counted = self.counted()
+        return {
+            "id": self._head.get("id", ""),
+            "object": "chat.completion.chunk",
+            "created": self._head.get("created", 0),
+            "model": self._head.get("model", ""),
+            "choices": [],
+            "usage": {
+                "prompt_tokens": counted.input_tokens,
+                "completion_tokens": counted.output_tokens,
+                "total_tokens": counted.input_tokens + counted.output_tokens,
+            },
+        }
+
+    def _note(self, answer: dict[str, Any]) -> None:
+        usage = chat.read_usage(answer.get("usage"))
+        if usage is not None:
+            self.usage = usage
+        tier = answer.get("service_tier")
+        if isinstance(tier, str):
+            self.service_tier = chat.tier_of(tier)
+        if not self._head:
+            self._head = {name: answer.get(name) for name in ("id", "created", "model")}
+            identifier = answer.get("id")
+            self.provider_request_id = identifier[:200] if isinstance(identifier, str) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event as it came; `chunk` is its data where that has usage in it, `done` where it ends the stream."""
+
+    raw: bytes
+    chunk: dict[str, Any] | None = None
+    done: bool = False
+
+
+def with_credits(chunk: dict[str, Any], credits_object: dict[str, Any]) -> bytes:
+    """An event of this chunk and its call's credits."""
+    return event_of(orjson.dumps({**chunk, "credits": credits_object}))

@@ -1,0 +1,206 @@
+# ruff: noqa: N818 (a refusal is named for what is wrong; that it is an error is said by its base)
+"""Owns the proxy's refusals.
+
+ProxyError (domain "tollkeeper.proxy")
+├── ApiKeyInvalid              API_KEY_INVALID               401  no such key
+├── ApiKeyRevoked              API_KEY_REVOKED               401
+├── ApiKeyExpired              API_KEY_EXPIRED               401
+├── KeyTypeNotAllowed          KEY_TYPE_NOT_ALLOWED          403  an admin key calling a model
+├── KeyNotFound                KEY_NOT_FOUND                 404
+├── AccountNotFound            ACCOUNT_NOT_FOUND             404  no entitlement is known of the account
+├── IdempotencyConflict        IDEMPOTENCY_CONFLICT          409
+├── AccountSuspended           ACCOUNT_SUSPENDED             403
+├── ProviderNotAllowed         PROVIDER_NOT_ALLOWED          403
+├── ModelNotAllowed            MODEL_NOT_ALLOWED             403
+├── ModelNotPriced             MODEL_NOT_PRICED              403  never served free
+├── ModelAmbiguous             MODEL_AMBIGUOUS               400  several providers have a model of that name
+├── ModelNotFound              MODEL_NOT_FOUND               404  of the models' listing
+├── RequestTooLargeForPlan     REQUEST_TOO_LARGE_FOR_PLAN    400
+├── RateLimited                RATE_LIMITED                  429
+├── LedgerUnavailable          LEDGER_UNAVAILABLE            503  no hold, so nothing was called
+├── CatalogueUnavailable       CATALOGUE_UNAVAILABLE         503  no price is known yet
+├── ProviderNotConfigured      PROVIDER_NOT_CONFIGURED       501
+├── ProviderUnavailable        PROVIDER_UNAVAILABLE          503
+├── ProviderTimeout            PROVIDER_TIMEOUT              504
+└── ProviderCredentialRefused  PROVIDER_CREDENTIAL_REFUSED   503  the provider refuses the operator's key
+
+What the ledger refuses (INSUFFICIENT_CREDIT, LIMIT_EXCEEDED …) passes through as the ledger said it.
+"""
+
+from __future__ import annotations
+
+from services.kit.errors import Kind, ServiceError
+
+
+class ProxyError(ServiceError):
+    """A refusal of the proxy."""
+
+    domain = "tollkeeper.proxy"
+
+
+class ApiKeyInvalid(ProxyError):
+    """The credential is no key that was ever made here."""
+
+    kind = Kind.UNAUTHENTICATED
+    reason = "API_KEY_INVALID"
+    advice = "Send a key as `authorization: Bearer`, `x-api-key` or `x-goog-api-key`; check that it is whole."
+
+
+class ApiKeyRevoked(ProxyError):
+    """The key was revoked."""
+
+    kind = Kind.UNAUTHENTICATED
+    reason = "API_KEY_REVOKED"
+    advice = "Use another key; a revoked one does not come back."
+
+
+class ApiKeyExpired(ProxyError):
+    """The key has ended by itself."""
+
+    kind = Kind.UNAUTHENTICATED
+    reason = "API_KEY_EXPIRED"
+    advice = "Ask for a new key."
+
+
+class KeyTypeNotAllowed(ProxyError):
+    """An operator's key was used to call a model: nobody would pay for it."""
+
+    kind = Kind.DENIED
+    reason = "KEY_TYPE_NOT_ALLOWED"
+    advice = "Call models with a standard or internal key; admin keys are for /api/admin."
+
+
+class KeyNotFound(ProxyError):
+    """No key has this id."""
+
+    kind = Kind.NOT_FOUND
+    reason = "KEY_NOT_FOUND"
+    advice = "List the keys to find the id; it is not the key itself."
+
+
+class AccountNotFound(ProxyError):
+    """The proxy was told of no entitlement of this account."""
+
+    kind = Kind.NOT_FOUND
+    reason = "ACCOUNT_NOT_FOUND"
+    advice = "Open the account first; a new account is known here within a second."
+
+
+class IdempotencyConflict(ProxyError):
+    """The request id was used for something else."""
+
+    kind = Kind.CONFLICT
+    reason = "IDEMPOTENCY_CONFLICT"
+    advice = "Use a new request id for a new request, and the same body for a repeat."
+
+
+class AccountSuspended(ProxyError):
+    """The account may not call anything now."""
+
+    kind = Kind.DENIED
+    reason = "ACCOUNT_SUSPENDED"
+    advice = "Settle what is open on the account, or ask the operator."
+
+
+class ProviderNotAllowed(ProxyError):
+    """The plan does not include the provider."""
+
+    kind = Kind.DENIED
+    reason = "PROVIDER_NOT_ALLOWED"
+    advice = "Choose a plan that includes the provider, or another model."
+
+
+class ModelNotAllowed(ProxyError):
+    """The plan or the key does not include the model."""
+
+    kind = Kind.DENIED
+    reason = "MODEL_NOT_ALLOWED"
+    advice = "List the models to see which may be called with this key."
+
+
+class ModelNotPriced(ProxyError):
+    """The model has no price in force, so it is not served."""
+
+    kind = Kind.DENIED
+    reason = "MODEL_NOT_PRICED"
+    advice = "Check the model's name; ask the operator to publish a price."
+
+
+class ModelAmbiguous(ProxyError):
+    """Several providers of the plan have a model of this name."""
+
+    kind = Kind.INVALID
+    reason = "MODEL_AMBIGUOUS"
+    advice = "Name the provider: POST /api/ai/{provider}."
+
+
+class ModelNotFound(ProxyError):
+    """No model of this name may be called with this key."""
+
+    kind = Kind.NOT_FOUND
+    reason = "MODEL_NOT_FOUND"
+    advice = "List the models to see which may be called with this key."
+
+
+class RequestTooLargeForPlan(ProxyError):
+    """Input and output cap together are above the plan's tokens per request."""
+
+    kind = Kind.INVALID
+    reason = "REQUEST_TOO_LARGE_FOR_PLAN"
+    advice = "Shorten the input, lower the output cap, or choose a larger plan."
+
+
+class RateLimited(ProxyError):
+    """More requests or tokens in a minute than the key or the plan allows."""
+
+    kind = Kind.EXHAUSTED
+    reason = "RATE_LIMITED"
+    advice = "Wait for as long as retry-after says."
+
+
+class LedgerUnavailable(ProxyError):
+    """The ledger did not answer, so no money is held and nothing was called."""
+
+    kind = Kind.UNAVAILABLE
+    reason = "LEDGER_UNAVAILABLE"
+    advice = "Retry with backoff. Nothing was charged."
+
+
+class CatalogueUnavailable(ProxyError):
+    """The proxy has not had the prices yet."""
+
+    kind = Kind.UNAVAILABLE
+    reason = "CATALOGUE_UNAVAILABLE"
+    advice = "Retry with backoff. Operator: check that pricing is up."
+
+
+class ProviderNotConfigured(ProxyError):
+    """This installation has no credential for the provider."""
+
+    kind = Kind.UNIMPLEMENTED
+    reason = "PROVIDER_NOT_CONFIGURED"
+    advice = "Choose a model of another provider. Operator: set the provider's API key."
+
+
+class ProviderUnavailable(ProxyError):
+    """The provider could not be reached, or broke off before its answer was whole."""
+
+    kind = Kind.UNAVAILABLE
+    reason = "PROVIDER_UNAVAILABLE"
+    advice = "Retry with backoff. Nothing was charged."
+
+
+class ProviderTimeout(ProxyError):
+    """The provider did not answer in time."""
+
+    kind = Kind.DEADLINE
+    reason = "PROVIDER_TIMEOUT"
+    advice = "Retry, or ask for a shorter answer. Nothing was charged."
+
+
+class ProviderCredentialRefused(ProxyError):
+    """The provider refuses the key that the operator configured; its words are not for customers."""
+
+    kind = Kind.UNAVAILABLE
+    reason = "PROVIDER_CREDENTIAL_REFUSED"
+    advice = "Operator: check the provider's API key. Nothing was charged."

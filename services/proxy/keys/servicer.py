@@ -1,0 +1,206 @@
+"""Owns the passage between KeyService's messages and keys, and what is checked of a request."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.kit.amounts import request_amount
+from services.kit.identity import current_identity
+from services.kit.validation import Violations
+from services.proxy.clock import utc_now
+from services.proxy.keys.model import (
+    ADMIN,
+    DEFAULT_PREFIX,
+    KEY_TYPES,
+    PREFIX,
+    PREFIX_RULE,
+    STANDARD,
+    STATUSES,
+    Key,
+)
+from services.proxy.keys.service import Keys, KeyWish
+from tollkeeper.proxy.v1 import key_service_pb2 as pb
+from tollkeeper.proxy.v1 import key_service_pb2_grpc, resources_pb2
+
+_MAX_NAME_CHARS = 200
+_MAX_MODEL_CHARS = 200
+_MAX_ALLOWED_MODELS = 100
+_MAX_PER_MINUTE = 2**31 - 1
+_DEFAULT_PAGE_SIZE = 100
+
+
+class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
+    """KeyService."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    async def CreateKey(self, request: pb.CreateKeyRequest, context: Any) -> pb.CreateKeyResponse:  # noqa: N802
+        """See the contract."""
+        violations = Violations()
+        violations.identifier("account_id", request.account_id, required=request.key_type != ADMIN)
+        violations.identifier("request_id", request.request_id, required=False)
+        # Before the rest is checked: a repeat is answered even where its `expires_at` has passed meanwhile.
+        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        if request.request_id and not violations.found:
+            before = await self._keys.made_for(request.account_id, request.request_id, digest)
+            if before is not None:
+                return _replayed(before, context)
+        wish = _wish(request, violations)
+        violations.raise_if_any()
+        key, secret = await self._keys.create(
+            wish,
+            created_by=current_identity().subject,
+            request_id=request.request_id,
+            request_sha256=digest,
+        )
+        if not secret:
+            return _replayed(key, context)
+        return pb.CreateKeyResponse(key_id=key.key_id, key=secret, record=message(key))
+
+    async def GetKey(self, request: pb.GetKeyRequest, _context: Any) -> resources_pb2.Key:  # noqa: N802
+        """See the contract."""
+        violations = Violations()
+        violations.identifier("key_id", request.key_id)
+        violations.raise_if_any()
+        return message(await self._keys.get(request.key_id))
+
+    async def ListKeys(self, request: pb.ListKeysRequest, _context: Any) -> pb.ListKeysResponse:  # noqa: N802
+        """See the contract."""
+        violations = Violations()
+        violations.identifier("account_id", request.account_id, required=False)
+        if request.status:
+            violations.one_of("status", request.status, STATUSES)
+        size = violations.page_size("page_size", request.page_size, default=_DEFAULT_PAGE_SIZE)
+        before = _position(violations, request.page_token)
+        violations.raise_if_any()
+        found, more = await self._keys.page(
+            account_id=request.account_id, status=request.status, before=before, size=size
+        )
+        return pb.ListKeysResponse(
+            keys=[message(key) for key in found], next_page_token=_token(found[-1]) if more else ""
+        )
+
+    async def RevokeKey(self, request: pb.RevokeKeyRequest, _context: Any) -> resources_pb2.Key:  # noqa: N802
+        """See the contract."""
+        violations = Violations()
+        violations.identifier("key_id", request.key_id)
+        violations.raise_if_any()
+        return message(await self._keys.revoke(request.key_id))
+
+
+def _replayed(key: Key, context: Any) -> pb.CreateKeyResponse:
+    context.set_trailing_metadata((("idempotency-replayed", "true"),))
+    return pb.CreateKeyResponse(key_id=key.key_id, record=message(key))
+
+
+def _wish(request: pb.CreateKeyRequest, violations: Violations) -> KeyWish:
+    violations.text("name", request.name, max_length=_MAX_NAME_CHARS)
+    key_type = violations.one_of("key_type", request.key_type or STANDARD, KEY_TYPES)
+    prefix = request.prefix or DEFAULT_PREFIX
+    if PREFIX.fullmatch(prefix) is None:
+        violations.add("prefix", PREFIX_RULE)
+    violations.identifier("workspace", request.workspace, required=False)
+    violations.count("allowed_models", request.allowed_models, at_most=_MAX_ALLOWED_MODELS)
+    for number, model in enumerate(request.allowed_models[:_MAX_ALLOWED_MODELS]):
+        violations.text(f"allowed_models[{number}]", model, max_length=_MAX_MODEL_CHARS, required=True)
+    daily, monthly = (_limit(request, violations, window) for window in ("daily", "monthly"))
+    if not request.account_id:
+        for field, amount in (("daily_limit_nanos", daily), ("monthly_limit_nanos", monthly)):
+            if amount:
+                violations.add(field, "a key of no account spends nothing, so it has no limit")
+    violations.between("requests_per_minute", request.requests_per_minute, 0, _MAX_PER_MINUTE)
+    violations.non_negative("tokens_per_minute", request.tokens_per_minute)
+    return KeyWish(
+        account_id=request.account_id,
+        name=request.name,
+        key_type=key_type,
+        prefix=prefix,
+        workspace=request.workspace,
+        allowed_models=frozenset(request.allowed_models),
+        daily_limit_nanos=daily,
+        monthly_limit_nanos=monthly,
+        requests_per_minute=request.requests_per_minute,
+        tokens_per_minute=request.tokens_per_minute,
+        expires_at=_expiry(request, violations),
+    )
+
+
+def _limit(request: pb.CreateKeyRequest, violations: Violations, window: str) -> int:
+    nanos_field, usd_field = f"{window}_limit_nanos", f"{window}_limit_usd"
+    return request_amount(
+        violations,
+        getattr(request, nanos_field) if request.HasField(nanos_field) else None,  # type: ignore[arg-type]
+        getattr(request, usd_field),
+        nanos_field=nanos_field,
+        usd_field=usd_field,
+        required=False,
+    )
+
+
+def _expiry(request: pb.CreateKeyRequest, violations: Violations) -> datetime | None:
+    if not request.HasField("expires_at"):
+        return None
+    try:
+        expires_at = request.expires_at.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        violations.add("expires_at", "is not a time")
+        return None
+    if expires_at <= utc_now():
+        violations.add("expires_at", "must be in the future")
+    return expires_at
+
+
+def _token(last: Key) -> str:
+    return base64.urlsafe_b64encode(f"{last.created_at.isoformat()} {last.key_id}".encode()).decode()
+
+
+def _position(violations: Violations, token: str) -> tuple[datetime, str] | None:
+    if not token:
+        return None
+    try:
+        text, _, key_id = base64.b64decode(token, altchars=b"-_", validate=True).decode().partition(" ")
+        created_at = datetime.fromisoformat(text)
+        if created_at.tzinfo is None or not key_id:
+            raise ValueError
+    except (ValueError, binascii.Error):
+        violations.add("page_token", "is not one that this listing gave")
+        return None
+    return created_at, key_id
+
+
+def message(key: Key) -> resources_pb2.Key:
+    """A key's message."""
+    return resources_pb2.Key(
+        key_id=key.key_id,
+        account_id=key.account_id,
+        name=key.name,
+        key_type=key.key_type,
+        prefix=key.prefix,
+        last_four=key.last_four,
+        workspace=key.workspace,
+        allowed_models=sorted(key.allowed_models),
+        daily_limit_nanos=key.daily_limit_nanos,
+        monthly_limit_nanos=key.monthly_limit_nanos,
+        expires_at=_timestamp(key.expires_at),
+        status=key.status(utc_now()),
+        created_at=_timestamp(key.created_at),
+        revoked_at=_timestamp(key.revoked_at),
+        requests_per_minute=key.requests_per_minute,
+        tokens_per_minute=key.tokens_per_minute,
+        replaced_by_key_id=key.replaced_by_key_id,
+    )
+
+
+def _timestamp(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp

@@ -1,0 +1,163 @@
+"""Owns the way to the ledger: operations of calls that run at once go in one `Apply`.
+
+What the ledger refuses is raised as it said it (RemoteError); that it did not answer, or could not just now, is
+LedgerUnavailable. Every operation has an idempotency key, so one whose answer was lost may be sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from services.kit.errors import Kind, RemoteError
+from services.kit.logs import get_logger
+from services.proxy.errors import LedgerUnavailable
+from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
+
+_log = get_logger(__name__)
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+# Said of an operation that may succeed when it is sent again.
+_PASSING = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+}
+
+_Group = tuple[tuple[pb.Operation, ...], "asyncio.Future[list[pb.OperationResult]]"]
+
+
+class Ledger:
+    """Sends operations in batches: while one is under way, what comes meanwhile waits and goes with the next.
+
+    `stub` is a LedgerServiceStub; at most `batches_at_once` calls are under way, of at most `batch_operations` each,
+    and at most `waiting_operations` wait: above that, LedgerUnavailable at once.
+    """
+
+    def __init__(
+        self,
+        stub: Any,
+        *,
+        timeout_seconds: float,
+        batch_operations: int = 256,
+        batches_at_once: int = 2,
+        waiting_operations: int = 10_000,
+    ) -> None:
+        self._stub = stub
+        self._timeout_seconds = timeout_seconds
+        self._batch_operations = batch_operations
+        self._batches_at_once = batches_at_once
+        self._waiting_operations = waiting_operations
+        self._waiting: deque[_Group] = deque()
+        self._waiting_count = 0
+        self._senders: set[asyncio.Task[None]] = set()
+
+    async def apply(self, *operations: pb.Operation) -> list[pb.OperationResult]:
+        """The results of one operation, or of a linked group of them, in order.
+
+        Raises RemoteError for the first that was refused, LedgerUnavailable where there is no telling whether they were
+        applied.
+        """
+        if self._waiting_count + len(operations) > self._waiting_operations:
+            raise LedgerUnavailable("too many operations wait for the ledger", retry_after_seconds=1)
+        answered: asyncio.Future[list[pb.OperationResult]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((operations, answered))
+        self._waiting_count += len(operations)
+        if len(self._senders) < self._batches_at_once:
+            sender = asyncio.create_task(self._send_waiting())
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        results = await answered
+        for result in results:
+            if result.HasField("error"):
+                _raise(result.error)
+        return results
+
+    async def drained(self) -> None:
+        """Wait until nothing is under way."""
+        while self._senders:
+            await asyncio.wait(self._senders)
+
+    async def _send_waiting(self) -> None:
+        while self._waiting:
+            groups = self._next_batch()
+            try:
+                results = await self._sent([operation for operations, _ in groups for operation in operations])
+            except LedgerUnavailable as error:
+                for _, answered in groups:
+                    if not answered.done():
+                        answered.set_exception(LedgerUnavailable(error.message, retry_after_seconds=1))
+                continue
+            at = 0
+            for operations, answered in groups:
+                if not answered.done():
+                    answered.set_result(results[at : at + len(operations)])
+                at += len(operations)
+
+    def _next_batch(self) -> list[_Group]:
+        groups: list[_Group] = []
+        size = 0
+        while self._waiting and (not groups or size + len(self._waiting[0][0]) <= self._batch_operations):
+            group = self._waiting.popleft()
+            self._waiting_count -= len(group[0])
+            if group[1].done():  # whoever asked has gone before it was sent
+                continue
+            groups.append(group)
+            size += len(group[0])
+        return groups
+
+    async def _sent(self, operations: list[pb.Operation]) -> list[pb.OperationResult]:
+        if not operations:
+            return []
+        try:
+            answer = await self._stub.Apply(pb.ApplyRequest(operations=operations), timeout=self._timeout_seconds)
+        except grpc.RpcError as error:
+            refusal = RemoteError.from_rpc(error)
+            _log.warning("ledger gave no answer", code=refusal.code.name, message=refusal.message)
+            raise LedgerUnavailable("the ledger did not answer", retry_after_seconds=1) from error
+        if len(answer.results) != len(operations):
+            _log.error("ledger answered another number of operations", sent=len(operations), got=len(answer.results))
+            raise LedgerUnavailable("the ledger's answer was not understood", retry_after_seconds=1)
+        return list(answer.results)
+
+
+def _raise(status: status_pb2.Status) -> None:
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    info, retry_after = _details(status)
+    if code in _PASSING:
+        raise LedgerUnavailable("the ledger could not do it just now", ledger_reason=info.reason, retry_after_seconds=1)
+    kind = Kind.of(code)
+    if info.reason == "INSUFFICIENT_CREDIT":
+        kind = Kind.PAYMENT_REQUIRED  # its code is that of an exhausted limit
+    raise RemoteError(
+        status.message,
+        code=code,
+        kind=kind,
+        reason=info.reason,
+        domain=info.domain,
+        metadata=dict(info.metadata),
+        retry_after_seconds=retry_after,
+    )
+
+
+def _details(status: status_pb2.Status) -> tuple[error_details_pb2.ErrorInfo, float | None]:
+    info, retry_after = error_details_pb2.ErrorInfo(), None
+    for detail in status.details:
+        try:
+            if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                detail.Unpack(info)
+            elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+                retry = error_details_pb2.RetryInfo()
+                detail.Unpack(retry)
+                retry_after = retry.retry_delay.ToMilliseconds() / 1000
+        except DecodeError:
+            continue
+    return info, retry_after

@@ -1,0 +1,5 @@
+"""Runs the proxy's migrations."""
+
+from services.kit.migrations import run_environment
+
+run_environment()

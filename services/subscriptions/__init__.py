@@ -1,0 +1,1 @@
+"""Subscriptions: which plan each account is on, and what ledger and proxy have to know of it."""

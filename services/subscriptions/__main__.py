@@ -1,0 +1,39 @@
+"""Owns the command line of subscriptions: `python -m services.subscriptions serve | migrate | work`."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+from services.kit.command import main
+from services.kit.serving import SyncServer
+from services.subscriptions.assembly import Subscriptions
+from services.subscriptions.settings import Settings
+from services.subscriptions.worker import work_as_leader
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def serve(settings: Settings) -> SyncServer:
+    """The server, with the background jobs beside it unless the settings say otherwise."""
+    parts = Subscriptions(settings)
+    server = parts.server()
+    if settings.deliver_in_serve:
+        jobs = parts.background_jobs()
+        server.on_start(jobs.start)
+        server.on_stop(jobs.stop)
+    return server
+
+
+def work(settings: Settings, stop: threading.Event) -> None:
+    """The background jobs, while this process leads."""
+    parts = Subscriptions(settings)
+    try:
+        work_as_leader(parts.engine, parts.background_jobs, stop)
+    finally:
+        parts.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Settings, serve=serve, work=work, script_location=MIGRATIONS))

@@ -1,0 +1,144 @@
+"""Owns delivery: takes entries from the outbox, sends each to its service, notes what came of it.
+
+No transaction is open while a peer is called. A delivery is claimed by a lease in one transaction, sent, and marked in
+another; a deliverer that dies in between leaves a lease that runs out, and the delivery is sent again by whoever claims
+it next. That is safe because deliveries are idempotent, and orderly because only an account's oldest waiting delivery
+can be claimed.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import assert_never
+
+import grpc
+from prometheus_client import Counter
+from sqlalchemy import Engine
+
+from services.kit.errors import RemoteError
+from services.kit.logs import get_logger
+from services.subscriptions import store
+from services.subscriptions.clients import Peers
+from services.subscriptions.model.delivery import (
+    Delivery,
+    GrantCredit,
+    OpenLedgerAccount,
+    OutboxEntry,
+    SetEntitlement,
+    SetPlanLimits,
+    retry_delay_seconds,
+)
+from services.subscriptions.service.clock import Clock
+
+_log = get_logger(__name__)
+
+# Longer than any delivery may take (its timeout is at most 15 s), so that a claim never lapses while it is being sent.
+_LEASE_SECONDS = 30.0
+_RECHECK_SECONDS = 0.05
+_LEAST_SECONDS = 0.1
+_JITTER = 0.2
+
+# Codes that say that what was sent is not acceptable, rather than that it could not be taken in now.
+_REFUSALS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
+
+_DELIVERIES = Counter(
+    "tollkeeper_subscriptions_deliveries", "Deliveries to ledger and proxy attempted, by outcome", ["kind", "outcome"]
+)
+
+
+class Deliverer:
+    """Delivers the outbox. Any number of them, in any number of processes, are safe side by side."""
+
+    def __init__(self, engine: Engine, peers: Peers, *, timeout_seconds: float, clock: Clock) -> None:
+        self._engine = engine
+        self._peers = peers
+        self._timeout_seconds = timeout_seconds
+        self._clock = clock
+
+    def deliver_account(self, account_id: str, *, within_seconds: float) -> bool:
+        """Deliver what waits of one account now, due or not; True when nothing is left.
+
+        False after the first failure, or when the time is over: the rest is then delivered in the background. What
+        another deliverer has claimed is waited for.
+        """
+        ends = time.monotonic() + within_seconds
+        while (left := ends - time.monotonic()) > _LEAST_SECONDS:
+            with self._engine.begin() as connection:
+                entry = store.claim_of_account(connection, account_id, lease_seconds=_LEASE_SECONDS)
+                if entry is None and not store.has_waiting(connection, account_id):
+                    return True
+            if entry is None:
+                time.sleep(_RECHECK_SECONDS)
+            elif not self._deliver(entry, min(left, self._timeout_seconds)):
+                return False
+        with self._engine.connect() as connection:
+            return not store.has_waiting(connection, account_id)
+
+    def deliver_next(self) -> bool:
+        """Deliver the entry longest due, of any account; False where nothing is due."""
+        with self._engine.begin() as connection:
+            entry = store.claim_due(connection, lease_seconds=_LEASE_SECONDS)
+        if entry is None:
+            return False
+        self._deliver(entry, self._timeout_seconds)
+        return True
+
+    def _deliver(self, entry: OutboxEntry, timeout_seconds: float) -> bool:
+        """Send one claimed entry and note the outcome; whether it has arrived."""
+        try:
+            self._send(entry.delivery, timeout_seconds)
+        except grpc.RpcError as error:
+            self._failed(entry, RemoteError.from_rpc(error))
+            return False
+        except RemoteError as error:
+            self._failed(entry, error)
+            return False
+        with self._engine.begin() as connection:
+            store.mark_delivered(connection, entry)
+        _DELIVERIES.labels(entry.delivery.kind, "delivered").inc()
+        return True
+
+    def _failed(self, entry: OutboxEntry, error: RemoteError) -> None:
+        refused = error.code in _REFUSALS
+        delay_seconds = retry_delay_seconds(entry.attempts, refused=refused)
+        delay_seconds *= 1 + random.uniform(-_JITTER, _JITTER)  # noqa: S311 (spreads retries, guards nothing)
+        said = f"{error.code.name} {error.reason} {error.message}"
+        with self._engine.begin() as connection:
+            store.mark_failed(connection, entry, error=said, delay_seconds=delay_seconds)
+        _DELIVERIES.labels(entry.delivery.kind, "refused" if refused else "failed").inc()
+        log = _log.error if refused else _log.warning
+        log(
+            "delivery refused" if refused else "delivery failed",
+            account_id=entry.account_id,
+            sequence=entry.sequence,
+            kind=entry.delivery.kind,
+            attempts=entry.attempts,
+            error=said,
+            retry_in_seconds=round(delay_seconds, 1),
+        )
+
+    def _send(self, delivery: Delivery, timeout_seconds: float) -> None:
+        match delivery:
+            case OpenLedgerAccount():
+                self._peers.ledger.open_account(delivery, timeout_seconds=timeout_seconds)
+            case SetPlanLimits():
+                self._peers.ledger.set_plan_limits(delivery, timeout_seconds=timeout_seconds)
+            case GrantCredit():
+                if delivery.has_lapsed(self._clock()):
+                    _log.warning("grant lapsed undelivered", account_id=delivery.account_id, grant=delivery.request_id)
+                else:
+                    self._peers.ledger.grant(delivery, timeout_seconds=timeout_seconds)
+            case SetEntitlement():
+                self._peers.proxy.set_entitlement(delivery, timeout_seconds=timeout_seconds)
+            case _:
+                assert_never(delivery)

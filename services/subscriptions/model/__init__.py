@@ -1,0 +1,1 @@
+"""The rules of subscriptions: frozen dataclasses and pure functions, without I/O."""

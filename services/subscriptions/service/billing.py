@@ -1,0 +1,132 @@
+"""Owns the use cases that read an account's money and use: credits, billing, overage, recommendation."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from services.subscriptions.clients import LedgerClient, PlanCatalogue, PricingClient
+from services.subscriptions.errors import PlanNotFound, TierNotFound
+from services.subscriptions.model.account import Account
+from services.subscriptions.model.credits import (
+    BillingView,
+    CreditsView,
+    CycleUse,
+    LimitUse,
+    OverageQuote,
+    OverageView,
+    RecommendationView,
+    UsageSums,
+)
+from services.subscriptions.model.plan import Plan, allowance, billed_nanos, provider_cost_nanos
+from services.subscriptions.service.clock import Clock, utc_now
+from services.subscriptions.service.customers import Customers
+
+
+class Billing:
+    """What an account has and has used, read from the ledger; what its plan says of that, from pricing."""
+
+    def __init__(
+        self,
+        customers: Customers,
+        plans: PlanCatalogue,
+        pricing: PricingClient,
+        ledger: LedgerClient,
+        *,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._customers = customers
+        self._plans = plans
+        self._pricing = pricing
+        self._ledger = ledger
+        self._clock = clock
+
+    def credits(self, account_id: str) -> CreditsView:
+        """Credits and use of the present cycle. Raises AccountNotFound, AccountNotProvisioned."""
+        account = self._customers.get(account_id)
+        balance = self._ledger.balance(account_id)
+        return CreditsView(account, balance, self._cycle_use(account_id, balance.cycle_start))
+
+    def billing_account(self, account_id: str) -> BillingView:
+        """Account, balance, spending and caps. Raises AccountNotFound, AccountNotProvisioned."""
+        account = self._customers.get(account_id)
+        balance = self._ledger.balance(account_id)
+        caps = {limit.window: limit for limit in self._ledger.limits(account_id, "account") if limit.unit == "nanos"}
+        now = self._clock()
+        by_day = self._ledger.usage_by_day(account_id, _month_start(now))
+        if by_day is None:  # a ledger that does not sum usage still counts what it caps
+            today, month = _used(caps.get("day")), _used(caps.get("month"))
+        else:
+            today = by_day.get(now.date().isoformat(), UsageSums()).billed_nanos
+            month = sum(sums.billed_nanos for sums in by_day.values())
+        return BillingView(
+            account=account,
+            balance=balance,
+            spent_today_nanos=today,
+            spent_this_month_nanos=month,
+            daily_limit_nanos=_amount(caps.get("day")),
+            monthly_limit_nanos=_amount(caps.get("month")),
+        )
+
+    def overage(self, account_id: str) -> OverageView:
+        """Tokens above the plan's allowance and their cost. Raises AccountNotFound, AccountNotProvisioned."""
+        account = self._customers.get(account_id)
+        plan = self.plan_of(account)
+        balance = self._ledger.balance(account_id)
+        used = self._cycle_use(account_id, balance.cycle_start).tokens
+        included = allowance(plan, "tokens")
+        quote = OverageQuote(0, 0) if included is None else self._pricing.quote_token_overage(plan, used)
+        return OverageView(account, included or 0, used, quote, balance.cycle_end)
+
+    def recommendation(self, account_id: str) -> RecommendationView:
+        """The plan that fits the cycle as projected. Raises AccountNotFound, AccountNotProvisioned."""
+        account = self._customers.get(account_id)
+        plan = self.plan_of(account)
+        balance = self._ledger.balance(account_id)
+        use = self._cycle_use(account_id, balance.cycle_start)
+        spent = balance.cycle_spent_nanos
+        advice = self._pricing.recommend(
+            plan, balance, cost_nanos=provider_cost_nanos(plan, spent), tokens=use.tokens, requests=use.requests
+        )
+        return RecommendationView(account, spent, billed_nanos(plan, advice.projected_cost_nanos), advice)
+
+    def tiers(self) -> tuple[Plan, ...]:
+        """The plans on sale, cheapest first."""
+        return self._plans.on_sale()
+
+    def tier(self, tier: str) -> Plan:
+        """One plan on sale. Raises TierNotFound."""
+        try:
+            plan = self._plans.newest(tier)
+        except PlanNotFound as error:
+            raise TierNotFound(f"there is no tier {tier!r}", tier=tier) from error
+        if plan.retired:
+            raise TierNotFound(f"tier {tier!r} is not on sale", tier=tier)
+        return plan
+
+    def plan_of(self, account: Account) -> Plan:
+        """The plan an account is on, in its own version."""
+        return self._plans.version(account.plan_id, account.plan_version)
+
+    def _cycle_use(self, account_id: str, cycle_start: datetime) -> CycleUse:
+        """Tokens and requests of the cycle: as the plan's limits have counted them, else from the usage records.
+
+        A plan without limits, on a ledger that does not sum usage, shows 0.
+        """
+        counted = {x.unit: x.used for x in self._ledger.limits(account_id, "plan") if x.window == "cycle"}
+        if not {"tokens", "requests"} <= counted.keys():
+            by_day = self._ledger.usage_by_day(account_id, cycle_start) or {}
+            sums = sum(by_day.values(), UsageSums())
+            counted = {"tokens": sums.tokens, "requests": sums.requests} | counted
+        return CycleUse(tokens=counted["tokens"], requests=counted["requests"])
+
+
+def _month_start(now: datetime) -> datetime:
+    return now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+def _used(limit: LimitUse | None) -> int:
+    return limit.used if limit is not None else 0
+
+
+def _amount(limit: LimitUse | None) -> int:
+    return limit.amount if limit is not None else 0

@@ -1,0 +1,215 @@
+"""Owns the use cases of customers' accounts: create, move to a plan, read, list, and grant each cycle's promotion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine
+
+from services.kit.errors import Violation
+from services.subscriptions import store
+from services.subscriptions.clients import PlanCatalogue
+from services.subscriptions.deliverer import Deliverer
+from services.subscriptions.errors import (
+    AccountExists,
+    AccountNotFound,
+    IdempotencyConflict,
+    PlanNotFound,
+    PlanRetired,
+)
+from services.subscriptions.model.account import Account, AccountWords, PlanChange
+from services.subscriptions.model.delivery import Delivery, opening, plan_terms, promotion
+from services.subscriptions.model.plan import Plan
+from services.subscriptions.service.clock import Clock, utc_now
+
+_PLAN_FIELD = "plan"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The account after a change; `replayed` where the same request had made it before."""
+
+    account: Account
+    replayed: bool
+
+
+class Customers:
+    """Accounts and the plans they are on."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        plans: PlanCatalogue,
+        deliverer: Deliverer,
+        *,
+        inline_delivery_seconds: float,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._engine = engine
+        self._plans = plans
+        self._deliverer = deliverer
+        self._inline_delivery_seconds = inline_delivery_seconds
+        self._clock = clock
+
+    def create(self, words: AccountWords) -> Done:
+        """Create an account and deliver what its plan gives, as far as time allows.
+
+        Raises AccountExists, PlanNotFound, PlanRetired; grpc.RpcError where pricing does not answer.
+        """
+        with self._engine.connect() as connection:
+            known = store.find_account(connection, words.account_id)
+        if known is not None:
+            return self._repeated(known, words)
+        plan = self._plan_on_sale(words.plan_id)
+        account, deliveries = self._new_account(words, plan)
+        with self._engine.begin() as connection:
+            added = store.insert_account(connection, account)
+            if added:
+                store.enqueue(connection, account.account_id, deliveries)
+            else:  # by the same request, sent twice at once, or by another
+                known = store.find_account(connection, words.account_id)
+        if not added:
+            assert known is not None
+            return self._repeated(known, words)
+        return Done(self._delivered(account), replayed=False)
+
+    def _new_account(self, words: AccountWords, plan: Plan) -> tuple[Account, list[Delivery]]:
+        now = self._clock()
+        account = Account(
+            account_id=words.account_id,
+            display_name=words.display_name,
+            email=words.email,
+            plan_id=plan.plan_id,
+            plan_version=plan.version,
+            status="active",
+            cycle_anchor=now,
+            created_at=now,
+            created_as=words.fingerprint,
+            revision=1,
+            renews_grant=False,
+            granted_until=None,
+        )
+        account, grants = _with_promotion(account, plan, now)
+        limits, entitlement = plan_terms(account, plan, is_new=True)
+        # Limits before credit, credit before the door is opened: at no moment more can be spent than the plan means.
+        return account, [opening(account), limits, *grants, entitlement]
+
+    def _repeated(self, known: Account, words: AccountWords) -> Done:
+        if known.created_as != words.fingerprint:
+            raise AccountExists(
+                f"account {words.account_id} was created with another display name, e-mail or plan",
+                account_id=words.account_id,
+            )
+        return Done(known if known.provisioned else self._delivered(known), replayed=True)
+
+    def set_plan(self, account_id: str, plan_id: str, request_id: str) -> Done:
+        """Move an account to a plan's newest version and deliver what follows, as far as time allows.
+
+        Moving to the plan it is on renews its terms. Raises AccountNotFound, PlanNotFound, PlanRetired,
+        IdempotencyConflict; grpc.RpcError where pricing does not answer.
+        """
+        with self._engine.connect() as connection:
+            change = store.find_plan_change(connection, account_id, request_id)
+        plan = None if change is not None else self._plan_on_sale(plan_id)
+        with self._engine.begin() as connection:
+            account = store.lock_account(connection, account_id)
+            if account is None:
+                raise _not_found(account_id)
+            change = change or store.find_plan_change(connection, account_id, request_id)
+            if change is None:
+                assert plan is not None
+                account = self._moved(connection, account, plan, request_id)
+        if change is None:
+            return Done(self._delivered(account), replayed=False)
+        if change.plan_id != plan_id:
+            raise IdempotencyConflict(f"request id {request_id} was used to move to plan {change.plan_id}")
+        first = replace(account, plan_id=change.plan_id, plan_version=change.plan_version)
+        return Done(first if first.provisioned else self._delivered(first), replayed=True)
+
+    def _moved(self, connection: Connection, account: Account, plan: Plan, request_id: str) -> Account:
+        now = self._clock()
+        moved = replace(account, plan_id=plan.plan_id, plan_version=plan.version, revision=account.revision + 1)
+        moved, grants = _with_promotion(moved, plan, now)
+        limits, entitlement = plan_terms(moved, plan)
+        store.update_account(connection, moved)
+        store.enqueue(connection, moved.account_id, [limits, *grants, entitlement])
+        store.insert_plan_change(
+            connection,
+            PlanChange(
+                account_id=account.account_id,
+                request_id=request_id,
+                from_plan_id=account.plan_id,
+                from_plan_version=account.plan_version,
+                plan_id=plan.plan_id,
+                plan_version=plan.version,
+                created_at=now,
+            ),
+        )
+        return moved
+
+    def get(self, account_id: str) -> Account:
+        """One account. Raises AccountNotFound."""
+        with self._engine.connect() as connection:
+            account = store.find_account(connection, account_id)
+        if account is None:
+            raise _not_found(account_id)
+        return account
+
+    def list(self, *, plan_id: str, status: str, after: str, page_size: int) -> tuple[list[Account], str]:
+        """A page of accounts by id from beyond `after` on, and the id to go on from; empty on the last page."""
+        with self._engine.connect() as connection:
+            found = store.list_accounts(connection, plan_id=plan_id, status=status, after=after, limit=page_size + 1)
+        page = found[:page_size]
+        return page, page[-1].account_id if len(found) > page_size else ""
+
+    def grant_due_promotions(self, *, limit: int) -> int:
+        """Grant the present cycle's promotion to accounts that have not had it, at most `limit`; how many were due.
+
+        Cycles that went by unnoticed are not made up for: their promotion would have expired.
+        """
+        now = self._clock()
+        with self._engine.connect() as connection:
+            due = store.accounts_owed_grant(connection, now, limit=limit)
+        for account in due:
+            self._grant_promotion(account, self._plans.version(account.plan_id, account.plan_version), now)
+        return len(due)
+
+    def _grant_promotion(self, seen: Account, plan: Plan, now: datetime) -> None:
+        with self._engine.begin() as connection:
+            account = store.lock_account(connection, seen.account_id)
+            if account is None or account.revision != seen.revision or not account.is_owed_grant(now):
+                return  # another one has granted it, or the account has been moved, since it was read
+            account, grants = _with_promotion(account, plan, now)
+            store.update_account(connection, account)
+            if grants:
+                store.enqueue(connection, account.account_id, grants)
+
+    def _plan_on_sale(self, plan_id: str) -> Plan:
+        violation = [Violation(_PLAN_FIELD, "must be a plan on sale")]
+        try:
+            plan = self._plans.newest(plan_id)
+        except PlanNotFound as error:
+            raise PlanNotFound(error.message, violations=violation, plan=plan_id) from error
+        if plan.retired:
+            raise PlanRetired(f"plan {plan_id} is not sold any more", violations=violation, plan=plan_id)
+        return plan
+
+    def _delivered(self, account: Account) -> Account:
+        done = self._deliverer.deliver_account(account.account_id, within_seconds=self._inline_delivery_seconds)
+        return replace(account, provisioned=done)
+
+
+def _with_promotion(account: Account, plan: Plan, now: datetime) -> tuple[Account, list[Delivery]]:
+    """The account on a plan that gives a promotion or not, and the grant of the present cycle where it is owed one."""
+    if not plan.gives_promotion:
+        return replace(account, renews_grant=False), []
+    if not account.is_owed_grant(now):
+        return replace(account, renews_grant=True), []
+    cycle = account.cycle_at(now)
+    granted = replace(account, renews_grant=True, granted_until=cycle.end)
+    return granted, [promotion(account.account_id, plan, cycle)]
+
+
+def _not_found(account_id: str) -> AccountNotFound:
+    return AccountNotFound(f"there is no account {account_id}", account_id=account_id)

@@ -1,0 +1,63 @@
+"""Owns CreditsService on the wire. Upgrades need Stripe, and a month's use sums of usage: they are not built yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tollkeeper.subscriptions.v1 import credits_service_pb2 as pb
+from tollkeeper.subscriptions.v1 import resources_pb2 as resources
+from tollkeeper.subscriptions.v1.credits_service_pb2_grpc import CreditsServiceServicer
+
+from services.kit.identity import current_identity
+from services.kit.validation import Violations
+from services.subscriptions.errors import AccountNotFound
+from services.subscriptions.service.billing import Billing
+from services.subscriptions.service.customers import Customers
+from services.subscriptions.servicer.messages import credits_balance, overage, recommendation, tier
+from services.subscriptions.servicer.requests import account_named
+
+
+class CreditsServicer(CreditsServiceServicer):
+    """Credits and tiers."""
+
+    def __init__(self, customers: Customers, billing: Billing) -> None:
+        self._customers = customers
+        self._billing = billing
+
+    def GetCreditsBalance(self, request: pb.GetCreditsBalanceRequest, context: Any) -> pb.CreditsBalance:  # noqa: N802, ARG002
+        """See the contract."""
+        return credits_balance(self._billing.credits(account_named(request)))
+
+    def ListTiers(self, request: pb.ListTiersRequest, context: Any) -> pb.ListTiersResponse:  # noqa: N802, ARG002
+        """See the contract. Open to all; a customer sees which tier is its own."""
+        current = self._callers_plan()
+        plans = self._billing.tiers()
+        return pb.ListTiersResponse(tiers=[tier(plan, current=plan.plan_id == current) for plan in plans])
+
+    def GetTier(self, request: pb.GetTierRequest, context: Any) -> resources.Tier:  # noqa: N802, ARG002
+        """See the contract."""
+        v = Violations()
+        name = v.identifier("tier", request.tier)
+        v.raise_if_any()
+        plan = self._billing.tier(name)
+        return tier(plan, current=plan.plan_id == self._callers_plan())
+
+    def GetCurrentTier(self, request: pb.GetCurrentTierRequest, context: Any) -> resources.Tier:  # noqa: N802, ARG002
+        """See the contract."""
+        return tier(self._billing.plan_of(self._customers.get(account_named(request))), current=True)
+
+    def GetOverage(self, request: pb.GetOverageRequest, context: Any) -> pb.Overage:  # noqa: N802, ARG002
+        """See the contract."""
+        return overage(self._billing.overage(account_named(request)))
+
+    def GetRecommendation(self, request: pb.GetRecommendationRequest, context: Any) -> pb.Recommendation:  # noqa: N802, ARG002
+        """See the contract."""
+        return recommendation(self._billing.recommendation(account_named(request)))
+
+    def _callers_plan(self) -> str:
+        """The plan of the customer who calls; empty for anyone else."""
+        account_id = current_identity().account_id
+        try:
+            return self._customers.get(account_id).plan_id if account_id else ""
+        except AccountNotFound:
+            return ""

@@ -1,0 +1,88 @@
+"""Owns CustomerService on the wire."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tollkeeper.subscriptions.v1 import operator_service_pb2 as pb
+from tollkeeper.subscriptions.v1 import resources_pb2 as resources
+from tollkeeper.subscriptions.v1.operator_service_pb2_grpc import CustomerServiceServicer
+
+from services.kit.validation import Violations
+from services.subscriptions.model.account import DEFAULT_PLAN, STATUSES, AccountWords
+from services.subscriptions.service.clock import Clock, utc_now
+from services.subscriptions.service.customers import Customers, Done
+from services.subscriptions.servicer.messages import customer_account
+from services.subscriptions.servicer.pages import page_token, read_page_token
+
+_MAX_NAME_CHARS = 200
+_MAX_EMAIL_CHARS = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
+_EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
+_DEFAULT_PAGE_SIZE = 100
+_REPLAYED = (("idempotency-replayed", "true"),)
+
+
+class CustomerServicer(CustomerServiceServicer):
+    """Customers' accounts, for operators."""
+
+    def __init__(self, customers: Customers, *, clock: Clock = utc_now) -> None:
+        self._customers = customers
+        self._clock = clock
+
+    def CreateAccount(self, request: pb.CreateAccountRequest, context: Any) -> resources.CustomerAccount:  # noqa: N802
+        """See the contract."""
+        v = Violations()
+        words = AccountWords(
+            account_id=v.identifier("account_id", request.account_id),
+            display_name=v.text("display_name", request.display_name, max_length=_MAX_NAME_CHARS),
+            email=_email(v, "email", request.email),
+            plan_id=v.identifier("plan", request.plan, required=False) or DEFAULT_PLAN,
+        )
+        v.identifier("request_id", request.request_id, required=False)
+        v.raise_if_any()
+        return self._answer(self._customers.create(words), context)
+
+    def GetCustomer(self, request: pb.GetCustomerRequest, context: Any) -> resources.CustomerAccount:  # noqa: N802, ARG002
+        """See the contract."""
+        v = Violations()
+        account_id = v.identifier("account_id", request.account_id)
+        v.raise_if_any()
+        return customer_account(self._customers.get(account_id), self._clock())
+
+    def ListCustomers(self, request: pb.ListCustomersRequest, context: Any) -> pb.ListCustomersResponse:  # noqa: N802, ARG002
+        """See the contract."""
+        v = Violations()
+        plan_id = v.identifier("plan", request.plan, required=False)
+        status = v.one_of("status", request.status, STATUSES) if request.status else ""
+        page_size = v.page_size("page_size", request.page_size, default=_DEFAULT_PAGE_SIZE)
+        after = read_page_token(v, "page_token", request.page_token, plan_id, status)
+        v.raise_if_any()
+        page, last = self._customers.list(plan_id=plan_id, status=status, after=after, page_size=page_size)
+        now = self._clock()
+        return pb.ListCustomersResponse(
+            accounts=[customer_account(account, now) for account in page],
+            next_page_token=page_token(last, plan_id, status),
+        )
+
+    def SetAccountPlan(self, request: pb.SetAccountPlanRequest, context: Any) -> resources.CustomerAccount:  # noqa: N802
+        """See the contract."""
+        v = Violations()
+        account_id = v.identifier("account_id", request.account_id)
+        plan_id = v.identifier("plan", request.plan)
+        request_id = v.identifier("request_id", request.request_id)
+        v.raise_if_any()
+        return self._answer(self._customers.set_plan(account_id, plan_id, request_id), context)
+
+    def _answer(self, done: Done, context: Any) -> resources.CustomerAccount:
+        if done.replayed:
+            context.set_trailing_metadata(_REPLAYED)
+        return customer_account(done.account, self._clock())
+
+
+def _email(violations: Violations, field: str, address: str) -> str:
+    """Nothing, or something on both sides of an @. Whether it is somebody's address, only a letter can tell."""
+    violations.text(field, address, max_length=_MAX_EMAIL_CHARS)
+    if address and len(address) <= _MAX_EMAIL_CHARS and not _EMAIL.fullmatch(address):
+        violations.add(field, "must be an e-mail address")
+    return address

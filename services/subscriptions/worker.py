@@ -1,0 +1,124 @@
+"""Owns the background jobs: deliver the outbox, grant each cycle's promotion, delete what was delivered long ago.
+
+Each job is safe in several processes at once: rows are locked or leased. `serve` runs them beside its calls; `work`
+runs them alone, in one process at a time, the leader.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from prometheus_client import Gauge
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.kit.logs import get_logger
+from services.subscriptions import store
+from services.subscriptions.deliverer import Deliverer
+from services.subscriptions.service.customers import Customers
+from services.subscriptions.settings import Settings
+
+_log = get_logger(__name__)
+
+# Advisory locks are a database's own; this number only has to differ from those of other jobs in it.
+_LEADER_KEY = 7_365_126_400_021
+_GRANTS_AT_ONCE = 100
+_DELETED_AT_ONCE = 1000
+_UPKEEP_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+_FAILURE_PAUSE_SECONDS = 5.0
+
+_WAITING = Gauge("tollkeeper_subscriptions_outbox_waiting", "Deliveries that wait")
+_WAITING_AGE = Gauge("tollkeeper_subscriptions_outbox_oldest_seconds", "Age of the oldest delivery that waits")
+
+# A job does a piece of work and says whether there may be more of it right away.
+Job = Callable[[], bool]
+
+
+class BackgroundJobs:
+    """Threads that run the jobs until stopped. A job that fails is logged and goes on after a pause."""
+
+    def __init__(self, engine: Engine, deliverer: Deliverer, customers: Customers, settings: Settings) -> None:
+        self._engine = engine
+        self._deliverer = deliverer
+        self._customers = customers
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start the threads."""
+        poll = self._settings.poll_seconds
+        self._run("deliver", self._deliverer.deliver_next, poll, count=self._settings.delivery_threads)
+        self._run("grant", self._grant, poll)
+        self._run("upkeep", self._upkeep, _UPKEEP_SECONDS)
+
+    def stop(self) -> None:
+        """End the threads after the piece of work each is at."""
+        self._stopping.set()
+        ends = time.monotonic() + _STOP_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, ends - time.monotonic()))
+
+    def _run(self, name: str, job: Job, pause_seconds: float, *, count: int = 1) -> None:
+        for number in range(count):
+            # Daemons: a peer that never answers must not keep the process from ending.
+            thread = threading.Thread(
+                target=self._repeat, args=(name, job, pause_seconds), name=f"{name}-{number}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def _repeat(self, name: str, job: Job, pause_seconds: float) -> None:
+        while not self._stopping.is_set():
+            pause = pause_seconds
+            try:
+                if job():
+                    continue
+            except Exception:  # noqa: BLE001 (whatever it is, the job has to go on)
+                _log.exception("a background job failed", job=name)
+                pause = _FAILURE_PAUSE_SECONDS
+            self._stopping.wait(pause)
+
+    def _grant(self) -> bool:
+        return self._customers.grant_due_promotions(limit=_GRANTS_AT_ONCE) == _GRANTS_AT_ONCE
+
+    def _upkeep(self) -> bool:
+        with self._engine.begin() as connection:
+            waiting, age_seconds = store.waiting_summary(connection)
+            deleted = store.delete_delivered(
+                connection, older_than_days=self._settings.outbox_retention_days, limit=_DELETED_AT_ONCE
+            )
+        _WAITING.set(waiting)
+        _WAITING_AGE.set(age_seconds)
+        return deleted == _DELETED_AT_ONCE
+
+
+def work_as_leader(engine: Engine, make_jobs: Callable[[], BackgroundJobs], stop: threading.Event) -> None:
+    """Run the jobs whenever this process is the leader, until `stop` is set.
+
+    The leader is whoever holds the advisory lock of one database session; losing the session ends the leadership.
+    """
+    pause_seconds = 1.0
+    while not stop.is_set():
+        try:
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                if store.try_lead(connection, _LEADER_KEY):
+                    _lead(connection, make_jobs(), stop, pause_seconds)
+                    connection.invalidate()  # ends the session, and the lock with it
+        except SQLAlchemyError as error:
+            _log.warning("the database did not answer, trying again", error=type(error).__name__)
+        stop.wait(pause_seconds)
+
+
+def _lead(connection: Connection, jobs: BackgroundJobs, stop: threading.Event, pause_seconds: float) -> None:
+    _log.info("leading")
+    jobs.start()
+    try:
+        while not stop.wait(pause_seconds):
+            store.still_connected(connection)
+    finally:
+        jobs.stop()
+        _log.info("no longer leading")

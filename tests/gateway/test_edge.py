@@ -1,0 +1,256 @@
+"""What passes Envoy, and what never does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import time
+
+import grpc
+import psutil
+import pytest
+from google.api import httpbody_pb2
+from tollkeeper.ledger.v1 import ledger_service_pb2
+
+from gateway.bindings import Wire, read_bindings
+from gateway.render import DESCRIPTOR_SET
+
+BINDINGS = read_bindings(DESCRIPTOR_SET.read_bytes())
+CHAT = "tollkeeper.proxy.v1.WireService.ChatCompletions"
+CREDIT = "tollkeeper.ledger.v1.LedgerService.CreditAccount"
+TRANSACTIONS = "tollkeeper.ledger.v1.JournalService.ListTransactions"
+KEY = {"authorization": "Bearer tk_test_good"}
+
+
+def sample_path(template):
+    return re.sub(r"\{[^}]*\}", "acme", template)
+
+
+@pytest.mark.parametrize("binding", BINDINGS, ids=lambda b: f"{b.method} {b.template}")
+def test_every_annotated_rpc_is_reached_by_its_method_and_path(gateway, services, binding):
+    answer = gateway(binding.method, sample_path(binding.template), None if binding.method == "GET" else {}, **KEY)
+    assert answer.status == 200, answer.body
+    assert [call.rpc for call in services.calls] == [binding.rpc]
+
+
+@pytest.mark.parametrize("binding", BINDINGS, ids=lambda b: f"{b.method} {b.template}")
+def test_authorizer_is_asked_for_api_paths_that_are_not_public_and_for_no_other(gateway, services, binding):
+    gateway(binding.method, sample_path(binding.template), None if binding.method == "GET" else {}, **KEY)
+    asked = binding.template.startswith("/api/") and not binding.public
+    assert len(services.checks) == asked
+    [call] = services.calls
+    assert call.metadata.get("x-tollkeeper-identity") == (IDENTITY_GIVEN if asked else None)
+    # Only the proxy, which authenticates model calls itself, sees a caller's key.
+    assert ("authorization" in call.metadata) == (binding.wire is not Wire.API)
+
+
+IDENTITY_GIVEN = "an.identity.token"
+
+
+def test_no_credential_reaches_a_service_behind_the_authorizer_even_if_it_leaves_it_in(gateway, services):
+    gateway("GET", "/api/credits/tiers", **KEY, x_api_key="a", x_goog_api_key="b")
+    assert not {"authorization", "x-api-key", "x-goog-api-key"} & set(services.calls[0].metadata)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/api/billing/transactions", "/api/credits/tiers"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "x-tollkeeper-identity",
+        "X-Tollkeeper-Identity",
+        "x-tollkeeper-anything",
+        "x-envoy-original-path",
+        "x-envoy-upstream-rq-timeout-ms",
+        "grpc-timeout",
+        "grpc-status",
+    ],
+)
+def test_reserved_headers_from_outside_never_arrive(gateway, services, path, header):
+    assert gateway("GET", path, **KEY, **{header: "forged"}).status == 200
+    assert "forged" not in services.calls[0].metadata.values()
+    for check in services.checks:
+        assert "forged" not in check.headers.values()
+
+
+def test_reserved_header_named_with_underscores_never_arrives(gateway, services):
+    with socket.create_connection(("127.0.0.1", gateway.port)) as raw:
+        raw.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx_tollkeeper_identity: forged\r\nconnection: close\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 200")
+    assert "forged" not in services.calls[0].metadata.values()
+
+
+def test_request_id_is_made_here_passed_on_and_returned(gateway, services):
+    answer = gateway("GET", "/v1/models", x_request_id="x" * 200)
+    request_id = answer.headers["x-request-id"]
+    assert re.fullmatch(r"[0-9a-f-]{36}", request_id)
+    assert services.calls[0].metadata["x-request-id"] == request_id
+
+
+def test_the_path_a_client_called_is_told_to_the_service(gateway, services):
+    gateway("POST", "/v1/messages?beta=true", {})
+    assert services.calls[0].metadata["x-envoy-original-path"] == "/v1/messages?beta=true"
+
+
+def test_grpc_paths_are_not_reachable(gateway, services):
+    path = "/tollkeeper.ledger.v1.LedgerService/CreditAccount"
+    assert gateway("POST", path, {}, **KEY).status == 404
+    assert gateway("POST", path, b"", content_type="application/grpc", te="trailers").headers["grpc-status"] == "12"
+    with grpc.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
+        call = channel.unary_unary(path, lambda message: message.SerializeToString(), lambda data: data)
+        with pytest.raises(grpc.RpcError) as raised:
+            call(ledger_service_pb2.CreditAccountRequest(account_id="acme"), timeout=10)
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert raised.value.details() == "gRPC is not served at this address."
+    assert services.calls == []
+    assert services.checks == []
+
+
+def test_native_grpc_on_a_rest_path_does_not_pass_either(gateway, services):
+    gateway("POST", "/v1/chat/completions", b"\0\0\0\0\0", content_type="application/grpc+proto")
+    assert services.calls == []
+
+
+def test_json_takes_both_cases_and_both_forms_of_integers(gateway, services):
+    for body in ({"amountNanos": "5", "requestId": "r"}, {"amount_nanos": 5, "request_id": "r"}):
+        assert gateway("POST", "/api/admin/accounts/acme/credits", body, **KEY).status == 200
+        request = services.calls.pop().request
+        assert (request.account_id, request.amount_nanos, request.request_id) == ("acme", 5, "r")
+
+
+def test_answers_are_camel_case_with_empty_fields_and_integers_as_strings(gateway, services):
+    async def answer(_request, _context):
+        found = ledger_service_pb2.ListTransactionsResponse()
+        found.transactions.add(amount_nanos=2**53 + 1)
+        return found
+
+    services.answers[TRANSACTIONS] = answer
+    body = gateway("GET", "/api/billing/transactions?pageSize=3&from=2026-01-01T00:00:00Z", **KEY).json
+    assert body["nextPageToken"] == ""
+    assert body["transactions"][0]["amountNanos"] == "9007199254740993"
+    assert services.calls[0].request.page_size == 3
+
+
+def test_escaped_slash_in_a_model_name_arrives_as_a_slash(gateway, services):
+    assert gateway("GET", "/v1/models/meta-llama%2FLlama-3").status == 200
+    assert services.calls[0].request.model == "meta-llama/Llama-3"
+
+
+def test_wire_bodies_pass_byte_for_byte(gateway, services):
+    body = b'{ "z":1,  "a" : [1.0, 1e5, "\\u00e9"] , "z":2}'
+    raw = b'{"answer" : 1.50 }\n'
+
+    async def answer(_request, context):
+        await context.initial(x_tollkeeper_cost_credits="6.5")
+        return httpbody_pb2.HttpBody(content_type="application/json", data=raw)
+
+    services.answers[CHAT] = answer
+    answered = gateway("POST", "/v1/chat/completions", body)
+    assert services.calls[0].request.data == body
+    assert services.calls[0].request.content_type == "application/json"
+    assert answered.body == raw
+    assert answered.headers["content-type"] == "application/json"
+    assert answered.headers["x-tollkeeper-cost-credits"] == "6.5"
+
+
+def test_body_just_under_the_limit_passes(gateway, services):
+    body = b"x" * (10 * 1024 * 1024 - 1024)
+    assert gateway("POST", "/v1/chat/completions", body).status == 200
+    assert services.calls[0].request.data == body
+
+
+def test_stream_arrives_event_by_event(gateway, services):
+    sent = []
+
+    async def answer(_request, context):
+        await context.initial(cache_control="no-cache", x_tollkeeper_request_id="req-1")
+        for number in range(4):
+            if number:
+                await asyncio.sleep(0.25)
+            sent.append(time.monotonic())
+            yield httpbody_pb2.HttpBody(
+                content_type="text/event-stream" if number == 0 else "", data=b"data: %d\n\n" % number
+            )
+
+    services.answers[CHAT] = answer
+    connection = gateway.connect()
+    connection.request("POST", "/v1/chat/completions", b"{}")
+    response = connection.getresponse()
+    assert response.headers["content-type"] == "text/event-stream"
+    assert response.headers["x-tollkeeper-request-id"] == "req-1"
+    arrived = []
+    events = []
+    while event := response.readline():
+        if event.strip():
+            arrived.append(time.monotonic())
+            events.append(event)
+    connection.close()
+    assert events == [b"data: %d\n" % number for number in range(4)]
+    assert all(0 <= late - early < 0.2 for early, late in zip(sent, arrived, strict=True))
+
+
+def test_client_that_goes_away_cancels_the_call(gateway, services):
+    cancelled = []
+
+    async def answer(_request, _context):
+        try:
+            yield httpbody_pb2.HttpBody(content_type="text/event-stream", data=b"data: 1\n\n")
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    services.answers[CHAT] = answer
+    connection = gateway.connect()
+    connection.request("POST", "/v1/chat/completions", b"{}")
+    connection.getresponse().readline()
+    connection.close()
+    deadline = time.monotonic() + 5
+    while not cancelled and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert cancelled
+
+
+def test_internal_headers_do_not_reach_a_client(gateway, services):
+    async def answer(_request, context):
+        await context.initial(
+            x_tollkeeper_reason="X",
+            x_tollkeeper_internal="1",
+            x_envoy_decorator="1",
+            x_tollkeeper_credits_remaining="3",
+            x_ratelimit_remaining_requests="9",
+            x_quota_limit="100",
+            retry_after="2",
+        )
+        return httpbody_pb2.HttpBody(content_type="application/json", data=b"{}")
+
+    services.answers[CHAT] = answer
+    seen = set(gateway("POST", "/v1/chat/completions", {}).headers)
+    assert {"x-tollkeeper-credits-remaining", "x-ratelimit-remaining-requests", "x-quota-limit", "retry-after"} <= seen
+    assert not [name for name in seen if name.startswith(("grpc-", "x-envoy-"))]
+    assert [name for name in seen if name.startswith("x-tollkeeper-")] == ["x-tollkeeper-credits-remaining"]
+
+
+def test_healthz_answers_without_a_credential(gateway, services):
+    answer = gateway("GET", "/healthz")
+    assert answer.status == 200
+    assert answer.json == {"status": "SERVING"}
+    assert services.checks == []
+
+
+def test_access_log_is_json_without_keys_bodies_or_query_strings(gateway):
+    gateway("POST", "/v1/messages?key=sk-in-the-query", b'{"secret":"sk-in-the-body"}', x_api_key="sk-in-a-header")
+    deadline = time.monotonic() + 15
+    while '"/v1/messages"' not in (log := gateway.log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "sk-in" not in log
+    [entry] = [json.loads(line) for line in log.splitlines() if '"/v1/messages"' in line][-1:]
+    assert (entry["method"], entry["status"], entry["service"]) == ("POST", 200, "proxy")
+    assert entry["rpc"] == "tollkeeper.proxy.v1.WireService.Messages"
+
+
+def test_gateway_listens_where_it_is_told_to_only(gateway):
+    [server] = [process for process in psutil.Process().children() if process.name() == "envoy"]
+    listening = {c.laddr for c in server.net_connections(kind="all") if c.status == psutil.CONN_LISTEN}
+    assert listening == {("127.0.0.1", gateway.port), ("127.0.0.1", gateway.admin_port)}

@@ -1,0 +1,76 @@
+"""Owns the tests of engines on a real Postgres: bounded statements, bounded pools, connections that come back."""
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from services.kit.db import async_engine, connection_string, sync_engine
+from services.kit.refusals import StorageUnavailable, as_refusal
+from services.kit.settings import ServiceSettings
+
+
+class Settings(ServiceSettings):
+    service = "kittest"
+
+
+@pytest.fixture
+def settings(database_url):
+    return Settings(database_url=database_url("kittest"), database_pool_size=2, statement_timeout_seconds=0.3)
+
+
+SHOWN = (
+    "SELECT current_setting('statement_timeout'), current_setting('lock_timeout'), current_setting('application_name')"
+)
+
+
+def test_connections_are_bounded_and_named(settings):
+    engine = sync_engine(settings)
+    with engine.connect() as connection:
+        assert tuple(connection.execute(sa.text(SHOWN)).one()) == ("300ms", "300ms", "tollkeeper-kittest")
+    engine.dispose()
+
+
+async def test_async_connections_are_the_same(settings):
+    engine = async_engine(settings)
+    async with engine.connect() as connection:
+        assert tuple((await connection.execute(sa.text(SHOWN))).one()) == ("300ms", "300ms", "tollkeeper-kittest")
+    await engine.dispose()
+
+
+def test_options_of_the_url_count_last(settings):
+    url = settings.database_url + "?options=-c%20statement_timeout%3D777%20-c%20search_path%3Dpg_catalog"
+    engine = sync_engine(settings.model_copy(update={"database_url": url}))
+    with engine.connect() as connection:
+        shown = connection.execute(
+            sa.text("SELECT current_setting('statement_timeout'), current_setting('search_path')")
+        )
+        assert tuple(shown.one()) == ("777ms", "pg_catalog")
+    engine.dispose()
+
+
+def test_a_statement_that_takes_too_long_is_unavailable_storage(settings):
+    engine = sync_engine(settings)
+    with engine.connect() as connection, pytest.raises(sa.exc.OperationalError) as caught:
+        connection.execute(sa.text("SELECT pg_sleep(5)"))
+    assert type(as_refusal(caught.value, "r")) is StorageUnavailable
+    engine.dispose()
+
+
+def test_a_pool_that_is_used_up_is_unavailable_storage(settings, monkeypatch):
+    monkeypatch.setattr("services.kit.db._POOL_TIMEOUT_SECONDS", 0.2)
+    engine = sync_engine(settings)
+    with engine.connect(), engine.connect(), pytest.raises(sa.exc.TimeoutError) as caught:
+        engine.connect()
+    assert type(as_refusal(caught.value, "r")) is StorageUnavailable
+    engine.dispose()
+
+
+def test_a_connection_cut_while_idle_is_replaced(settings):
+    engine = sync_engine(settings)
+    with engine.connect() as connection:
+        pid = connection.scalar(sa.text("SELECT pg_backend_pid()"))
+    with psycopg.connect(connection_string(settings.database_url)) as other:
+        other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    with engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT pg_backend_pid()")) != pid
+    engine.dispose()

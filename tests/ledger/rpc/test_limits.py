@@ -1,0 +1,86 @@
+"""Limits: counted and checked inside the hold, at every scope."""
+
+import asyncio
+
+from tests.ledger.rpc.test_holds import refused
+
+from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
+
+
+async def test_hold_refused_when_key_cap_reached_names_the_limit(ledger):
+    await ledger.open(credit=1_000)
+    limit = pb.SetLimitRequest(account_id="acme", scope="key", subject="k1", window="day", amount_nanos=100)
+    assert (await ledger.SetLimit(limit)).limit_id == "key:k1:nanos:day"
+    await ledger.hold(80, "h1", key_id="k1")
+    refusal = await refused(ledger.hold(21, "h2", key_id="k1"))
+    assert (refusal.reason, refusal.kind.http_status) == ("LIMIT_EXCEEDED", 429)
+    assert {k: refusal.metadata[k] for k in ("limitId", "amount", "used", "held", "required")} == {
+        "limitId": "key:k1:nanos:day",
+        "amount": "100",
+        "used": "0",
+        "held": "80",
+        "required": "21",
+    }
+    assert refusal.retry_after_seconds > 0
+    await ledger.hold(21, "h2", key_id="k2")  # another key's calls do not count
+
+
+async def test_settling_moves_the_share_from_held_to_used(ledger):
+    await ledger.open(credit=1_000)
+    for unit in ("nanos", "tokens", "requests"):
+        await ledger.SetLimit(pb.SetLimitRequest(account_id="acme", unit=unit, window="month", amount=500))
+    await ledger.hold(100, "h1", tokens=40)
+    await ledger.hold(100, "h2", tokens=40)
+    limits = await ledger.limits()
+    assert {name: (x.used, x.held) for name, x in limits.items()} == {
+        "account::nanos:month": (0, 200),
+        "account::tokens:month": (0, 80),
+        "account::requests:month": (0, 2),
+    }
+    await ledger.settle(60, "h1", tokens=25)
+    await ledger.release("h2")
+    limits = await ledger.limits()
+    assert {name: (x.used, x.held) for name, x in limits.items()} == {
+        "account::nanos:month": (60, 0),
+        "account::tokens:month": (25, 0),
+        "account::requests:month": (1, 0),
+    }
+
+
+async def test_concurrent_holds_never_pass_a_limit(ledger):
+    await ledger.open(credit=10_000)
+    request = pb.SetLimitRequest(
+        account_id="acme", scope="plan", unit="requests", window="cycle", amount=17, mode="hard"
+    )
+    await ledger.SetLimit(request)
+    answers = await asyncio.gather(*(ledger.hold(1, f"h{n}") for n in range(60)), return_exceptions=True)
+    assert sum(not isinstance(answer, BaseException) for answer in answers) == 17
+
+
+async def test_token_hold_is_cut_to_what_the_plan_has_left(ledger):
+    await ledger.open(credit=1_000)
+    await ledger.SetLimit(pb.SetLimitRequest(account_id="acme", scope="plan", unit="tokens", window="cycle", amount=50))
+    made = await ledger.hold(10, "h1", tokens=80, minimum_tokens=20)
+    assert made.hold.tokens == 50
+    assert (await refused(ledger.hold(10, "h2", tokens=80, minimum_tokens=20))).reason == "LIMIT_EXCEEDED"
+
+
+async def test_soft_limit_warns_and_lets_pass(ledger):
+    await ledger.open(credit=1_000)
+    await ledger.SetLimit(pb.SetLimitRequest(account_id="acme", window="day", amount_nanos=100, mode="soft"))
+    assert not (await ledger.hold(79, "h1")).warnings
+    assert [w.reason for w in (await ledger.hold(1, "h2")).warnings] == ["LIMIT_NEAR"]
+    assert [w.reason for w in (await ledger.hold(100, "h3")).warnings] == ["LIMIT_EXCEEDED"]
+
+
+async def test_limit_kept_when_changed_and_gone_when_deleted(ledger):
+    await ledger.open(credit=1_000)
+    await ledger.SetLimit(pb.SetLimitRequest(account_id="acme", window="day", amount_nanos=100))
+    await ledger.hold(90, "h1")
+    changed = await ledger.SetLimit(pb.SetLimitRequest(account_id="acme", window="day", amount_usd="0.00000005"))
+    assert (changed.amount, changed.held) == (50, 90)
+    assert (await refused(ledger.hold(1, "h2"))).reason == "LIMIT_EXCEEDED"
+    await ledger.DeleteLimit(pb.DeleteLimitRequest(account_id="acme", limit_id="account::nanos:day"))
+    await ledger.hold(1, "h2")
+    await ledger.settle(80, "h1")  # a share of a limit that is gone goes nowhere
+    assert await ledger.limits() == {}
