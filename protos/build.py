@@ -1,7 +1,7 @@
 """Builds what is generated from the contracts: Python modules and stubs, and the descriptor set Envoy and buf read.
 
-Run as `python -m protos.build` to write `protos/gen`, with `--check` to fail when what is committed there is not what the
-contracts give. `descriptor_set()` is what the gateway and the reference pages build on.
+Run as `python -m protos.build` to write `protos/gen`, with `--check` to fail when what is committed there is not what
+the contracts give.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def write_modules(target: Path) -> None:
         f"--mypy_grpc_out=quiet:{target}",
     )
     for stubs in (target / "tollkeeper").rglob("*_grpc.pyi"):
-        # A servicer may leave RPCs out: the generated base answers UNIMPLEMENTED for them, and is not abstract at run time.
+        # A servicer may leave RPCs out: the generated base answers for them, and is not abstract at run time.
         stubs.write_text(stubs.read_text().replace("    @_abc_1.abstractmethod\n", ""))
     for folder in [target / "tollkeeper", *(p for p in (target / "tollkeeper").rglob("*") if p.is_dir())]:
         (folder / "__init__.py").touch()
@@ -95,7 +95,8 @@ def main() -> None:
         if arguments.check:
             stale = _differences(GENERATED, fresh)
             if stale:
-                raise SystemExit("protos/gen is not what the contracts give; run `make protos`:\n  " + "\n  ".join(stale))
+                listing = "\n  ".join(stale)
+                raise SystemExit(f"protos/gen is not what the contracts give; run `make protos`:\n  {listing}")
             return
         shutil.rmtree(GENERATED, ignore_errors=True)
         shutil.copytree(fresh, GENERATED)

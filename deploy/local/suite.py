@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,9 +26,18 @@ from deploy.local.redis import EmbeddedRedis
 DEFAULT_GATEWAY_PORT = 8080
 SANDBOX = "sandbox-provider"
 # The services whose background jobs run in a process of their own (`python -m services.X work`).
-WORKERS: tuple[str, ...] = ()
+WORKERS: tuple[str, ...] = ("ledger",)
+# A worker has nothing to ask for its health: one that still runs after this is taken for started.
+WORKER_START_SECONDS = 2.0
 # Every process that may be on record, in the order they start.
 ORDER = ("postgres", "redis", SANDBOX, *SERVICES, *(f"{service}-worker" for service in WORKERS), "envoy")
+# The model providers, each with where the sandbox speaks its OpenAI form, and the usual name of a real key's variable.
+PROVIDERS = {
+    "openai": ("/v1", "OPENAI_API_KEY"),
+    "anthropic": ("/anthropic/v1", "ANTHROPIC_API_KEY"),
+    "google": ("/v1beta/openai", "GOOGLE_API_KEY"),
+    "huggingface": ("/huggingface/v1", "HF_TOKEN"),
+}
 # Settings of the launcher and what it writes to dev.env: made anew for each process, so not handed down from a shell
 # that has read another suite's.
 _OURS = {
@@ -152,11 +162,20 @@ class Suite:
         for folder in database.initialise():
             self._say(f"note: {folder} may now be passed through by other users (mode o+x): Postgres is one")
 
-    def _provider_key(self) -> str | None:
-        return self._environ.get("TOLLKEEPER_PROXY_OPENAI_API_KEY") or self._environ.get("OPENAI_API_KEY")
+    def _real_providers(self) -> dict[str, str]:
+        """The settings of the real providers that the environment gives a key or an address of."""
+        settings = {}
+        for provider, (_, variable) in PROVIDERS.items():
+            prefix = f"TOLLKEEPER_PROXY_{provider.upper()}"
+            if key := self._environ.get(f"{prefix}_API_KEY") or self._environ.get(variable):
+                settings[f"{prefix}_API_KEY"] = key
+            if address := self._environ.get(f"{prefix}_BASE_URL"):
+                settings[f"{prefix}_BASE_URL"] = address
+        return settings
 
     def _sandboxed(self) -> bool:
-        return not (self._provider_key() or self._environ.get("TOLLKEEPER_PROXY_OPENAI_BASE_URL"))
+        """With one real provider there is no sandbox for the others: real and made-up answers never mix."""
+        return not self._real_providers()
 
     def _sandbox(self) -> Part:
         port = self.port(SANDBOX)
@@ -193,8 +212,12 @@ class Suite:
             name=name,
             port=port,
             program=self._python(name, settings, f"services.{service}", "work"),
-            ready=lambda: envoy.get(port, "/metrics") is not None,
+            ready=lambda: self._has_run_for(name, WORKER_START_SECONDS),
         )
+
+    def _has_run_for(self, name: str, seconds: float) -> bool:
+        record = self.home.record(name)
+        return record is not None and record.alive() and time.time() - record.started_at > seconds
 
     def _envoy(self) -> Part:
         admin = self.port("envoy-admin")
@@ -233,12 +256,14 @@ class Suite:
         return settings
 
     def _provider_settings(self) -> dict[str, str]:
-        if not self._sandboxed():  # the address, where one is given, is inherited
-            return {"TOLLKEEPER_PROXY_OPENAI_API_KEY": self._provider_key() or ""}
-        return {
-            "TOLLKEEPER_PROXY_OPENAI_BASE_URL": f"http://{HOST}:{self.port(SANDBOX)}/v1",
-            "TOLLKEEPER_PROXY_OPENAI_API_KEY": self.credentials.own("sandbox_provider_key", "sk-sandbox-"),
-        }
+        if not self._sandboxed():
+            return self._real_providers()
+        settings = {}
+        for provider, (path, _) in PROVIDERS.items():
+            prefix = f"TOLLKEEPER_PROXY_{provider.upper()}"
+            settings[f"{prefix}_BASE_URL"] = f"http://{HOST}:{self.port(SANDBOX)}{path}"
+            settings[f"{prefix}_API_KEY"] = self.credentials.own("sandbox_provider_key", "sk-sandbox-")
+        return settings
 
     def _database_url(self, service: str) -> str:
         role = f"tollkeeper_{service}"

@@ -1,4 +1,4 @@
-"""Owns pricing's use cases and their transactions: cost and estimate calls, look prices and plans up, publish prices."""
+"""Owns pricing's use cases and their transactions: cost and estimate calls, find prices and plans, publish prices."""
 
 from __future__ import annotations
 

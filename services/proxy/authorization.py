@@ -9,10 +9,10 @@ import time
 from typing import Any
 
 import orjson
-from envoy.config.core.v3 import base_pb2
-from envoy.service.auth.v3 import external_auth_pb2 as pb
-from envoy.service.auth.v3 import external_auth_pb2_grpc
-from envoy.type.v3 import http_status_pb2
+from envoy.config.core.v3 import base_pb2  # type: ignore[import-untyped]
+from envoy.service.auth.v3 import external_auth_pb2 as pb  # type: ignore[import-untyped]
+from envoy.service.auth.v3 import external_auth_pb2_grpc  # type: ignore[import-untyped]
+from envoy.type.v3 import http_status_pb2  # type: ignore[import-untyped]
 from google.rpc import code_pb2, status_pb2  # type: ignore[import-untyped]
 
 from services.kit.errors import Kind, ServiceError
@@ -53,7 +53,7 @@ class IdentityTokens:
         return token
 
 
-class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
+class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
     """Authorization."""
 
     def __init__(self, known: KnownKeys, tokens: IdentityTokens) -> None:

@@ -19,9 +19,7 @@ class LookupCache(Generic[K, V]):
     apart from what is, so that guesses do not push out what is known. Lookups of one key at once ask once.
     """
 
-    def __init__(
-        self, load: Callable[[K], Awaitable[V | None]], *, lifetime_seconds: float, max_entries: int
-    ) -> None:
+    def __init__(self, load: Callable[[K], Awaitable[V | None]], *, lifetime_seconds: float, max_entries: int) -> None:
         self._load = load
         self._lifetime_seconds = lifetime_seconds
         self._max_entries = max_entries

@@ -14,13 +14,13 @@ from typing import Any
 
 import grpc
 from prometheus_client import Gauge
+from tollkeeper.pricing.v1 import pricing_service_pb2, resources_pb2
 
 from services import rating
 from services.kit.errors import RemoteError
 from services.kit.logs import get_logger
 from services.proxy.errors import CatalogueUnavailable
 from services.rating.wire import card_from_proto, rate_from_proto
-from tollkeeper.pricing.v1 import pricing_service_pb2, resources_pb2
 
 _log = get_logger(__name__)
 

@@ -13,11 +13,11 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
 from services.kit.errors import Kind, RemoteError
 from services.kit.logs import get_logger
 from services.proxy.errors import LedgerUnavailable
-from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
 _log = get_logger(__name__)
 

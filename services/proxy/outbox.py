@@ -15,13 +15,13 @@ import sqlalchemy as sa
 from prometheus_client import Counter, Gauge
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
 from services.kit.errors import RemoteError
 from services.kit.logs import get_logger
 from services.proxy.errors import LedgerUnavailable
 from services.proxy.ledger import Ledger
 from services.proxy.tables import outbox
-from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
 _log = get_logger(__name__)
 
@@ -81,9 +81,7 @@ class OutboxStore:
             sa.update(outbox)
             .where(sa.tuple_(outbox.c.account_id, outbox.c.hold_id, outbox.c.kind).in_(due))
             .values(due_at=sa.func.now() + timedelta(seconds=_CLAIM_SECONDS), attempts=outbox.c.attempts + 1)
-            .returning(
-                outbox.c.account_id, outbox.c.hold_id, outbox.c.kind, outbox.c.operation, outbox.c.attempts
-            )
+            .returning(outbox.c.account_id, outbox.c.hold_id, outbox.c.kind, outbox.c.operation, outbox.c.attempts)
         )
         async with self._engine.begin() as connection:
             rows = (await connection.execute(statement)).all()
@@ -103,9 +101,7 @@ class OutboxStore:
         async with self._engine.begin() as connection:
             for one in later:
                 wait = timedelta(seconds=min(2.0 ** min(one.attempts, 10) / 2, _MAX_BACKOFF_SECONDS))
-                await connection.execute(
-                    sa.update(outbox).where(_is(one)).values(due_at=sa.func.now() + wait)
-                )
+                await connection.execute(sa.update(outbox).where(_is(one)).values(due_at=sa.func.now() + wait))
 
     async def refuse(self, one: Undelivered, reason: str) -> None:
         """Keep for an operator what the ledger will never take."""

@@ -1,13 +1,12 @@
 """Owns limits per minute, of keys and accounts, in requests and in tokens.
 
-A limit counts in a sliding minute: what was counted in this minute of the clock, and of the minute before the share that
-the sliding minute still covers. All limits of a call are checked and counted in one Redis script, by Redis' clock, so
+A limit counts in a sliding minute: what was counted in this minute of the clock, and of the minute before the share
+that the sliding minute still covers. All limits of a call are checked and counted in one Redis script, by Redis' clock, so
 that replicas share them. While Redis does not answer each replica counts for itself (logged once), and calls go on.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +106,7 @@ class RateLimits:
         arguments = [number for limit in limits for number in (limit.amount, limit.cost)]
         try:
             answer: list[int] = await self._script(keys=[limit.key for limit in limits], args=arguments)
-        except (redis.exceptions.RedisError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, redis.exceptions.RedisError, OSError) as error:
             self._retry_at = time.monotonic() + _RETRY_SECONDS
             if not self._failing:
                 _log.error("Redis does not answer; limits per minute are counted by each replica", error=repr(error))

@@ -55,7 +55,7 @@ class ProviderRefusalError(Exception):
 
 
 class Answer:
-    """A provider's good answer, its body not read yet. What its reading raises are transport failures (see `failure`)."""
+    """A provider's good answer, its body not read yet. Reading raises transport failures (see `failure`)."""
 
     def __init__(self, response: Response) -> None:
         self._response = response

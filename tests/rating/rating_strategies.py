@@ -24,7 +24,7 @@ multipliers = st.integers(1, 5_000_000)
 def cards(draw, *, rising=False):
     """Cards whose plain and unit components are priced in every tier, parts in some, with up to two thresholds.
 
-    `rising`: a longer call is never at a lower rate, and a part never cheaper than the plain tokens it is part of.
+    `rising`: a longer call is never at a lower rate.
     """
     found = []
     for tier in SERVICE_TIERS:

@@ -1,4 +1,4 @@
-"""Owns the proof of rating's rules case by case: what a part is billed as, where a threshold begins, what is refused."""
+"""Owns the proof of rating's rules case by case: what a part is billed as, where a threshold begins, refusals."""
 
 import pytest
 from tollkeeper.pricing.v1 import resources_pb2

@@ -27,6 +27,7 @@ class Delivery:
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Head | bytes | Exception | None] = asyncio.Queue(_WAITING_PIECES)
+        self._ended = False
         self.abandoned = False
 
     async def send(self, item: Head | bytes) -> None:
@@ -35,8 +36,9 @@ class Delivery:
             await self._queue.put(item)
 
     async def end(self, failure: Exception | None = None) -> None:
-        """Say that nothing more comes."""
-        if not self.abandoned:
+        """Say that nothing more comes, and why where it is not the answer's end. Only the first time counts."""
+        if not self.abandoned and not self._ended:
+            self._ended = True
             await self._queue.put(failure)
 
     def abandon(self) -> None:

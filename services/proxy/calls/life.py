@@ -10,81 +10,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from dataclasses import dataclass
 
 import orjson
 from pyreqwest.exceptions import PyreqwestError
+from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
 
-from services import rating
-from services.kit.amounts import credits as as_credits
-from services.kit.errors import ServiceError
+from services.kit.errors import HTTP_STATUS_KEY, RETRY_AFTER_KEY, ServiceError
 from services.kit.logs import get_logger
 from services.proxy import admission
-from services.proxy.calls import chat
-from services.proxy.calls.delivery import Delivery, Head, Metadata
-from services.proxy.calls.meter import Meter, with_credits
+from services.proxy.admission import Admitted
+from services.proxy.calls.call import CUT, FAILED, OK, REQUEST_ID_HEADER, Call, Settled, settlement
+from services.proxy.calls.delivery import Head, Metadata
+from services.proxy.calls.meter import Event, with_credits
 from services.proxy.catalogue import CatalogueWatch
-from services.proxy.clock import utc_now
 from services.proxy.entitlements.service import Entitlements
 from services.proxy.errors import AccountNotFound, KeyTypeNotAllowed, LedgerUnavailable, ProviderUnavailable
-from services.proxy.keys.model import ADMIN, Key
+from services.proxy.keys.model import ADMIN
 from services.proxy.ledger import Ledger
 from services.proxy.outbox import Settlements
 from services.proxy.rates import Limit, RateLimits
 from services.proxy.settings import ProxySettings
-from services.proxy.sse import EventSplitter, EventTooLargeError
+from services.proxy.sse import EventSplitter, EventTooLargeError, event_of
 from services.proxy.upstream import Answer, ProviderRefusalError, Upstreams, failure
-from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
-from tollkeeper.ledger.v1 import resources_pb2 as ledger_resources_pb
 
 _log = get_logger(__name__)
 
-REQUEST_ID_HEADER = "x-tollkeeper-request-id"
-COST_HEADER = "x-tollkeeper-cost-credits"
-REMAINING_HEADER = "x-tollkeeper-credits-remaining"
-HTTP_STATUS_HEADER = "x-tollkeeper-http-status"
-
-OK, CUT, FAILED = "ok", "cut", "failed"
-
 _MAX_EVENT_BYTES = 16 * 1024 * 1024
+_FRAME_BYTES = 64 * 1024  # of a message, besides the body in it
 _HOLD_ATTEMPTS = 3
 _HOLD_BACKOFF_SECONDS = 0.05
 _AFTER_DONE_SECONDS = 0.5
-
-
-@dataclass(slots=True)
-class Call:
-    """One call under way. `call_id` is its hold's id too; it is never the client's."""
-
-    key: Key
-    endpoint: str
-    request: chat.ChatRequest
-    delivery: Delivery
-    provider: str = ""
-    body_credits: bool = False
-    call_id: str = field(default_factory=lambda: f"call-{uuid.uuid4().hex}")
-    arrived: float = field(default_factory=time.monotonic)
-    started_at: datetime = field(default_factory=utc_now)
-    admitted: admission.Admitted | None = None
-    meter: Meter = field(init=False)
-    held_until: float = 0.0
-    hold_open: bool = False
-    extensions: int = 0
-
-    def __post_init__(self) -> None:
-        self.meter = Meter(self.request.input_guess)
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What a call cost the customer, and what is left, where the ledger has answered."""
-
-    billed_nanos: int
-    available_nanos: int | None
+_EVENTS = "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,43 +59,43 @@ class Parts:
 
 
 class Life:
-    """Lives calls."""
+    """The life of one call."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, call: Call) -> None:
         self._parts = parts
+        self._call = call
+        self._admitted: Admitted | None = None
 
-    async def live(self, call: Call) -> None:
-        """A call from admission to settlement. What goes wrong before its head is sent is the client's answer."""
-        status = FAILED
+    async def live(self) -> None:
+        """From admission to settlement. What goes wrong before an answer has begun is the client's answer. Never raises."""
+        call = self._call
+        failed: Exception | None = None
         try:
-            await self._admit(call)
-            await self._hold(call)
-            status = await self._made(call)
+            admitted = await self._admit()
+            cap = await self._hold(admitted)
+            if not call.delivery.abandoned:
+                await self._make(admitted, cap)
         except ProviderRefusalError as refusal:
-            await self._end_hold(call, FAILED)
-            await self._pass_on(call, refusal)
+            await self._end_hold(FAILED)
+            await self._pass_on(refusal)
         except ServiceError as refusal:
-            await self._end_hold(call, FAILED)
-            await call.delivery.end(refusal)
+            failed = refusal
         except asyncio.CancelledError:
-            # Only a proxy that stops cancels: what came so far is settled, and the client is told.
-            status = CUT
-            await self._end_hold(call, CUT)
-            await call.delivery.end(ProviderUnavailable("the call was cut off: the proxy stops"))
+            # Only a proxy that stops cancels a call: what came so far is settled.
+            await self._end_hold(CUT)
+            failed = ProviderUnavailable("the call was cut off: the proxy stops")
         except Exception as error:  # noqa: BLE001 (whatever it is, the hold is ended and the client is answered)
             _log.exception("a call failed", call_id=call.call_id)
-            await self._end_hold(call, FAILED)
-            await call.delivery.end(error)
-        else:
-            await call.delivery.end()
-        finally:
-            await self._end_hold(call, status)
+            failed = error
+        await self._end_hold(FAILED)
+        await call.delivery.end(failed)
 
     # ------------------------------------------------------------------------------------------------------ admission
 
-    async def _admit(self, call: Call) -> None:
+    async def _admit(self) -> Admitted:
         """Check the call against key, plan, prices and limits per minute. Raises the first refusal."""
-        key, parts = call.key, self._parts
+        call, parts = self._call, self._parts
+        key, request = call.key, call.request
         if key.key_type == ADMIN:
             raise KeyTypeNotAllowed("an admin key calls no models", key_type=key.key_type)
         entitlement = parts.entitlements.remembered(key.account_id) or await parts.entitlements.get(key.account_id)
@@ -147,16 +105,14 @@ class Life:
             key,
             entitlement,
             parts.catalogue.current,
-            call.request.model,
+            request.model,
             call.started_at,
             provider=call.provider,
             configured=parts.upstreams.names,
         )
         parts.upstreams.provider(card.provider)
-        call.admitted = admission.admit(
-            key, entitlement, card, call.request, default_cap=parts.settings.default_output_tokens
-        )
-        tokens = call.request.input_guess + (call.request.cap or 0) * call.request.choices
+        admitted = admission.admit(key, entitlement, card, request, default_cap=parts.settings.default_output_tokens)
+        tokens = request.input_guess + (request.cap or 0) * request.choices
         of_key = f"key:{key.key_id}"
         await parts.rates.take(
             [
@@ -166,12 +122,16 @@ class Life:
                 Limit(key.account_id, "account", "tokens", entitlement.tokens_per_minute, tokens),
             ]
         )
+        return admitted
 
     # ----------------------------------------------------------------------------------------------------------- hold
 
-    async def _hold(self, call: Call) -> None:
-        """Set money and limits aside. Raises what the ledger refuses, LedgerUnavailable where it does not answer."""
-        admitted, ttl = _admitted(call), self._parts.settings.hold_ttl_seconds
+    async def _hold(self, admitted: Admitted) -> int:
+        """Set money and limits aside; the output cap that they pay for.
+
+        Raises what the ledger refuses, and LedgerUnavailable where it does not answer.
+        """
+        call, ttl = self._call, self._parts.settings.hold_ttl_seconds
         operation = ledger_pb.Operation(
             hold=ledger_pb.CreateHoldRequest(
                 account_id=call.key.account_id,
@@ -189,26 +149,164 @@ class Life:
         )
         call.held_until = time.monotonic() + ttl
         # From here on a hold may stand, whether its answer comes or not.
-        call.hold_open = True
+        self._admitted, call.hold_open = admitted, True
         try:
-            held = (await self._applied(operation))[0].hold.hold
+            held = (await self._applied(operation)).hold.hold
         except ServiceError as refusal:
             call.hold_open = isinstance(refusal, LedgerUnavailable)
             raise
-        call.admitted = admitted
-        self._cap = 0
-        call.cap = admitted.cap_within(held.amount_nanos, held.tokens)
+        return admitted.cap_within(held.amount_nanos, held.tokens)
 
-    async def _applied(self, operation: ledger_pb.Operation) -> list[ledger_pb.OperationResult]:
-        """Send an operation again where its answer was lost; its id makes that harmless."""
+    async def _applied(self, operation: ledger_pb.Operation) -> ledger_pb.OperationResult:
+        """Send an operation, and again where its answer was lost: its id makes that harmless."""
         deadline = time.monotonic() + self._parts.settings.ledger_timeout_seconds
         backoff = _HOLD_BACKOFF_SECONDS
-        for _ in range(_HOLD_ATTEMPTS - 1):
+        for attempt in range(1, _HOLD_ATTEMPTS + 1):
             try:
-                return await self._parts.ledger.apply(operation)
+                return (await self._parts.ledger.apply(operation))[0]
             except LedgerUnavailable:
-                if time.monotonic() + backoff >= deadline:
+                if attempt == _HOLD_ATTEMPTS or time.monotonic() + backoff >= deadline:
                     raise
                 await asyncio.sleep(backoff)
                 backoff *= 2
-        return await self._parts.ledger.apply(operation)
+        raise AssertionError  # the last attempt answers or raises
+
+    async def _end_hold(self, status: str) -> Settled | None:
+        """End the hold, once: settled where an answer is owed for, else released. None where nothing was settled."""
+        call, admitted = self._call, self._admitted
+        if not call.hold_open or admitted is None:
+            return None
+        call.hold_open = False
+        if not call.meter.owed:
+            await self._parts.settlements.release(call.key.account_id, call.call_id, "the call was not answered")
+            return None
+        request = settlement(call, admitted, status)
+        answer = await self._parts.settlements.settle(request)
+        return Settled(call.call_id, request.amount_nanos, answer.available_nanos if answer is not None else None)
+
+    # ----------------------------------------------------------------------------------------------------------- call
+
+    async def _make(self, admitted: Admitted, cap: int) -> None:
+        provider = self._parts.upstreams.provider(admitted.card.provider)
+        request = self._call.request
+        body = request.to_send(cap, provider.cap_field)
+        try:
+            async with self._parts.upstreams.chat(provider, body, stream=request.stream) as answer:
+                if answer.is_events:
+                    await self._stream(answer)
+                else:
+                    await self._whole(answer)
+        except PyreqwestError as error:
+            raise failure(provider.name, error) from error
+
+    async def _whole(self, answer: Answer) -> None:
+        """A unary answer: nothing of it goes out before it is settled, since its headers say what it cost."""
+        call = self._call
+        body = await answer.whole(self._parts.settings.max_message_bytes - _FRAME_BYTES)
+        call.meter.take_whole(body)
+        settled = await self._end_hold(OK)
+        assert settled is not None
+        await call.delivery.send(Head(settled.headers(), answer.content_type))
+        await call.delivery.send(_with_credits(body, settled) if call.credits_in_body else body)
+
+    async def _stream(self, answer: Answer) -> None:
+        """A streamed answer: each event goes out as it came, but for the last one with usage, which gets the credits.
+
+        Which is the last is known when the next comes, so an event with usage waits for that.
+        """
+        call, delivery = self._call, self._call.delivery
+        waiting: Event | None = None
+        headed = broken = False
+        pieces = answer.pieces()
+        try:
+            async for raw in _events(pieces):
+                event = call.meter.take_event(raw)
+                if not headed:
+                    headed = True
+                    await delivery.send(Head(self._stream_headers(), answer.content_type))
+                if event.done:
+                    await self._finish(waiting, OK)
+                    await delivery.send(raw)
+                    await delivery.end()
+                    await _read_to_end(pieces)
+                    return
+                if waiting is not None:
+                    await delivery.send(waiting.raw)
+                waiting = event if event.chunk is not None else None
+                if waiting is None:
+                    await delivery.send(raw)
+                if delivery.abandoned and self._parts.settings.disconnect_policy == "cancel":
+                    break
+        except (PyreqwestError, EventTooLargeError) as error:
+            _log.warning("a stream broke off", call_id=call.call_id, error=repr(error))
+            broken = True
+        if not headed:
+            raise ProviderUnavailable("the provider broke off before it answered")
+        if call.meter.finished and not broken:
+            await self._finish(waiting, OK)
+            return
+        if waiting is not None:
+            await delivery.send(waiting.raw)
+        await self._finish_broken()
+
+    def _stream_headers(self) -> Metadata:
+        return ((REQUEST_ID_HEADER, self._call.call_id),)
+
+    async def _finish(self, waiting: Event | None, status: str) -> None:
+        """Settle a stream that has come to its end, and send its last chunk, which says what it cost."""
+        settled = await self._end_hold(status)
+        if settled is None:
+            return  # the provider said only that it failed
+        chunk = waiting.chunk if waiting is not None and waiting.chunk is not None else self._call.meter.last_chunk()
+        await self._call.delivery.send(with_credits(chunk, settled.credits()))
+
+    async def _finish_broken(self) -> None:
+        """Settle what came of a stream that broke off, and tell the client, unless the provider has."""
+        call = self._call
+        settled = await self._end_hold(FAILED if call.meter.failed else CUT)
+        if call.meter.failed:
+            return
+        error = {
+            "message": "The provider broke off in the middle of its answer.",
+            "type": "server_error",
+            "param": None,
+            "code": "provider_stream_broken",
+        }
+        told = {"error": error} if settled is None else {"error": error, "credits": settled.credits()}
+        await call.delivery.send(event_of(orjson.dumps(told)))
+
+    async def _pass_on(self, refusal: ProviderRefusalError) -> None:
+        """Give the client the provider's own error answer."""
+        metadata = [(HTTP_STATUS_KEY, str(refusal.status)), *self._stream_headers()]
+        if refusal.retry_after:
+            metadata.append((RETRY_AFTER_KEY, refusal.retry_after))
+        await self._call.delivery.send(Head(tuple(metadata), refusal.content_type))
+        await self._call.delivery.send(refusal.body)
+
+
+async def _events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The events of a stream; the last one also where the blank line after it is missing."""
+    splitter = EventSplitter(_MAX_EVENT_BYTES)
+    async for piece in pieces:
+        for event in splitter.feed(piece):
+            yield event
+    if rest := splitter.rest().rstrip():
+        yield rest + b"\n\n"
+
+
+async def _read_to_end(pieces: AsyncIterator[bytes]) -> None:
+    """Read what comes after the end of a stream, which is nothing: only then is the connection used again."""
+    with contextlib.suppress(TimeoutError, PyreqwestError):
+        async with asyncio.timeout(_AFTER_DONE_SECONDS):
+            async for _ in pieces:
+                continue
+
+
+def _with_credits(body: bytes, settled: Settled) -> bytes:
+    """A JSON object's bytes as they came, with a `credits` object added at its end."""
+    whole = body.rstrip()
+    if not whole.startswith(b"{") or not whole.endswith(b"}"):
+        return body
+    added = b'"credits":' + orjson.dumps(settled.credits()) + b"}"
+    rest = whole[:-1].rstrip()
+    return rest + (b"" if rest.endswith(b"{") else b",") + added

@@ -16,18 +16,26 @@ DONE = b"[DONE]"
 
 @dataclass(slots=True)
 class Meter:
-    """Counts one answer. `begun`: the provider has begun to answer, so the call is owed whatever comes after."""
+    """Counts one answer.
+
+    `finished`: it has come to its end. `failed`: the provider said in the midst of it that it failed.
+    """
 
     input_guess: int
-    begun: bool = False
     usage: rating.Usage | None = None
     service_tier: str | None = None
     provider_request_id: str = ""
     finished: bool = False
     failed: bool = False
+    _begun: bool = False
     _guessed: int = 0
     _pieces: int = 0
     _head: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def owed(self) -> bool:
+        """Whether there is anything to pay for: the provider has begun to answer, or has counted."""
+        return self._begun and (not self.failed or self.usage is not None or self._pieces > 0)
 
     @property
     def estimated(self) -> bool:
@@ -45,6 +53,7 @@ class Meter:
 
     def take_whole(self, body: bytes) -> None:
         """Count a unary answer."""
+        self._begun = self.finished = True
         try:
             answer = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -55,7 +64,6 @@ class Meter:
         self._note(answer)
         guessed, _ = chat.output_guess(answer.get("choices"), "message")
         self._guessed += guessed
-        self.finished = True
 
     def take_event(self, event: bytes) -> Event:
         """Count one event of a stream."""
@@ -68,11 +76,13 @@ class Meter:
         try:
             chunk = orjson.loads(data)
         except orjson.JSONDecodeError:
+            self._begun = True
             self._guessed += len(data) // 4
             return Event(event)
         if chunk.get("error") is not None:
             self.failed = True
             return Event(event)
+        self._begun = True
         self._note(chunk)
         choices = chunk.get("choices")
         guessed, found = chat.output_guess(choices, "delta")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from tollkeeper.proxy.v1 import entitlement_service_pb2 as pb
+from tollkeeper.proxy.v1 import entitlement_service_pb2_grpc, resources_pb2
+
 from services.kit.validation import Violations
 from services.proxy.clock import utc_now
 from services.proxy.entitlements.model import ALL, Entitlement
 from services.proxy.entitlements.service import Entitlements
 from services.proxy.errors import AccountNotFound
-from tollkeeper.proxy.v1 import entitlement_service_pb2 as pb
-from tollkeeper.proxy.v1 import entitlement_service_pb2_grpc, resources_pb2
 
 _MAX_PROVIDERS = 100
 _MAX_MODELS = 1000
@@ -24,15 +25,11 @@ class EntitlementServicer(entitlement_service_pb2_grpc.EntitlementServiceService
     def __init__(self, entitlements: Entitlements) -> None:
         self._entitlements = entitlements
 
-    async def SetEntitlement(  # noqa: N802
-        self, request: pb.SetEntitlementRequest, _context: Any
-    ) -> resources_pb2.Entitlement:
+    async def SetEntitlement(self, request: pb.SetEntitlementRequest, _context: Any) -> resources_pb2.Entitlement:
         """See the contract."""
         return message(await self._entitlements.take_in(_read(request)))
 
-    async def GetEntitlement(  # noqa: N802
-        self, request: pb.GetEntitlementRequest, _context: Any
-    ) -> resources_pb2.Entitlement:
+    async def GetEntitlement(self, request: pb.GetEntitlementRequest, _context: Any) -> resources_pb2.Entitlement:
         """See the contract."""
         violations = Violations()
         violations.identifier("account_id", request.account_id)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping
 
 from services.kit.identity import AUTHORIZATION_KEY, Identity, TokenAuthenticator
-from services.proxy.clock import utc_now
 from services.proxy.cache import LookupCache
+from services.proxy.clock import utc_now
 from services.proxy.errors import ApiKeyInvalid
 from services.proxy.keys.model import Key, identity_of, is_well_formed, sha256
 from services.proxy.keys.store import KeyStore

@@ -101,4 +101,3 @@ def is_well_formed(secret: str) -> bool:
 def sha256(secret: str) -> bytes:
     """What is kept of a key."""
     return hashlib.sha256(secret.encode()).digest()
-

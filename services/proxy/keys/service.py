@@ -7,6 +7,8 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime
 
+from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
+
 from services.proxy.clock import utc_now
 from services.proxy.entitlements.service import Entitlements
 from services.proxy.errors import AccountNotFound, IdempotencyConflict, KeyNotFound
@@ -14,7 +16,6 @@ from services.proxy.keys.credentials import KnownKeys
 from services.proxy.keys.model import Key, new_secret, sha256
 from services.proxy.keys.store import KeyStore
 from services.proxy.ledger import Ledger
-from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from tollkeeper.proxy.v1 import key_service_pb2 as pb
+from tollkeeper.proxy.v1 import key_service_pb2_grpc, resources_pb2
 
 from services.kit.amounts import request_amount
 from services.kit.identity import current_identity
@@ -25,8 +27,6 @@ from services.proxy.keys.model import (
     Key,
 )
 from services.proxy.keys.service import Keys, KeyWish
-from tollkeeper.proxy.v1 import key_service_pb2 as pb
-from tollkeeper.proxy.v1 import key_service_pb2_grpc, resources_pb2
 
 _MAX_NAME_CHARS = 200
 _MAX_MODEL_CHARS = 200
@@ -41,7 +41,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
 
-    async def CreateKey(self, request: pb.CreateKeyRequest, context: Any) -> pb.CreateKeyResponse:  # noqa: N802
+    async def CreateKey(self, request: pb.CreateKeyRequest, context: Any) -> pb.CreateKeyResponse:
         """See the contract."""
         violations = Violations()
         violations.identifier("account_id", request.account_id, required=request.key_type != ADMIN)
@@ -64,14 +64,14 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
             return _replayed(key, context)
         return pb.CreateKeyResponse(key_id=key.key_id, key=secret, record=message(key))
 
-    async def GetKey(self, request: pb.GetKeyRequest, _context: Any) -> resources_pb2.Key:  # noqa: N802
+    async def GetKey(self, request: pb.GetKeyRequest, _context: Any) -> resources_pb2.Key:
         """See the contract."""
         violations = Violations()
         violations.identifier("key_id", request.key_id)
         violations.raise_if_any()
         return message(await self._keys.get(request.key_id))
 
-    async def ListKeys(self, request: pb.ListKeysRequest, _context: Any) -> pb.ListKeysResponse:  # noqa: N802
+    async def ListKeys(self, request: pb.ListKeysRequest, _context: Any) -> pb.ListKeysResponse:
         """See the contract."""
         violations = Violations()
         violations.identifier("account_id", request.account_id, required=False)
@@ -87,7 +87,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
             keys=[message(key) for key in found], next_page_token=_token(found[-1]) if more else ""
         )
 
-    async def RevokeKey(self, request: pb.RevokeKeyRequest, _context: Any) -> resources_pb2.Key:  # noqa: N802
+    async def RevokeKey(self, request: pb.RevokeKeyRequest, _context: Any) -> resources_pb2.Key:
         """See the contract."""
         violations = Violations()
         violations.identifier("key_id", request.key_id)

@@ -37,8 +37,8 @@ async def requests(*messages):
 def call(stub, method, metadata=(), account_id="acme", text="hi", *, unread=False):
     """Call any RPC of the contract with one message naming the account, where it has a field for it.
 
-    `unread` is for calls refused before a message is read: a request stream is then empty, since the aio client reports a
-    failed write (INTERNAL) in place of the status that made it fail.
+    `unread` is for calls refused before a message is read: a request stream is then empty, since the aio client
+    reports a failed write (INTERNAL) in place of the status that made it fail.
     """
     descriptor = SERVICE.methods_by_name[method]
     fields = {"text": text}

@@ -1,5 +1,7 @@
 """Owns the proof that costs and estimates over gRPC are exact, pinned to a version, and refused rather than guessed."""
 
+from decimal import Decimal
+
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -31,10 +33,8 @@ def call(model="gpt-4o", provider="openai", **fields):
     ],
 )
 def test_shipped_price_is_charged_to_the_nano(pricing, provider, model, input_usd, output_usd):
-    from decimal import Decimal
-
     cost = pricing.prices.CalculateCost(call(model, provider, usage=Usage(input_tokens=7, output_tokens=3)))
-    exact = (7 * Decimal(input_usd) + 3 * Decimal(output_usd)) * 1000  # nanos: USD × 10^9 ÷ 10^6 tokens
+    exact = (7 * Decimal(input_usd) + 3 * Decimal(output_usd)) * 1000  # nanos a token, of dollars a million
     assert cost.cost_nanos == exact
     assert cost.billed_nanos == cost.cost_nanos
     assert cost.price_version == 1

@@ -1,0 +1,127 @@
+"""Owns how the proxy is put together: what is made when it starts, what is ended when it stops, and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import redis.asyncio
+from envoy.service.auth.v3 import external_auth_pb2_grpc  # type: ignore[import-untyped]
+from tollkeeper.ledger.v1 import ledger_service_pb2_grpc
+from tollkeeper.pricing.v1 import pricing_service_pb2_grpc
+from tollkeeper.proxy.v1 import (
+    entitlement_service_pb2_grpc,
+    generate_service_pb2_grpc,
+    key_service_pb2_grpc,
+    wire_service_pb2_grpc,
+)
+
+from services.kit.channels import aio_channel
+from services.kit.db import async_engine
+from services.kit.identity import KeyFileError, Role, TokenAuthenticator, TokenSigner, TokenVerifier
+from services.kit.serving import AioServer
+from services.proxy.authorization import CHECK, AuthorizationServicer, IdentityTokens
+from services.proxy.calls.life import Parts
+from services.proxy.calls.running import Calls
+from services.proxy.catalogue import CatalogueWatch
+from services.proxy.entitlements.service import Entitlements
+from services.proxy.entitlements.servicer import EntitlementServicer
+from services.proxy.entitlements.store import EntitlementStore
+from services.proxy.keys.credentials import KeyAuthenticator, KnownKeys
+from services.proxy.keys.service import Keys
+from services.proxy.keys.servicer import KeyServicer
+from services.proxy.keys.store import KeyStore
+from services.proxy.ledger import Ledger
+from services.proxy.outbox import OutboxStore, Settlements
+from services.proxy.rates import RateLimits
+from services.proxy.settings import ProxySettings
+from services.proxy.upstream import Upstreams
+from services.proxy.wire import PROVIDER_CHAT, WireServicer
+
+# A Redis that is slower than this is of no use on the way of a call.
+_REDIS_SECONDS = 0.25
+
+
+async def serve(settings: ProxySettings) -> AioServer:
+    """The proxy's server, all its parts made. Raises KeyFileError where there is no signing key."""
+    server = AioServer(settings)
+    engine = async_engine(settings)
+    ledger_channel = aio_channel(settings.ledger_addr, settings)
+    pricing_channel = aio_channel(settings.pricing_addr, settings)
+    client = _redis(settings)
+
+    cache = {"lifetime_seconds": settings.cache_seconds, "max_entries": settings.cache_entries}
+    key_store = KeyStore(engine)
+    known = KnownKeys(key_store, **cache)  # type: ignore[arg-type]
+    entitlements = Entitlements(EntitlementStore(engine), **cache)  # type: ignore[arg-type]
+    ledger = Ledger(
+        ledger_service_pb2_grpc.LedgerServiceStub(ledger_channel),
+        timeout_seconds=settings.ledger_timeout_seconds,
+        batch_operations=settings.ledger_batch_operations,
+        batches_at_once=settings.ledger_batches_at_once,
+        waiting_operations=settings.ledger_waiting_operations,
+    )
+    settlements = Settlements(ledger, OutboxStore(engine), interval_seconds=settings.outbox_interval_seconds)
+    catalogue = CatalogueWatch(pricing_service_pb2_grpc.PricingServiceStub(pricing_channel))
+    upstreams = Upstreams(settings)
+    calls = Calls(Parts(settings, entitlements, catalogue, RateLimits(client), ledger, settlements, upstreams))
+
+    tokens = TokenAuthenticator(TokenVerifier(file=settings.identity_jwks_file))
+    server.register(
+        wire_service_pb2_grpc.add_WireServiceServicer_to_server,
+        WireServicer(calls),
+        authenticator=KeyAuthenticator(known, tokens, by_token=frozenset({PROVIDER_CHAT})),
+    )
+    server.register(
+        key_service_pb2_grpc.add_KeyServiceServicer_to_server,
+        KeyServicer(Keys(key_store, known, entitlements, ledger)),
+    )
+    server.register(
+        entitlement_service_pb2_grpc.add_EntitlementServiceServicer_to_server, EntitlementServicer(entitlements)
+    )
+    server.register(
+        generate_service_pb2_grpc.add_GenerateServiceServicer_to_server,
+        generate_service_pb2_grpc.GenerateServiceServicer(),
+    )
+    server.register(
+        external_auth_pb2_grpc.add_AuthorizationServicer_to_server,
+        AuthorizationServicer(known, IdentityTokens(_signer(settings), ttl_seconds=settings.identity_ttl_seconds)),
+        access_overrides={CHECK: Role.PUBLIC},
+    )
+
+    async def start_calls() -> None:
+        await calls.start(server.draining)
+
+    async def stop_settlements() -> None:
+        await settlements.stop(settings.ledger_timeout_seconds)
+
+    for start in (catalogue.start, settlements.start, start_calls):
+        server.on_start(start)
+    # Last added first: calls end, then settlements reach the ledger, then what both need is closed.
+    server.on_stop(engine.dispose)
+    if client is not None:
+        server.on_stop(client.aclose)
+    for stop in (ledger_channel.close, pricing_channel.close, upstreams.close):
+        server.on_stop(stop)
+    server.on_stop(catalogue.stop)
+    server.on_stop(stop_settlements)
+    server.on_stop(calls.stop)
+    return server
+
+
+def _signer(settings: ProxySettings) -> TokenSigner:
+    path: Path | None = settings.identity_signing_key_file
+    if path is None:
+        raise KeyFileError("no key to sign identity tokens with: set TOLLKEEPER_PROXY_IDENTITY_SIGNING_KEY_FILE")
+    try:
+        return TokenSigner(path.read_bytes())
+    except OSError as error:
+        raise KeyFileError(f"{path}: {error.strerror}") from error
+
+
+def _redis(settings: ProxySettings) -> redis.asyncio.Redis | None:
+    if not settings.redis_url:
+        return None
+    client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
+        settings.redis_url, socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS, max_connections=64
+    )
+    return client

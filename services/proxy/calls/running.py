@@ -1,0 +1,103 @@
+"""Owns the calls under way: begun, kept from lapsing, and waited for when the proxy stops."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from prometheus_client import Gauge
+from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
+
+from services.kit.errors import ServiceError
+from services.kit.logs import get_logger
+from services.proxy.calls import chat
+from services.proxy.calls.call import Call
+from services.proxy.calls.life import Life, Parts
+from services.proxy.keys.model import Key
+
+_log = get_logger(__name__)
+
+_RUNNING = Gauge("tollkeeper_calls_running", "Model calls under way, those whose client has left among them")
+
+
+class Calls:
+    """Begins calls and keeps their holds from lapsing while they run."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._running: dict[asyncio.Task[None], Call] = {}
+        self._background: list[asyncio.Task[None]] = []
+        self._draining_since: float | None = None
+        _RUNNING.set_function(lambda: len(self._running))
+
+    @property
+    def parts(self) -> Parts:
+        """What calls are made with."""
+        return self._parts
+
+    def begin(self, key: Key, endpoint: str, body: bytes, *, provider: str = "", credits_in_body: bool = False) -> Call:
+        """Begin a chat completion; what comes of it comes through its delivery. Raises InvalidArgument for the body."""
+        call = Call(key, endpoint, chat.read(body), provider=provider, credits_in_body=credits_in_body)
+        task = asyncio.create_task(Life(self._parts, call).live())
+        self._running[task] = call
+        task.add_done_callback(self._ended)
+        return call
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a call's end was not handled", exc_info=error)
+
+    async def start(self, draining: asyncio.Event) -> None:
+        """Begin to keep holds. `draining` is set when the proxy begins to stop: the grace counts from then."""
+        self._background = [
+            asyncio.create_task(self._keep_for_ever()),
+            asyncio.create_task(self._note_draining(draining)),
+        ]
+
+    async def stop(self) -> None:
+        """Wait for the calls under way, cut off what is left after the grace, and let all of them settle."""
+        since = self._draining_since if self._draining_since is not None else time.monotonic()
+        left = since + self._parts.settings.grace_seconds - time.monotonic()
+        if self._running:
+            await asyncio.wait(self._running, timeout=max(left, 0))
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            _log.warning("calls cut off, settled at what had come", calls=len(self._running))
+            await asyncio.wait(self._running, timeout=3 * self._parts.settings.ledger_timeout_seconds)
+        for job in self._background:
+            job.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+
+    async def _note_draining(self, draining: asyncio.Event) -> None:
+        await draining.wait()
+        self._draining_since = time.monotonic()
+
+    async def _keep_for_ever(self) -> None:
+        ttl = self._parts.settings.hold_ttl_seconds
+        while True:
+            await asyncio.sleep(ttl / 8)
+            lapsing = [
+                call
+                for call in self._running.values()
+                if call.hold_open and call.held_until - time.monotonic() < ttl / 2
+            ]
+            await asyncio.gather(*(self._extend(call, ttl) for call in lapsing))
+
+    async def _extend(self, call: Call, ttl_seconds: int) -> None:
+        """Let a hold last longer. One that lapses all the same is settled all the same."""
+        call.extensions += 1
+        request = ledger_pb.ExtendHoldRequest(
+            account_id=call.key.account_id,
+            hold_id=call.call_id,
+            ttl_seconds=ttl_seconds,
+            request_id=f"{call.call_id}-{call.extensions}",
+        )
+        asked = time.monotonic()
+        try:
+            await self._parts.ledger.apply(ledger_pb.Operation(extend=request))
+            call.held_until = asked + ttl_seconds
+        except ServiceError as refusal:
+            _log.warning("a hold was not extended", call_id=call.call_id, reason=refusal.reason)
