@@ -22,7 +22,7 @@ from services.kit.errors import RemoteError, ServiceError, catalogue
 PAGES = Path(__file__).parent / "reference"
 
 
-def _import_all() -> None:
+def import_all() -> None:
     """Import every module of the contract and the implementation, so that all their classes are known."""
     for package in (tollkeeper, services):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is not current")
     check = parser.parse_args().check
-    _import_all()
+    import_all()
     stale = []
     for name, text in (("status.md", status_page()), ("errors.md", errors_page())):
         page = PAGES / name

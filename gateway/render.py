@@ -227,6 +227,11 @@ def _access_log() -> Json:
     """One JSON object a request on standard output. No header that may hold a credential, and no query string."""
     return {
         "name": "envoy.access_loggers.stdout",
+        "filter": {
+            "header_filter": {
+                "header": {"name": ":path", "string_match": {"exact": "/healthz"}, "invert_match": True},
+            }
+        },
         "typed_config": {
             "@type": _TYPES + "extensions.access_loggers.stream.v3.StdoutAccessLog",
             "log_format": {

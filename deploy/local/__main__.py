@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -94,7 +95,7 @@ def status(_arguments: argparse.Namespace) -> int:
         elif not record.alive():
             pid, health = str(record.pid), "dead"
         else:
-            pid, health = str(record.pid), "healthy" if part.ready() else "not answering"
+            pid, health = str(record.pid), "healthy" if part.ready() else "not ready"
         healthy = healthy and health == "healthy"
         print(f"{part.name:<18}{pid:>9}{part.port:>7}  {health}")
     return 0 if healthy else 1
@@ -143,7 +144,8 @@ def show_demo(_arguments: argparse.Namespace) -> int:
 
 
 def _say(line: str) -> None:
-    print(f"  {line}", flush=True)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads any more; that is no reason to stop half-way
+        print(f"  {line}", flush=True)
 
 
 def main() -> int:
@@ -167,11 +169,23 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         return int(arguments.action(arguments))
+    except BrokenPipeError:
+        return 0
     except _TOLD as failure:
         print(f"\n{arguments.command} failed: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        _close_output()
+
+
+def _close_output() -> None:
+    """Flush what was printed; a reader that went away, as `head` does, is no failure."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -207,14 +207,17 @@ class StartFailedError(Exception):
 
 def log_tail(log: Path, lines: int = 20) -> str:
     """The last `lines` lines of a log, indented; empty where there is nothing."""
-    most_bytes = 64 * 1024
+    most_bytes = max(64 * 1024, lines * 1024)
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - most_bytes))
-            text = file.read().decode(errors="replace")
+            left_out = max(0, log.stat().st_size - most_bytes)
+            file.seek(left_out)
+            found = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
         return ""
-    return "\n".join("    " + line for line in text.splitlines()[-lines:])
+    if left_out:
+        found = found[1:]  # which may have lost its beginning
+    return "\n".join("    " + line for line in found[-lines:])
 
 
 def await_ready(child: Child, ready: Callable[[], bool], log: Path, timeout_seconds: float) -> None:

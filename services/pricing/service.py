@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import TypeVar
+from datetime import datetime
 
 from sqlalchemy import Engine
 
@@ -13,12 +12,10 @@ from services.kit.errors import Violation
 from services.kit.logs import get_logger
 from services.kit.refusals import InvalidArgument
 from services.pricing import store
+from services.pricing.costing import Costing
 from services.pricing.errors import (
-    ComponentNotPriced,
-    CostTooLarge,
     PlanNotFound,
     PriceMoveTooLarge,
-    PriceNotFound,
     RequestIdReused,
 )
 from services.pricing.live import LiveCatalogue, Snapshot
@@ -26,55 +23,12 @@ from services.pricing.model import CatalogueVersion, Plan, PriceBook, PublishedP
 from services.pricing.moves import too_large_moves
 from services.pricing.shipped import SHIPPED_VERSION, Shipped
 from services.pricing.store import State, WrittenRequest
-from services.rating import (
-    AT_COST_MILLIONTHS,
-    STANDARD,
-    Cost,
-    InvalidUsage,
-    PriceCard,
-    Usage,
-    cost,
-    upper_bound,
-)
-from services.rating import ComponentNotPriced as RateMissing
-from services.rating import CostTooLarge as CostOverflow
 
 _log = get_logger(__name__)
 
 _PUBLISH = "PublishPrices"
 _SHIPPED_BY = "tollkeeper"
 _MAX_MOVES_TOLD = 10
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Which price a call is to be priced by: a model's, at a moment (None: now) or by a version (0: by moment)."""
-
-    provider: str
-    model: str
-    service_tier: str = STANDARD
-    multiplier_millionths: int = AT_COST_MILLIONTHS
-    at: datetime | None = None
-    price_version: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """The most that a call, not made yet, can use."""
-
-    max_input_tokens: int
-    max_output_tokens: int
-    images: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a call can cost: at most, and as a best guess."""
-
-    most: Cost
-    expected: Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,62 +51,11 @@ class PricingService:
         self._engine = engine
         self._live = live
 
-    # ------------------------------------------------------------------------------------------------------ costing
+    # ------------------------------------------------------------------------------------------------------- prices
 
-    def cost_of(self, call: Call, usage: Usage) -> Cost:
-        """What a call cost. Raises PriceNotFound, ComponentNotPriced, CostTooLarge, InvalidArgument."""
-        card = self._card(call)
-        return _rated(
-            lambda: cost(card, usage, service_tier=call.service_tier, multiplier_millionths=call.multiplier_millionths)
-        )
-
-    def estimate(self, call: Call, counts: Counts) -> Estimate:
-        """The most that a call can cost, and a best guess. Raises as `cost_of`.
-
-        The guess: all input is plain, and the output is half of its cap, the mean where nothing else is known of it.
-        """
-        card = self._card(call)
-        usage = Usage(
-            input_tokens=counts.max_input_tokens,
-            output_tokens=(counts.max_output_tokens + 1) // 2,
-            images=counts.images,
-        )
-        return _rated(
-            lambda: Estimate(
-                most=upper_bound(
-                    card,
-                    counts.max_input_tokens,
-                    counts.max_output_tokens,
-                    images=counts.images,
-                    service_tier=call.service_tier,
-                    multiplier_millionths=call.multiplier_millionths,
-                ),
-                expected=cost(
-                    card, usage, service_tier=call.service_tier, multiplier_millionths=call.multiplier_millionths
-                ),
-            )
-        )
-
-    def price(self, provider: str, model: str, at: datetime | None = None) -> PublishedPrice:
-        """A model's price at a moment. Raises PriceNotFound."""
-        return self._price(Call(provider, model, at=at))
-
-    def _card(self, call: Call) -> PriceCard:
-        card = self._price(call).card
-        assert card is not None, "the book gives no withdrawn price"
-        return card
-
-    def _price(self, call: Call) -> PublishedPrice:
-        found = _found(self._live.current().book, call)
-        if found is None:
-            # Another replica may have published it a moment ago, and the caller may have it from there.
-            found = _found(self._live.refresh().book, call)
-        if found is None:
-            how = f"by version {call.price_version}" if call.price_version else "at that moment"
-            raise PriceNotFound(
-                f"{call.provider}/{call.model} has no price {how}", provider=call.provider, model=call.model
-            )
-        return found
+    def costing(self) -> Costing:
+        """The costs of one request's calls, by one picture of the catalogue."""
+        return Costing(self._live)
 
     def prices_in_force(self, at: datetime, provider: str, model_prefix: str) -> list[PublishedPrice]:
         """Prices in force at a moment, by provider and model."""
@@ -256,40 +159,11 @@ class PricingService:
         )
 
 
-def _found(book: PriceBook, call: Call) -> PublishedPrice | None:
-    if call.price_version:
-        if call.price_version > book.latest_version:
-            return None
-        return book.of_version(call.provider, call.model, call.price_version)
-    return book.in_force(call.provider, call.model, call.at or datetime.now(UTC))
-
-
 def _plan(snapshot: Snapshot, plan_id: str, version: int) -> Plan | None:
     versions: Sequence[Plan] = snapshot.plans.get(plan_id, ())
     if not version:
         return versions[-1] if versions else None
     return next((plan for plan in versions if plan.version == version), None)
-
-
-def _rated(rate: Callable[[], _T]) -> _T:
-    """What `rate` gives, its refusals in the form that leaves this service."""
-    try:
-        return rate()
-    except RateMissing as error:
-        raise ComponentNotPriced(
-            str(error),
-            provider=error.provider,
-            model=error.model,
-            component=error.component,
-            service_tier=error.service_tier,
-        ) from error
-    except InvalidUsage as error:
-        field = f"usage.{error.field}"
-        raise InvalidArgument(
-            f"invalid {field}: {error.description}", violations=[Violation(field, error.description)]
-        ) from error
-    except CostOverflow as error:
-        raise CostTooLarge(str(error)) from error
 
 
 def _as_of(price: PublishedPrice, version: CatalogueVersion) -> PublishedPrice:

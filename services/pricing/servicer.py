@@ -16,9 +16,10 @@ from services.kit.errors import DETAILS_KEY, ServiceError, wire_form
 from services.kit.identity import current_identity
 from services.kit.validation import Violations
 from services.pricing import wire
+from services.pricing.costing import Call, Costing, Counts
 from services.pricing.model import MILLION, PublishedPrice
 from services.pricing.paging import DEFAULT_PAGE_SIZE, make_token, read_token
-from services.pricing.service import Call, Counts, PricingService, Publication
+from services.pricing.service import PricingService, Publication
 from services.pricing.shipped import MAX_MODEL_CHARS
 from services.pricing.watching import Watches
 from services.rating import AT_COST_MILLIONTHS, MODES, SERVICE_TIERS, STANDARD, InvalidPriceCard
@@ -43,31 +44,33 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
 
     def CalculateCost(self, request: pb.CalculateCostRequest, _context: grpc.ServicerContext) -> resources_pb2.Cost:
         """See the contract."""
-        return self._cost(request)
+        return _cost(self._service.costing(), request)
 
     def BatchCalculateCosts(
         self, request: pb.BatchCalculateCostsRequest, _context: grpc.ServicerContext
     ) -> pb.BatchCalculateCostsResponse:
         """See the contract."""
         _check_batch(request.requests)
+        costing = self._service.costing()
         results = [
             pb.CostResult(cost=found) if error is None else pb.CostResult(error=error)
-            for found, error in (_each(self._cost, one) for one in request.requests)
+            for found, error in (_each(_cost, costing, one) for one in request.requests)
         ]
         return pb.BatchCalculateCostsResponse(results=results)
 
     def EstimateCost(self, request: pb.EstimateCostRequest, _context: grpc.ServicerContext) -> pb.CostEstimate:
         """See the contract."""
-        return self._estimate(request)
+        return _estimate(self._service.costing(), request)
 
     def BatchEstimateCosts(
         self, request: pb.BatchEstimateCostsRequest, _context: grpc.ServicerContext
     ) -> pb.BatchEstimateCostsResponse:
         """See the contract."""
         _check_batch(request.requests)
+        costing = self._service.costing()
         results = [
             pb.EstimateResult(estimate=found) if error is None else pb.EstimateResult(error=error)
-            for found, error in (_each(self._estimate, one) for one in request.requests)
+            for found, error in (_each(_estimate, costing, one) for one in request.requests)
         ]
         return pb.BatchEstimateCostsResponse(results=results)
 
@@ -77,7 +80,7 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
         _check_model(v, request.provider, request.model)
         at = wire.moment(v, "at", request.at) if request.HasField("at") else None
         v.raise_if_any()
-        return wire.price_to_proto(self._service.price(request.provider, request.model, at))
+        return wire.price_to_proto(self._service.costing().price_of(Call(request.provider, request.model, at=at)))
 
     def ListPrices(self, request: pb.ListPricesRequest, _context: grpc.ServicerContext) -> pb.ListPricesResponse:
         """See the contract. All pages of one listing are as of the moment of its first."""
@@ -126,22 +129,24 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
         """See the contract."""
         return self._watches.watch(context)
 
-    def _cost(self, request: pb.CalculateCostRequest) -> resources_pb2.Cost:
-        v = Violations()
-        v.present("usage", given=request.HasField("usage"))
-        usage = usage_from_proto(request.usage)
-        call = _call(v, request)
-        return cost_to_proto(self._service.cost_of(call, usage))
 
-    def _estimate(self, request: pb.EstimateCostRequest) -> pb.CostEstimate:
-        v = Violations()
-        counts = Counts(
-            v.non_negative("max_input_tokens", request.max_input_tokens),
-            v.non_negative("max_output_tokens", request.max_output_tokens),
-            v.non_negative("images", request.images),
-        )
-        call = _call(v, request)
-        return wire.estimate_to_proto(self._service.estimate(call, counts))
+def _cost(costing: Costing, request: pb.CalculateCostRequest) -> resources_pb2.Cost:
+    v = Violations()
+    v.present("usage", given=request.HasField("usage"))
+    usage = usage_from_proto(request.usage)
+    call = _call(v, request)
+    return cost_to_proto(costing.cost_of(call, usage))
+
+
+def _estimate(costing: Costing, request: pb.EstimateCostRequest) -> pb.CostEstimate:
+    v = Violations()
+    counts = Counts(
+        v.non_negative("max_input_tokens", request.max_input_tokens),
+        v.non_negative("max_output_tokens", request.max_output_tokens),
+        v.non_negative("images", request.images),
+    )
+    call = _call(v, request)
+    return wire.estimate_to_proto(costing.estimate(call, counts))
 
 
 def _check_batch(requests: Any) -> None:
@@ -173,10 +178,12 @@ def _call(v: Violations, request: Any) -> Call:
     return Call(request.provider, request.model, service_tier, multiplier, at, price_version)
 
 
-def _each(answer: Callable[[Any], _R], request: Any) -> tuple[_R | None, status_pb2.Status | None]:
+def _each(
+    answer: Callable[[Costing, Any], _R], costing: Costing, request: Any
+) -> tuple[_R | None, status_pb2.Status | None]:
     """One request's answer, or its refusal: one bad line of a batch is no other line's matter."""
     try:
-        return answer(request), None
+        return answer(costing, request), None
     except ServiceError as error:
         _, _, trailing = wire_form(error)
         return None, status_pb2.Status.FromString(dict(trailing)[DETAILS_KEY])

@@ -9,9 +9,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.pricing.v1 import plan_service_pb2, pricing_service_pb2, resources_pb2
 
 from services.kit.validation import Violations
+from services.pricing.costing import Estimate
 from services.pricing.economics import OverageLine, Tier
 from services.pricing.model import CatalogueVersion, Plan, PublishedPrice
-from services.pricing.service import Estimate
 from services.rating.wire import card_to_proto
 
 _PLAN_FIELDS = tuple(field.name for field in fields(Plan) if field.name not in {"metrics", "created_at"})

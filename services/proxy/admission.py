@@ -3,10 +3,10 @@
 In this order, each with its own refusal: account suspended; provider or model not in the plan, or not for the key; no
 price; larger than the plan allows. (The limits per minute, `rates.py`, and the ledger's hold come after.)
 
-The plan's tokens per request are checked with the best guess of the input, since the bound is about four times the real
-count of Latin text and would refuse what the plan means to allow; so a request at the very edge may use some more than
-the plan's number. Money is held by the bound, so no call costs more than its hold for want of a better guess. A client's
-own cap that does not fit the plan is refused; where it gave none, the cap is what fits.
+The plan's tokens per request are checked with the best guess of the input, since the bound is about four times the
+real count of Latin text and would refuse what the plan means to allow; so a request at the very edge may use some more
+than the plan's number. Money is held by the bound, so that no call costs more than its hold. A client's own cap that
+does not fit the plan is refused; where it gave none, the cap is what fits.
 """
 
 from __future__ import annotations
@@ -107,25 +107,27 @@ def choose_card(
         raise ProviderNotAllowed(
             f"the plan does not include {having[0]}", provider=having[0], model=model, plan=entitlement.plan_id
         )
-    if PREFERRED_PROVIDER in allowed:
-        chosen = PREFERRED_PROVIDER
-    elif len(allowed) == 1:
-        chosen = allowed[0]
-    else:
-        callable_ones = [name for name in allowed if name in configured]
-        if len(callable_ones) != 1:
-            raise ModelAmbiguous(f"several providers have {model}", model=model, providers=", ".join(allowed))
-        chosen = callable_ones[0]
+    chosen = _chosen(allowed, model, configured)
     card = catalogue.card(entitlement.account_id, chosen, model, now)
     if card is None:
         raise ModelNotPriced(f"{model} has no price", model=model)
     return card
 
 
+def _chosen(allowed: list[str], model: str, configured: Collection[str]) -> str:
+    if PREFERRED_PROVIDER in allowed:
+        return PREFERRED_PROVIDER
+    if len(allowed) > 1:
+        allowed = [name for name in allowed if name in configured] or allowed
+    if len(allowed) > 1:
+        raise ModelAmbiguous(f"several providers have {model}", model=model, providers=", ".join(allowed))
+    return allowed[0]
+
+
 def admit(
     key: Key, entitlement: Entitlement, card: rating.PriceCard, request: ChatRequest, *, default_cap: int
 ) -> Admitted:
-    """What to hold for a call at this price. Raises RequestTooLargeForPlan, ModelNotPriced (no rate for a part of it)."""
+    """What to hold for a call at this price. Raises RequestTooLargeForPlan; ModelNotPriced where a part has no rate."""
     cap = _cap(entitlement, card, request, default_cap)
     try:
         most, least = (

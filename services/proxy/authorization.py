@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from envoy.config.core.v3 import base_pb2  # type: ignore[import-untyped]
 from envoy.service.auth.v3 import external_auth_pb2 as pb  # type: ignore[import-untyped]
-from envoy.service.auth.v3 import external_auth_pb2_grpc  # type: ignore[import-untyped]
+from envoy.service.auth.v3 import external_auth_pb2_grpc
 from envoy.type.v3 import http_status_pb2  # type: ignore[import-untyped]
 from google.rpc import code_pb2, status_pb2  # type: ignore[import-untyped]
 

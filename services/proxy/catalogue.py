@@ -175,6 +175,7 @@ class CatalogueWatch:
     def __init__(self, stub: Any) -> None:
         self._stub = stub
         self._picture: Catalogue | None = None
+        self._begun: Catalogue | None = None  # what the present stream has brought
         self._task: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
 
@@ -215,9 +216,6 @@ class CatalogueWatch:
             # Jitter, so that replicas do not come back all at once.
             await asyncio.sleep(backoff * random.uniform(0.5, 1))  # noqa: S311
             backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
-
-    # The picture that a new stream is building; None outside of that.
-    _begun: Catalogue | None = None
 
     def _take_in(self, change: pricing_service_pb2.CatalogueChange) -> None:
         if self._begun is None:

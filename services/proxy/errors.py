@@ -22,7 +22,8 @@ ProxyError (domain "tollkeeper.proxy")
 ├── ProviderNotConfigured      PROVIDER_NOT_CONFIGURED       501
 ├── ProviderUnavailable        PROVIDER_UNAVAILABLE          503
 ├── ProviderTimeout            PROVIDER_TIMEOUT              504
-└── ProviderCredentialRefused  PROVIDER_CREDENTIAL_REFUSED   503  the provider refuses the operator's key
+├── ProviderCredentialRefused  PROVIDER_CREDENTIAL_REFUSED   503  the provider refuses the operator's key
+└── ClientStalled              CLIENT_STALLED                504  the client stopped reading its answer
 
 What the ledger refuses (INSUFFICIENT_CREDIT, LIMIT_EXCEEDED …) passes through as the ledger said it.
 """
@@ -204,3 +205,11 @@ class ProviderCredentialRefused(ProxyError):
     kind = Kind.UNAVAILABLE
     reason = "PROVIDER_CREDENTIAL_REFUSED"
     advice = "Operator: check the provider's API key. Nothing was charged."
+
+
+class ClientStalled(ProxyError):
+    """The client stopped reading its answer; the call went on without it."""
+
+    kind = Kind.DEADLINE
+    reason = "CLIENT_STALLED"
+    advice = "Read answers as they come. The call was billed for what was used."

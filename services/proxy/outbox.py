@@ -66,7 +66,7 @@ class OutboxStore:
             await connection.execute(statement.on_conflict_do_nothing())
 
     async def claim(self) -> list[Undelivered]:
-        """Take what is due, for 30 seconds: no other replica takes it meanwhile. Locks those rows, skipping locked ones.
+        """Take what is due, for 30 seconds, in which no other replica takes it. Locks those rows, skipping locked ones.
 
         Reads by the index `outbox_due`.
         """
@@ -105,8 +105,18 @@ class OutboxStore:
 
     async def refuse(self, one: Undelivered, reason: str) -> None:
         """Keep for an operator what the ledger will never take."""
+        statement = insert(outbox).values(
+            account_id=one.account_id,
+            hold_id=one.hold_id,
+            kind=one.kind,
+            operation=one.operation.SerializeToString(),
+            refused=reason,
+        )
+        statement = statement.on_conflict_do_update(
+            index_elements=["account_id", "hold_id", "kind"], set_={"refused": reason}
+        )
         async with self._engine.begin() as connection:
-            await connection.execute(sa.update(outbox).where(_is(one)).values(refused=reason))
+            await connection.execute(statement)
 
     async def waiting(self) -> int:
         """How many the ledger has not taken yet, those refused for good not counted."""
@@ -148,54 +158,58 @@ class Settlements:
             _KEPT.labels(kind).inc()
             await self._keep(account_id, hold_id, operation)
         except RemoteError as refusal:
-            await self._refused(Undelivered(account_id, hold_id, kind, operation, 0), refusal, known=False)
+            await self._refused(Undelivered(account_id, hold_id, kind, operation, 0), refusal)
         return None
 
     async def _keep(self, account_id: str, hold_id: str, operation: pb.Operation) -> None:
+        """Put it into the outbox; while that cannot be written, offer it to outbox and ledger from memory."""
         try:
             await self._store.keep(account_id, hold_id, operation)
         except Exception:  # noqa: BLE001 (whatever it is: a settlement is not thrown away)
             _log.exception("the outbox cannot be written; a settlement is kept in memory", hold_id=hold_id)
-            task = asyncio.create_task(self._kept_somewhere(account_id, hold_id, operation))
+            task = asyncio.create_task(self._offered(account_id, hold_id, operation))
             self._in_memory.add(task)
             task.add_done_callback(self._in_memory.discard)
 
-    async def _kept_somewhere(self, account_id: str, hold_id: str, operation: pb.Operation) -> None:
-        """Offer it to the ledger and to the outbox in turn, until one takes it."""
-        while True:
+    async def _offered(self, account_id: str, hold_id: str, operation: pb.Operation) -> None:
+        kept = False
+        while not kept:
             await asyncio.sleep(_RETRY_SECONDS)
             try:
-                await self._ledger.apply(operation)
-                return
-            except RemoteError as refusal:
-                kind = operation.WhichOneof("kind") or ""
-                await self._refused(Undelivered(account_id, hold_id, kind, operation, 0), refusal, known=False)
-                return
-            except LedgerUnavailable:
-                try:
-                    await self._store.keep(account_id, hold_id, operation)
-                    return
-                except Exception as error:  # noqa: BLE001
-                    _log.error("a settlement is still in memory only", hold_id=hold_id, error=repr(error))
+                await self._store.keep(account_id, hold_id, operation)
+                kept = True
+            except Exception as error:  # noqa: BLE001
+                _log.error("a settlement is still in memory only", hold_id=hold_id, error=repr(error))
+                kept = await self._taken(account_id, hold_id, operation)
 
-    async def _refused(self, one: Undelivered, refusal: RemoteError, *, known: bool) -> None:
-        """Note a refusal that trying again does not change. A release that comes too late is no loss."""
-        if one.kind == RELEASE:
-            _log.info("hold not released", hold_id=one.hold_id, reason=refusal.reason)
-            if known:
+    async def _taken(self, account_id: str, hold_id: str, operation: pb.Operation) -> bool:
+        try:
+            await self._ledger.apply(operation)
+        except LedgerUnavailable:
+            return False
+        except RemoteError as refusal:
+            kind = operation.WhichOneof("kind") or ""
+            await self._refused(Undelivered(account_id, hold_id, kind, operation, 0), refusal)
+        return True
+
+    async def _refused(self, one: Undelivered, refusal: RemoteError) -> None:
+        """Note a refusal that trying again does not change. A release that comes too late is no loss. Never raises."""
+        try:
+            if one.kind == RELEASE:
+                _log.info("hold not released", hold_id=one.hold_id, reason=refusal.reason)
                 await self._store.delivered([one])
-            return
-        _REFUSED.labels(refusal.reason).inc()
-        _log.error(
-            "the ledger refuses a settlement",
-            account_id=one.account_id,
-            hold_id=one.hold_id,
-            reason=refusal.reason,
-            message=refusal.message,
-        )
-        if not known:
-            await self._keep(one.account_id, one.hold_id, one.operation)
-        await self._store.refuse(one, refusal.reason or refusal.code.name)
+                return
+            _REFUSED.labels(refusal.reason).inc()
+            _log.error(
+                "the ledger refuses a settlement",
+                account_id=one.account_id,
+                hold_id=one.hold_id,
+                reason=refusal.reason,
+                message=refusal.message,
+            )
+            await self._store.refuse(one, refusal.reason or refusal.code.name)
+        except Exception:  # noqa: BLE001 (the database is away; what matters is in the log)
+            _log.exception("a refused settlement was not kept", hold_id=one.hold_id, operation=str(one.operation))
 
     async def start(self) -> None:
         """Begin to deliver what is in the outbox."""
@@ -237,7 +251,7 @@ class Settlements:
             done, later = [], []
             for one, result in zip(claimed, results, strict=True):
                 if isinstance(result, RemoteError):
-                    await self._refused(one, result, known=True)
+                    await self._refused(one, result)
                 elif isinstance(result, BaseException):
                     later.append(one)
                 else:

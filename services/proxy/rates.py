@@ -1,8 +1,8 @@
 """Owns limits per minute, of keys and accounts, in requests and in tokens.
 
 A limit counts in a sliding minute: what was counted in this minute of the clock, and of the minute before the share
-that the sliding minute still covers. All limits of a call are checked and counted in one Redis script, by Redis' clock, so
-that replicas share them. While Redis does not answer each replica counts for itself (logged once), and calls go on.
+that the sliding minute still covers. All limits of a call are checked and counted in one Redis script, by Redis' clock,
+so that replicas share them. While Redis does not answer each replica counts for itself (logged once), and calls go on.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ class ProxySettings(ServiceSettings):
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, description="largest message taken or sent")
     max_concurrent: int = Field(default=2048, ge=1, description="calls served at once, streams among them")
 
-    identity_signing_key_file: Path | None = Field(default=None, description="private key (PEM) that signs identity tokens")
+    identity_signing_key_file: Path | None = Field(
+        default=None, description="private key (PEM) that signs identity tokens"
+    )
     identity_ttl_seconds: int = Field(default=60, ge=5, le=60, description="lifetime of an identity token")
 
     ledger_addr: str = Field(default="127.0.0.1:9001", description="host:port of the ledger")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,10 +26,11 @@ _log = get_logger(__name__)
 
 _CONNECT_ATTEMPTS = 3
 _FIRST_BACKOFF_SECONDS = 0.1
-_SERVED = 200
+_SERVED = range(200, 300)
 _REFUSED = 400
 _CREDENTIAL_REFUSED = 401
 
+_UNARY_BUFFER_BYTES = 64 * 1024
 MAX_ERROR_BYTES = 1024 * 1024
 
 
@@ -66,7 +67,7 @@ class Answer:
         """Whether it is a stream of server-sent events."""
         return self.content_type.lower().startswith("text/event-stream")
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncGenerator[bytes]:
         """The body as it comes."""
         reader = self._response.body_reader
         while (piece := await reader.read_chunk()) is not None:
@@ -137,6 +138,8 @@ class Upstreams:
             .header("content-type", "application/json")
             .header("accept", "text/event-stream" if stream else "application/json")
             .body_bytes(body)
+            # By default the client holds back the first 64 KiB of a body, and with them a stream's first words.
+            .streamed_read_buffer_limit(0 if stream else _UNARY_BUFFER_BYTES)
             .build_streamed()
         )
         # A request is used up by being sent, so one that may be sent again is copied first.
@@ -155,7 +158,7 @@ class Upstreams:
             except PyreqwestError as error:
                 raise failure(provider.name, error) from error
         try:
-            if response.status != _SERVED:
+            if response.status not in _SERVED:
                 await _refuse(provider, response)
             yield Answer(response)
         finally:

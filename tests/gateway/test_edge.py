@@ -19,9 +19,9 @@ from gateway.render import DESCRIPTOR_SET
 
 BINDINGS = read_bindings(DESCRIPTOR_SET.read_bytes())
 CHAT = "tollkeeper.proxy.v1.WireService.ChatCompletions"
-CREDIT = "tollkeeper.ledger.v1.LedgerService.CreditAccount"
 TRANSACTIONS = "tollkeeper.ledger.v1.JournalService.ListTransactions"
 KEY = {"authorization": "Bearer tk_test_good"}
+IDENTITY = "an.identity.token"  # what the authorizer of conftest.py gives
 
 
 def sample_path(template):
@@ -41,12 +41,9 @@ def test_authorizer_is_asked_for_api_paths_that_are_not_public_and_for_no_other(
     asked = binding.template.startswith("/api/") and not binding.public
     assert len(services.checks) == asked
     [call] = services.calls
-    assert call.metadata.get("x-tollkeeper-identity") == (IDENTITY_GIVEN if asked else None)
+    assert call.metadata.get("x-tollkeeper-identity") == (IDENTITY if asked else None)
     # Only the proxy, which authenticates model calls itself, sees a caller's key.
     assert ("authorization" in call.metadata) == (binding.wire is not Wire.API)
-
-
-IDENTITY_GIVEN = "an.identity.token"
 
 
 def test_no_credential_reaches_a_service_behind_the_authorizer_even_if_it_leaves_it_in(gateway, services):
@@ -248,6 +245,7 @@ def test_access_log_is_json_without_keys_bodies_or_query_strings(gateway):
     [entry] = [json.loads(line) for line in log.splitlines() if '"/v1/messages"' in line][-1:]
     assert (entry["method"], entry["status"], entry["service"]) == ("POST", 200, "proxy")
     assert entry["rpc"] == "tollkeeper.proxy.v1.WireService.Messages"
+    assert "/healthz" not in log
 
 
 def test_gateway_listens_where_it_is_told_to_only(gateway):

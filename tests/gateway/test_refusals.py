@@ -413,6 +413,19 @@ def test_denial_without_a_status_gets_one(gateway, services, body, message):
     assert info(answer.json["details"])["reason"] == "UNAUTHENTICATED"
 
 
+@pytest.mark.parametrize("path", ["/api/billing/transactions", "/api/ai/openai", CREDITS])
+def test_nothing_passes_where_the_authorizer_fails(gateway, services, path):
+    def fail(_request):
+        raise RuntimeError("the database is away")
+
+    services.deny = fail
+    method = "GET" if path.endswith("transactions") else "POST"
+    answer = gateway(method, path, None if method == "GET" else {}, **KEY)
+    assert answer.status == 503
+    assert info(answer.json["details"])["reason"] == "SERVICE_UNAVAILABLE"
+    assert services.calls == []
+
+
 def test_authorizer_sees_path_method_and_key(gateway, services):
     gateway("GET", "/api/billing/transactions?pageSize=1", **KEY)
     [check] = services.checks

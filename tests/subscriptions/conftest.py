@@ -22,7 +22,7 @@ from services.subscriptions.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
-from subscriptions_peers import USD, FakeLedger, FakePricing, FakeProxy  # noqa: E402 (the path comes first)
+from subscriptions_peers import USD, FakeLedger, FakePricing, FakeProxy
 
 
 @pytest.fixture(scope="session")
@@ -111,16 +111,21 @@ def jwks_file(signing, tmp_path):
 
 
 @pytest.fixture
-def settings(subscriptions_url, ledger, pricing, proxy, jwks_file, bearer):
+def peers(ledger, pricing, proxy):
+    return SimpleNamespace(ledger=ledger, pricing=pricing, proxy=proxy)
+
+
+@pytest.fixture
+def settings(subscriptions_url, peers, jwks_file, bearer):
     def make(**changes):
         values = {
             "listen": "127.0.0.1:0",
             "database_url": subscriptions_url,
             "identity_jwks_file": jwks_file,
             "service_token": bearer(Role.SERVICE)[0][1].removeprefix("Bearer "),
-            "ledger_addr": ledger.address,
-            "pricing_addr": pricing.address,
-            "proxy_addr": proxy.address,
+            "ledger_addr": peers.ledger.address,
+            "pricing_addr": peers.pricing.address,
+            "proxy_addr": peers.proxy.address,
             "plan_cache_seconds": 0,
             "poll_seconds": 0.05,
             "max_concurrent": 32,

@@ -35,8 +35,8 @@ OK, CUT, FAILED = "ok", "cut", "failed"
 class Call:
     """One call. `call_id` is its hold's id too, and never the client's choice.
 
-    `provider` is the one the client named, empty where the model's name decides. `hold_open` says that a hold stands, or
-    may stand, in the ledger; `held_until` is in seconds of `time.monotonic()`.
+    `provider` is the one the client named, empty where the model's name decides. `hold_open` says that a hold stands,
+    or may stand, in the ledger; `held_until` is in seconds of `time.monotonic()`.
     """
 
     key: Key

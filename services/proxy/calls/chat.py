@@ -29,7 +29,7 @@ _MESSAGE_TOKENS = 16
 _TOOL_TOKENS = 64
 _REQUEST_TOKENS = 64
 
-# The dearest image of OpenAI's models: 8 tiles of 170 and 85 with gpt-4o; 1 536 patches × 2.46 with the small ones of
+# The dearest image of OpenAI's models: 8 tiles of 170 and 85 with gpt-4o; 1 536 patches at 2.46 with the small ones of
 # gpt-4.1; Claude and Gemini below that. gpt-4o-mini counts its tiles at 5 667 and 2 833.
 _IMAGE_TOKENS = 5_000
 _IMAGE_TOKENS_OF = {"gpt-4o-mini": 50_000}
@@ -128,12 +128,30 @@ def tier_of(name: object) -> str:
     return _TIERS.get(name, rating.STANDARD) if isinstance(name, str) else rating.STANDARD
 
 
+@dataclass(slots=True)
+class TextCount:
+    """Guesses the tokens of a text that comes in pieces: four ASCII characters to one, one of any other."""
+
+    ascii_chars: int = 0
+    other_chars: int = 0
+
+    def add(self, text: str) -> None:
+        """Count a piece."""
+        ascii_chars = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
+        self.ascii_chars += ascii_chars
+        self.other_chars += len(text) - ascii_chars
+
+    @property
+    def tokens(self) -> int:
+        """The guess so far."""
+        return (self.ascii_chars + 3) // 4 + self.other_chars
+
+
 def guess_tokens(text: str) -> int:
-    """A best guess of the tokens of a text: four ASCII characters to one, one of others."""
-    if text.isascii():
-        return (len(text) + 3) // 4
-    ascii_chars = sum(map(str.isascii, text)) if len(text) < 10_000 else len(text) // 2  # noqa: PLR2004
-    return (ascii_chars + 3) // 4 + len(text) - ascii_chars
+    """A best guess of the tokens of a text."""
+    count = TextCount()
+    count.add(text)
+    return count.tokens
 
 
 def _model(violations: Violations, body: Mapping[str, Any]) -> str:
@@ -281,12 +299,9 @@ def _count(counts: Mapping[str, Any], name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_CAP else None
 
 
-def output_guess(choices: Any, key: str) -> tuple[int, bool]:
-    """A best guess of the output tokens in `choices`, whose texts are under `key` (`message` or `delta`).
-
-    Also whether there is any output in them.
-    """
-    guessed, found = 0, False
+def count_output(choices: Any, key: str, count: TextCount) -> bool:
+    """Count what `choices` say under `key` (`message` or `delta`); whether they say anything."""
+    found = False
     for choice in choices if isinstance(choices, list) else ():
         said = choice.get(key) if isinstance(choice, dict) else None
         if not isinstance(said, dict):
@@ -294,9 +309,13 @@ def output_guess(choices: Any, key: str) -> tuple[int, bool]:
         for name in ("content", "refusal", "reasoning_content", "reasoning"):
             text = said.get(name)
             if isinstance(text, str) and text:
-                guessed, found = guessed + guess_tokens(text), True
+                count.add(text)
+                found = True
         calls = said.get("tool_calls")
-        if isinstance(calls, list) and calls:
-            functions = [call.get("function") for call in calls if isinstance(call, dict)]
-            guessed, found = guessed + len(orjson.dumps(functions)) // 4, True
-    return guessed, found
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function") if isinstance(call, dict) else None
+            for text in function.values() if isinstance(function, dict) else ():
+                if isinstance(text, str):
+                    count.add(text)
+                    found = True
+    return found

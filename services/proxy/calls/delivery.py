@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from services.proxy.errors import ClientStalled
+
 _WAITING_PIECES = 64
 
 Metadata = tuple[tuple[str, str], ...]
@@ -22,24 +24,35 @@ class Head:
 class Delivery:
     """Carries a head, then pieces of the body, then the end; or, before the head, a failure.
 
-    A client that reads slowly slows the call down. One that has left does not: what is sent then is dropped.
+    A client that reads slowly slows the call down. One that has left, or has read nothing for `stall_seconds`, does
+    not: what is sent then is dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stall_seconds: float = 60) -> None:
+        self._stall_seconds = stall_seconds
         self._queue: asyncio.Queue[Head | bytes | Exception | None] = asyncio.Queue(_WAITING_PIECES)
         self._ended = False
         self.abandoned = False
 
     async def send(self, item: Head | bytes) -> None:
         """Send the next thing."""
-        if not self.abandoned:
-            await self._queue.put(item)
+        await self._put(item)
 
     async def end(self, failure: Exception | None = None) -> None:
         """Say that nothing more comes, and why where it is not the answer's end. Only the first time counts."""
-        if not self.abandoned and not self._ended:
+        if not self._ended:
             self._ended = True
-            await self._queue.put(failure)
+            await self._put(failure)
+
+    async def _put(self, item: Head | bytes | Exception | None) -> None:
+        if self.abandoned:
+            return
+        try:
+            async with asyncio.timeout(self._stall_seconds if self._queue.full() else None):
+                await self._queue.put(item)
+        except TimeoutError:
+            self.abandon()
+            self._queue.put_nowait(ClientStalled("the client stopped reading"))
 
     def abandon(self) -> None:
         """Say that nobody reads any more."""

@@ -8,9 +8,7 @@ had begun to answer, released where it had not.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import orjson
@@ -22,8 +20,8 @@ from services.kit.logs import get_logger
 from services.proxy import admission
 from services.proxy.admission import Admitted
 from services.proxy.calls.call import CUT, FAILED, OK, REQUEST_ID_HEADER, Call, Settled, settlement
-from services.proxy.calls.delivery import Head, Metadata
-from services.proxy.calls.meter import Event, with_credits
+from services.proxy.calls.delivery import Head
+from services.proxy.calls.streaming import relay
 from services.proxy.catalogue import CatalogueWatch
 from services.proxy.entitlements.service import Entitlements
 from services.proxy.errors import AccountNotFound, KeyTypeNotAllowed, LedgerUnavailable, ProviderUnavailable
@@ -32,7 +30,6 @@ from services.proxy.ledger import Ledger
 from services.proxy.outbox import Settlements
 from services.proxy.rates import Limit, RateLimits
 from services.proxy.settings import ProxySettings
-from services.proxy.sse import EventSplitter, EventTooLargeError, event_of
 from services.proxy.upstream import Answer, ProviderRefusalError, Upstreams, failure
 
 _log = get_logger(__name__)
@@ -67,7 +64,7 @@ class Life:
         self._admitted: Admitted | None = None
 
     async def live(self) -> None:
-        """From admission to settlement. What goes wrong before an answer has begun is the client's answer. Never raises."""
+        """From admission to settlement. Never raises: what goes wrong before an answer is the client's answer."""
         call = self._call
         failed: Exception | None = None
         try:
@@ -193,7 +190,8 @@ class Life:
         try:
             async with self._parts.upstreams.chat(provider, body, stream=request.stream) as answer:
                 if answer.is_events:
-                    await self._stream(answer)
+                    cancel = self._parts.settings.disconnect_policy == "cancel"
+                    await relay(self._call, answer, self._end_hold, cancel_on_disconnect=cancel)
                 else:
                     await self._whole(answer)
         except PyreqwestError as error:
@@ -205,101 +203,17 @@ class Life:
         body = await answer.whole(self._parts.settings.max_message_bytes - _FRAME_BYTES)
         call.meter.take_whole(body)
         settled = await self._end_hold(OK)
-        assert settled is not None
+        assert settled is not None, "a whole answer is owed for"
         await call.delivery.send(Head(settled.headers(), answer.content_type))
         await call.delivery.send(_with_credits(body, settled) if call.credits_in_body else body)
 
-    async def _stream(self, answer: Answer) -> None:
-        """A streamed answer: each event goes out as it came, but for the last one with usage, which gets the credits.
-
-        Which is the last is known when the next comes, so an event with usage waits for that.
-        """
-        call, delivery = self._call, self._call.delivery
-        waiting: Event | None = None
-        headed = broken = False
-        pieces = answer.pieces()
-        try:
-            async for raw in _events(pieces):
-                event = call.meter.take_event(raw)
-                if not headed:
-                    headed = True
-                    await delivery.send(Head(self._stream_headers(), answer.content_type))
-                if event.done:
-                    await self._finish(waiting, OK)
-                    await delivery.send(raw)
-                    await delivery.end()
-                    await _read_to_end(pieces)
-                    return
-                if waiting is not None:
-                    await delivery.send(waiting.raw)
-                waiting = event if event.chunk is not None else None
-                if waiting is None:
-                    await delivery.send(raw)
-                if delivery.abandoned and self._parts.settings.disconnect_policy == "cancel":
-                    break
-        except (PyreqwestError, EventTooLargeError) as error:
-            _log.warning("a stream broke off", call_id=call.call_id, error=repr(error))
-            broken = True
-        if not headed:
-            raise ProviderUnavailable("the provider broke off before it answered")
-        if call.meter.finished and not broken:
-            await self._finish(waiting, OK)
-            return
-        if waiting is not None:
-            await delivery.send(waiting.raw)
-        await self._finish_broken()
-
-    def _stream_headers(self) -> Metadata:
-        return ((REQUEST_ID_HEADER, self._call.call_id),)
-
-    async def _finish(self, waiting: Event | None, status: str) -> None:
-        """Settle a stream that has come to its end, and send its last chunk, which says what it cost."""
-        settled = await self._end_hold(status)
-        if settled is None:
-            return  # the provider said only that it failed
-        chunk = waiting.chunk if waiting is not None and waiting.chunk is not None else self._call.meter.last_chunk()
-        await self._call.delivery.send(with_credits(chunk, settled.credits()))
-
-    async def _finish_broken(self) -> None:
-        """Settle what came of a stream that broke off, and tell the client, unless the provider has."""
-        call = self._call
-        settled = await self._end_hold(FAILED if call.meter.failed else CUT)
-        if call.meter.failed:
-            return
-        error = {
-            "message": "The provider broke off in the middle of its answer.",
-            "type": "server_error",
-            "param": None,
-            "code": "provider_stream_broken",
-        }
-        told = {"error": error} if settled is None else {"error": error, "credits": settled.credits()}
-        await call.delivery.send(event_of(orjson.dumps(told)))
-
     async def _pass_on(self, refusal: ProviderRefusalError) -> None:
         """Give the client the provider's own error answer."""
-        metadata = [(HTTP_STATUS_KEY, str(refusal.status)), *self._stream_headers()]
+        metadata = [(HTTP_STATUS_KEY, str(refusal.status)), (REQUEST_ID_HEADER, self._call.call_id)]
         if refusal.retry_after:
             metadata.append((RETRY_AFTER_KEY, refusal.retry_after))
         await self._call.delivery.send(Head(tuple(metadata), refusal.content_type))
         await self._call.delivery.send(refusal.body)
-
-
-async def _events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events of a stream; the last one also where the blank line after it is missing."""
-    splitter = EventSplitter(_MAX_EVENT_BYTES)
-    async for piece in pieces:
-        for event in splitter.feed(piece):
-            yield event
-    if rest := splitter.rest().rstrip():
-        yield rest + b"\n\n"
-
-
-async def _read_to_end(pieces: AsyncIterator[bytes]) -> None:
-    """Read what comes after the end of a stream, which is nothing: only then is the connection used again."""
-    with contextlib.suppress(TimeoutError, PyreqwestError):
-        async with asyncio.timeout(_AFTER_DONE_SECONDS):
-            async for _ in pieces:
-                continue
 
 
 def _with_credits(body: bytes, settled: Settled) -> bytes:

@@ -28,7 +28,7 @@ class Meter:
     finished: bool = False
     failed: bool = False
     _begun: bool = False
-    _guessed: int = 0
+    _text: chat.TextCount = field(default_factory=chat.TextCount)
     _pieces: int = 0
     _head: dict[str, Any] = field(default_factory=dict)
 
@@ -49,7 +49,7 @@ class Meter:
         """
         if self.usage is not None:
             return self.usage
-        return rating.Usage(input_tokens=self.input_guess, output_tokens=max(self._guessed, self._pieces, 1))
+        return rating.Usage(input_tokens=self.input_guess, output_tokens=max(self._text.tokens, self._pieces, 1))
 
     def take_whole(self, body: bytes) -> None:
         """Count a unary answer."""
@@ -59,11 +59,10 @@ class Meter:
         except orjson.JSONDecodeError:
             answer = None
         if not isinstance(answer, dict):
-            self._guessed += len(body) // 4
+            self._text.ascii_chars += len(body)
             return
         self._note(answer)
-        guessed, _ = chat.output_guess(answer.get("choices"), "message")
-        self._guessed += guessed
+        chat.count_output(answer.get("choices"), "message", self._text)
 
     def take_event(self, event: bytes) -> Event:
         """Count one event of a stream."""
@@ -77,7 +76,7 @@ class Meter:
             chunk = orjson.loads(data)
         except orjson.JSONDecodeError:
             self._begun = True
-            self._guessed += len(data) // 4
+            self._text.ascii_chars += len(data)
             return Event(event)
         if chunk.get("error") is not None:
             self.failed = True
@@ -85,15 +84,13 @@ class Meter:
         self._begun = True
         self._note(chunk)
         choices = chunk.get("choices")
-        guessed, found = chat.output_guess(choices, "delta")
-        self._guessed += guessed
-        self._pieces += found
+        self._pieces += chat.count_output(choices, "delta", self._text)
         if isinstance(choices, list) and any(isinstance(c, dict) and c.get("finish_reason") for c in choices):
             self.finished = True
         return Event(event, chunk=chunk if isinstance(chunk.get("usage"), dict) else None)
 
     def last_chunk(self) -> dict[str, Any]:
-        """A chunk that ends a stream whose provider sent none with usage: the head it gave its others, and our count."""
+        """The chunk that ends a stream without one of usage: the head that the provider gave its others, our count."""
         counted = self.counted()
         return {
             "id": self._head.get("id", ""),

@@ -167,9 +167,9 @@ def _position(violations: Violations, token: str) -> tuple[datetime, str] | None
     try:
         text, _, key_id = base64.b64decode(token, altchars=b"-_", validate=True).decode().partition(" ")
         created_at = datetime.fromisoformat(text)
-        if created_at.tzinfo is None or not key_id:
-            raise ValueError
     except (ValueError, binascii.Error):
+        created_at, key_id = None, ""
+    if created_at is None or created_at.tzinfo is None or not key_id:
         violations.add("page_token", "is not one that this listing gave")
         return None
     return created_at, key_id

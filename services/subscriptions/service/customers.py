@@ -178,8 +178,8 @@ class Customers:
     def _grant_promotion(self, seen: Account, plan: Plan, now: datetime) -> None:
         with self._engine.begin() as connection:
             account = store.lock_account(connection, seen.account_id)
-            if account is None or account.revision != seen.revision or not account.is_owed_grant(now):
-                return  # another one has granted it, or the account has been moved, since it was read
+            if account is None or account.revision != seen.revision:
+                return  # it has been moved to another plan since it was read
             account, grants = _with_promotion(account, plan, now)
             store.update_account(connection, account)
             if grants:

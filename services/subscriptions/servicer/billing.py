@@ -23,11 +23,11 @@ class BillingServicer(BillingServiceServicer):
         self._billing = billing
         self._clock = clock
 
-    def GetBillingAccount(self, request: pb.GetBillingAccountRequest, context: Any) -> pb.BillingAccount:  # noqa: N802, ARG002
+    def GetBillingAccount(self, request: pb.GetBillingAccountRequest, context: Any) -> pb.BillingAccount:
         """See the contract."""
         return billing_account(self._billing.billing_account(account_named(request)), self._clock())
 
-    def GetSubscription(self, request: pb.GetSubscriptionRequest, context: Any) -> resources.Subscription:  # noqa: N802, ARG002
+    def GetSubscription(self, request: pb.GetSubscriptionRequest, context: Any) -> resources.Subscription:
         """See the contract. Nobody subscribes yet, so the status is always `none`."""
         account = self._customers.get(account_named(request))
         return resources.Subscription(account_id=account.account_id, plan=account.plan_id, status="none")

@@ -24,17 +24,17 @@ class CreditsServicer(CreditsServiceServicer):
         self._customers = customers
         self._billing = billing
 
-    def GetCreditsBalance(self, request: pb.GetCreditsBalanceRequest, context: Any) -> pb.CreditsBalance:  # noqa: N802, ARG002
+    def GetCreditsBalance(self, request: pb.GetCreditsBalanceRequest, context: Any) -> pb.CreditsBalance:
         """See the contract."""
         return credits_balance(self._billing.credits(account_named(request)))
 
-    def ListTiers(self, request: pb.ListTiersRequest, context: Any) -> pb.ListTiersResponse:  # noqa: N802, ARG002
+    def ListTiers(self, request: pb.ListTiersRequest, context: Any) -> pb.ListTiersResponse:
         """See the contract. Open to all; a customer sees which tier is its own."""
         current = self._callers_plan()
         plans = self._billing.tiers()
         return pb.ListTiersResponse(tiers=[tier(plan, current=plan.plan_id == current) for plan in plans])
 
-    def GetTier(self, request: pb.GetTierRequest, context: Any) -> resources.Tier:  # noqa: N802, ARG002
+    def GetTier(self, request: pb.GetTierRequest, context: Any) -> resources.Tier:
         """See the contract."""
         v = Violations()
         name = v.identifier("tier", request.tier)
@@ -42,15 +42,15 @@ class CreditsServicer(CreditsServiceServicer):
         plan = self._billing.tier(name)
         return tier(plan, current=plan.plan_id == self._callers_plan())
 
-    def GetCurrentTier(self, request: pb.GetCurrentTierRequest, context: Any) -> resources.Tier:  # noqa: N802, ARG002
+    def GetCurrentTier(self, request: pb.GetCurrentTierRequest, context: Any) -> resources.Tier:
         """See the contract."""
         return tier(self._billing.plan_of(self._customers.get(account_named(request))), current=True)
 
-    def GetOverage(self, request: pb.GetOverageRequest, context: Any) -> pb.Overage:  # noqa: N802, ARG002
+    def GetOverage(self, request: pb.GetOverageRequest, context: Any) -> pb.Overage:
         """See the contract."""
         return overage(self._billing.overage(account_named(request)))
 
-    def GetRecommendation(self, request: pb.GetRecommendationRequest, context: Any) -> pb.Recommendation:  # noqa: N802, ARG002
+    def GetRecommendation(self, request: pb.GetRecommendationRequest, context: Any) -> pb.Recommendation:
         """See the contract."""
         return recommendation(self._billing.recommendation(account_named(request)))
 

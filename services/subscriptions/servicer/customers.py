@@ -30,7 +30,7 @@ class CustomerServicer(CustomerServiceServicer):
         self._customers = customers
         self._clock = clock
 
-    def CreateAccount(self, request: pb.CreateAccountRequest, context: Any) -> resources.CustomerAccount:  # noqa: N802
+    def CreateAccount(self, request: pb.CreateAccountRequest, context: Any) -> resources.CustomerAccount:
         """See the contract."""
         v = Violations()
         words = AccountWords(
@@ -43,14 +43,14 @@ class CustomerServicer(CustomerServiceServicer):
         v.raise_if_any()
         return self._answer(self._customers.create(words), context)
 
-    def GetCustomer(self, request: pb.GetCustomerRequest, context: Any) -> resources.CustomerAccount:  # noqa: N802, ARG002
+    def GetCustomer(self, request: pb.GetCustomerRequest, context: Any) -> resources.CustomerAccount:
         """See the contract."""
         v = Violations()
         account_id = v.identifier("account_id", request.account_id)
         v.raise_if_any()
         return customer_account(self._customers.get(account_id), self._clock())
 
-    def ListCustomers(self, request: pb.ListCustomersRequest, context: Any) -> pb.ListCustomersResponse:  # noqa: N802, ARG002
+    def ListCustomers(self, request: pb.ListCustomersRequest, context: Any) -> pb.ListCustomersResponse:
         """See the contract."""
         v = Violations()
         plan_id = v.identifier("plan", request.plan, required=False)
@@ -65,7 +65,7 @@ class CustomerServicer(CustomerServiceServicer):
             next_page_token=page_token(last, plan_id, status),
         )
 
-    def SetAccountPlan(self, request: pb.SetAccountPlanRequest, context: Any) -> resources.CustomerAccount:  # noqa: N802
+    def SetAccountPlan(self, request: pb.SetAccountPlanRequest, context: Any) -> resources.CustomerAccount:
         """See the contract."""
         v = Violations()
         account_id = v.identifier("account_id", request.account_id)

@@ -6,10 +6,12 @@ import time
 
 import grpc
 import pytest
+import sqlalchemy
 from tollkeeper.pricing.v1 import plan_service_pb2 as plan_pb
 from tollkeeper.pricing.v1 import pricing_service_pb2 as pb
-from tollkeeper.pricing.v1.resources_pb2 import Price, Rate
+from tollkeeper.pricing.v1.resources_pb2 import Price, Rate, Usage
 
+from services.kit.db import parsed_url
 from services.kit.errors import RemoteError
 
 
@@ -160,11 +162,6 @@ def test_watch_is_for_services_only(pricing, client, refused):
 
 def test_cost_is_served_while_the_database_is_away(pricing, postgres_server, settings):
     """Prices are in memory: an outage of the database stops publications, not costs."""
-    import sqlalchemy
-    from tollkeeper.pricing.v1.resources_pb2 import Usage
-
-    from services.kit.db import parsed_url
-
     name = parsed_url(settings.database_url).database
     root = sqlalchemy.create_engine(parsed_url(postgres_server.url()), isolation_level="AUTOCOMMIT")
     request = pb.CalculateCostRequest(provider="openai", model="gpt-4o", usage=Usage(input_tokens=1))

@@ -35,7 +35,8 @@ def test_credits_balance_is_shown_as_the_product_says(customer, ledger):
     book["cycle_spent"] = 4_500_000_000
     book["used"] = {"plan::tokens:cycle": 250_000, "plan::requests:cycle": 450}
     shown = MessageToDict(
-        caller(caller.credits.GetCreditsBalance, pb.GetCreditsBalanceRequest()), always_print_fields_with_no_presence=True
+        caller(caller.credits.GetCreditsBalance, pb.GetCreditsBalanceRequest()),
+        always_print_fields_with_no_presence=True,
     )
     assert shown.pop("cycleEnd")
     assert shown == {

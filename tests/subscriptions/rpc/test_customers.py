@@ -115,11 +115,11 @@ BAD = {
 
 
 @pytest.mark.parametrize(("fields", "named"), BAD.values(), ids=BAD.keys())
-def test_bad_input_names_every_field_and_writes_nothing(operator, database, ledger, pricing, fields, named):
+def test_bad_input_names_every_field_and_writes_nothing(operator, database, peers, fields, named):
     refusal = operator.refused(operator.customers.CreateAccount, create(**({"account_id": "acme"} | fields)))
     assert (refusal.code, fields_of(refusal)) == (grpc.StatusCode.INVALID_ARGUMENT, named)
     assert database.rows("SELECT count(*) FROM accounts") == [(0,)]
-    assert ledger.calls == pricing.calls == []
+    assert peers.ledger.calls == peers.pricing.calls == []
 
 
 def test_text_at_its_limits_is_taken_and_given_back_unchanged(operator):

@@ -1,3 +1,4 @@
+# ruff: noqa: N802 (RPCs are named by their contracts)
 """Owns the fakes of ledger, pricing and proxy: small in-memory servicers, each on a real gRPC server of its own.
 
 The ledger keeps to its contract where deliveries depend on it: idempotency keys, the future of an expiry, unknown
@@ -25,13 +26,14 @@ USD = 1_000_000_000
 
 
 class Peer:
-    """What all fakes share. `down`: refuse with UNAVAILABLE. `lossy`: take it in, then answer UNAVAILABLE."""
+    """What all fakes share. `down`: refuse with UNAVAILABLE. `lost_answers`: take a request in, but answer UNAVAILABLE
+    the first so many times it comes."""
 
     def __init__(self):
         self.lock = threading.RLock()
         self.calls = []
         self.down = False
-        self.lossy = False
+        self.lost_answers = 0
         self.gate = None  # an Event that every call waits for
         self.arrived = threading.Event()
         self.metadata = []
@@ -50,7 +52,7 @@ class Peer:
             copy.CopyFrom(request)
             self.calls.append((name, copy))
             yield
-        if self.lossy:
+        if len([again for again in self.named(name) if again == request]) <= self.lost_answers:
             context.abort(grpc.StatusCode.UNAVAILABLE, "the answer was lost")
 
     def named(self, name):
@@ -132,11 +134,15 @@ class FakeLedger(
         if first != words:
             return ledger_pb.OperationResult(error=refusal(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_CONFLICT"))
         replayed = (request.account_id, request.request_id) in self.applied
-        if kind == "set_limit":
-            if not replayed:
-                book["limits"][f"{request.scope}::{request.unit}:{request.window}"] = request
-                self.applied.append((request.account_id, request.request_id))
-            return ledger_pb.OperationResult(limit=ledger_resources.Limit(), replayed=replayed)
+        return (self._limit if kind == "set_limit" else self._grant)(request, book, replayed=replayed)
+
+    def _limit(self, request, book, *, replayed):
+        if not replayed:
+            book["limits"][f"{request.scope}::{request.unit}:{request.window}"] = request
+            self.applied.append((request.account_id, request.request_id))
+        return ledger_pb.OperationResult(limit=ledger_resources.Limit(), replayed=replayed)
+
+    def _grant(self, request, book, *, replayed):
         if request.HasField("expires_at") and request.expires_at.ToDatetime(tzinfo=UTC) <= datetime.now(UTC):
             return ledger_pb.OperationResult(error=refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT"))
         if not replayed:

@@ -4,6 +4,7 @@ import pytest
 
 from services.subscriptions.clients import PlanCatalogue
 from services.subscriptions.errors import PlanNotFound
+from services.subscriptions.model.plan import Plan
 
 
 class Pricing:
@@ -31,8 +32,6 @@ def pricing(plan):
 
 @pytest.fixture
 def plan():
-    from services.subscriptions.model.plan import Plan  # noqa: PLC0415
-
     numbers = dict.fromkeys(
         ("price_nanos", "annual_discount_basis_points", "promotional_grant_nanos", "credit_nanos", "tokens_per_cycle",
          "requests_per_cycle", "max_tokens_per_request", "requests_per_minute", "tokens_per_minute",

@@ -1,0 +1,142 @@
+"""Owns the costing of calls: finds the price that a call is to be priced by, and has rating work it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from services.kit.errors import Violation
+from services.kit.refusals import InvalidArgument
+from services.pricing.errors import ComponentNotPriced, CostTooLarge, PriceNotFound
+from services.pricing.live import LiveCatalogue
+from services.pricing.model import PriceBook, PublishedPrice
+from services.rating import AT_COST_MILLIONTHS, STANDARD, Cost, InvalidUsage, PriceCard, Usage, cost, upper_bound
+from services.rating import ComponentNotPriced as RateMissing
+from services.rating import CostTooLarge as CostOverflow
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Which price a call is to be priced by: a model's, at a moment (None: now) or by a version (0: by moment)."""
+
+    provider: str
+    model: str
+    service_tier: str = STANDARD
+    multiplier_millionths: int = AT_COST_MILLIONTHS
+    at: datetime | None = None
+    price_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The most that a call, not made yet, can use."""
+
+    max_input_tokens: int
+    max_output_tokens: int
+    images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a call can cost: at most, and as a best guess."""
+
+    most: Cost
+    expected: Cost
+
+
+class Costing:
+    """The costs of one request's calls, all by one picture of the catalogue; made anew for each request.
+
+    Where a price is missing from it, the database is asked for a newer one, once: another replica may have published it
+    a moment ago, and the caller may have it from there. So a batch of unknown models asks once, not once a line.
+    """
+
+    def __init__(self, live: LiveCatalogue) -> None:
+        self._live = live
+        self._book = live.current().book
+        self._looked_again = False
+
+    def cost_of(self, call: Call, usage: Usage) -> Cost:
+        """What a call cost. Raises PriceNotFound, ComponentNotPriced, CostTooLarge, InvalidArgument."""
+        card = self._card(call)
+        return _rated(
+            lambda: cost(card, usage, service_tier=call.service_tier, multiplier_millionths=call.multiplier_millionths)
+        )
+
+    def estimate(self, call: Call, counts: Counts) -> Estimate:
+        """The most that a call can cost, and a best guess. Raises as `cost_of`.
+
+        The guess: all input is plain, and the output is half of its cap, the mean where nothing else is known of it.
+        """
+        card = self._card(call)
+        usage = Usage(
+            input_tokens=counts.max_input_tokens,
+            output_tokens=(counts.max_output_tokens + 1) // 2,
+            images=counts.images,
+        )
+        return _rated(
+            lambda: Estimate(
+                most=upper_bound(
+                    card,
+                    counts.max_input_tokens,
+                    counts.max_output_tokens,
+                    images=counts.images,
+                    service_tier=call.service_tier,
+                    multiplier_millionths=call.multiplier_millionths,
+                ),
+                expected=cost(
+                    card, usage, service_tier=call.service_tier, multiplier_millionths=call.multiplier_millionths
+                ),
+            )
+        )
+
+    def price_of(self, call: Call) -> PublishedPrice:
+        """The price that a call is priced by, never a withdrawn one. Raises PriceNotFound."""
+        found = _found(self._book, call)
+        if found is None and not self._looked_again:
+            self._book, self._looked_again = self._live.refresh().book, True
+            found = _found(self._book, call)
+        if found is None:
+            how = f"by version {call.price_version}" if call.price_version else "at that moment"
+            raise PriceNotFound(
+                f"{call.provider}/{call.model} has no price {how}", provider=call.provider, model=call.model
+            )
+        return found
+
+    def _card(self, call: Call) -> PriceCard:
+        card = self.price_of(call).card
+        assert card is not None, "the book gives no withdrawn price"
+        return card
+
+
+def _found(book: PriceBook, call: Call) -> PublishedPrice | None:
+    if call.price_version:
+        if call.price_version > book.latest_version:
+            return None
+        return book.of_version(call.provider, call.model, call.price_version)
+    return book.in_force(call.provider, call.model, call.at or datetime.now(UTC))
+
+
+def _rated(rate: Callable[[], _T]) -> _T:
+    """What `rate` gives, its refusals in the form that leaves this service."""
+    try:
+        return rate()
+    except RateMissing as error:
+        raise ComponentNotPriced(
+            str(error),
+            provider=error.provider,
+            model=error.model,
+            component=error.component,
+            service_tier=error.service_tier,
+        ) from error
+    except InvalidUsage as error:
+        field = f"usage.{error.field}"
+        raise InvalidArgument(
+            f"invalid {field}: {error.description}", violations=[Violation(field, error.description)]
+        ) from error
+    except CostOverflow as error:
+        raise CostTooLarge(str(error)) from error

@@ -1,0 +1,139 @@
+"""Owns the whole suite as its tests see it: brought up by the command a person types, in a folder with a space in its name."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from deploy.local.ports import free_port
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+UP_SECONDS = 180
+
+_numbers = itertools.count(1)
+
+
+class Suite:
+    """A running suite: its addresses and keys, and short forms of what tests do most."""
+
+    def __init__(self, home):
+        self.home = home
+        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("TOLLKEEPER_")} | {
+            "TOLLKEEPER_HOME": str(home),
+            "TOLLKEEPER_GATEWAY_PORT": str(free_port()),
+        }
+
+    def command(self, *words):
+        """Run `python -m deploy.local …`; what it printed. Fails with that where it fails."""
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy.local", *words],
+            cwd=REPOSITORY,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=UP_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def up(self):
+        printed = self.command("up")
+        lines = (self.home / "dev.env").read_text().splitlines()
+        values = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+        self.env = {name: value.strip("'\"") for name, value in values.items()}
+        self.url = self.env["TOLLKEEPER_URL"]
+        self.admin_key = self.env["TOLLKEEPER_ADMIN_KEY"]
+        self.service_token = self.env["TOLLKEEPER_SERVICE_TOKEN"]
+        return printed
+
+    def pid(self, name):
+        return json.loads((self.home / "run" / f"{name}.json").read_text())["pid"]
+
+    def call(self, method, path, key=None, body=None, headers=None):
+        """One HTTP call through the gateway: status, parsed body, headers. `body` is sent as it is where it is bytes."""
+        sent = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=sent, method=method, headers=dict(headers or {}))
+        if sent is not None and not request.has_header("Content-type"):
+            request.add_header("content-type", "application/json")
+        if key:
+            request.add_header("authorization", f"Bearer {key}")
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                status, raw, received = answer.status, answer.read(), answer.headers
+        except urllib.error.HTTPError as error:
+            status, raw, received = error.code, error.read(), error.headers
+        return SimpleNamespace(status=status, body=json.loads(raw) if raw else None, headers=received)
+
+    def get(self, path, key=None, **words):
+        return self.call("GET", path, key, **words)
+
+    def post(self, path, body, key=None, **words):
+        return self.call("POST", path, key, body=body, **words)
+
+    def customer(self, credit_nanos=0, plan="payg", **key_words):
+        """A new account with a key of its own, and credit."""
+        account_id = f"customer-{next(_numbers)}"
+        made = self.post("/api/admin/accounts", {"accountId": account_id, "plan": plan}, self.admin_key)
+        assert made.status == 200, made.body
+        assert made.body["provisioned"], made.body
+        if credit_nanos:
+            self.credit(account_id, credit_nanos)
+        key = self.post("/api/admin/keys", {"accountId": account_id, "name": "test", **key_words}, self.admin_key)
+        assert key.status == 200, key.body
+        return SimpleNamespace(account_id=account_id, key=key.body["key"], key_id=key.body["keyId"])
+
+    def credit(self, account_id, nanos):
+        body = {"amountNanos": str(nanos), "requestId": f"credit-{account_id}-{next(_numbers)}"}
+        given = self.post(f"/api/admin/accounts/{account_id}/credits", body, self.admin_key)
+        assert given.status == 200, given.body
+
+    def available(self, key):
+        return int(self.get("/api/credits/balance", key).body["availableNanos"])
+
+    def sandbox_requests(self):
+        """How many requests have reached the provider since it started."""
+        with urllib.request.urlopen(self.env["TOLLKEEPER_SANDBOX_PROVIDER_URL"] + "/sandbox/usage", timeout=10) as answer:
+            return json.load(answer)
+
+    def database(self, service):
+        """The URL of one service's database, as the server's superuser."""
+        url, _, _ = self.env["TOLLKEEPER_DATABASE_URL"].rpartition("/")
+        return f"{url}/tollkeeper_{service}"
+
+
+@pytest.fixture(scope="session")
+def suite():
+    """A suite of the test session's own."""
+    folder = Path(tempfile.mkdtemp(prefix="tollkeeper e2e-"))
+    folder.chmod(0o711)
+    suite = Suite(folder / "home")
+    try:
+        suite.up()
+        yield suite
+    finally:
+        suite.command("down")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def eventually():
+    """Wait until something holds, for a bounded time."""
+
+    def wait(condition, seconds=20):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "did not come true in time"
+            time.sleep(0.1)
+
+    return wait

@@ -1,0 +1,127 @@
+"""The unmodified OpenAI SDK through Envoy: answers, exact prices, refusals as its own exceptions."""
+
+import concurrent.futures
+from fractions import Fraction
+
+import openai
+import pytest
+
+NANOS_PER_TOKEN_IN = Fraction(5 * 10**9, 10**6)  # gpt-4o: $5 and $15 for a million tokens
+NANOS_PER_TOKEN_OUT = Fraction(15 * 10**9, 10**6)
+PAYG_MULTIPLIER = Fraction(3, 2)
+QUESTION = [{"role": "user", "content": "What is a toll?"}]
+
+
+def client(suite, key):
+    return openai.OpenAI(api_key=key, base_url=f"{suite.url}/v1", max_retries=0, timeout=30)
+
+
+def price(usage):
+    exact = (usage.prompt_tokens * NANOS_PER_TOKEN_IN + usage.completion_tokens * NANOS_PER_TOKEN_OUT) * PAYG_MULTIPLIER
+    assert exact.denominator == 1
+    return int(exact)
+
+
+def test_unary_call_costs_exactly_the_price_of_its_usage(suite):
+    customer = suite.customer(credit_nanos=10**9)
+    answer = client(suite, customer.key).chat.completions.with_raw_response.create(model="gpt-4o", messages=QUESTION)
+    completion = answer.parse()
+    assert completion.choices[0].message.content
+    cost = price(completion.usage)
+    assert suite.available(customer.key) == 10**9 - cost
+    assert float(answer.headers["x-tollkeeper-cost-credits"]) == cost / 10**7
+    assert float(answer.headers["x-tollkeeper-credits-remaining"]) == (10**9 - cost) / 10**7
+    assert answer.headers["x-tollkeeper-request-id"]
+
+
+def test_streamed_call_costs_exactly_the_price_of_its_usage(suite):
+    customer = suite.customer(credit_nanos=10**9)
+    chunks = list(client(suite, customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    last = chunks[-1]
+    cost = price(last.usage)
+    assert suite.available(customer.key) == 10**9 - cost
+    credit = last.model_extra["credits"]
+    assert int(credit["costNanos"]) == cost
+
+
+def test_usage_record_says_what_was_used_and_what_it_cost(suite):
+    customer = suite.customer(credit_nanos=10**9, workspace="web")
+    usage = client(suite, customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION).usage
+    (record,) = suite.get("/api/billing/usage", customer.key).body["records"]
+    assert (int(record["inputTokens"]), int(record["outputTokens"])) == (usage.prompt_tokens, usage.completion_tokens)
+    assert int(record["billedNanos"]) == price(usage)
+    assert Fraction(int(record["costNanos"])) * PAYG_MULTIPLIER == price(usage)
+    assert (record["provider"], record["model"], record["priceVersion"]) == ("openai", "gpt-4o", "1")
+    assert (record["keyId"], record["workspace"], record["estimated"]) == (customer.key_id, "web", False)
+
+
+def test_unknown_key_is_an_authentication_error(suite):
+    with pytest.raises(openai.AuthenticationError):
+        client(suite, "tk_live_" + "x" * 40).chat.completions.create(model="gpt-4o", messages=QUESTION)
+    with pytest.raises(openai.AuthenticationError):
+        client(suite, "not a key").models.list()
+
+
+def test_account_without_credit_is_402_and_the_provider_is_not_called(suite):
+    customer = suite.customer()
+    before = suite.sandbox_requests()["totals"]
+    with pytest.raises(openai.APIStatusError) as caught:
+        client(suite, customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION)
+    assert (caught.value.status_code, caught.value.code) == (402, "insufficient_credit")
+    assert suite.sandbox_requests()["totals"] == before
+
+
+def test_model_without_price_or_outside_the_plan_is_permission_denied(suite):
+    payg = suite.customer(credit_nanos=10**9)
+    with pytest.raises(openai.PermissionDeniedError):
+        client(suite, payg.key).chat.completions.create(model="gpt-9-unpriced", messages=QUESTION)
+    free = suite.customer(plan="free")
+    with pytest.raises(openai.PermissionDeniedError):
+        client(suite, free.key).chat.completions.create(model="gpt-4o", messages=QUESTION)
+    narrow = suite.customer(credit_nanos=10**9, allowedModels=["gpt-4-turbo"])
+    with pytest.raises(openai.PermissionDeniedError):
+        client(suite, narrow.key).chat.completions.create(model="gpt-4o", messages=QUESTION)
+    assert suite.available(payg.key) == 10**9
+
+
+def test_free_plan_calls_its_model_from_its_promotional_credit(suite):
+    customer = suite.customer(plan="free")
+    before = suite.get("/api/credits/balance", customer.key).body
+    assert (before["totalCredits"], before["tier"]) == (500, "free")
+    usage = client(suite, customer.key).chat.completions.create(model="gpt-3.5-turbo", messages=QUESTION).usage
+    after = suite.get("/api/credits/balance", customer.key).body
+    spent = usage.prompt_tokens * 500 + usage.completion_tokens * 1500  # $0.5 and $1.5 a million, at cost
+    assert int(after["availableNanos"]) == 5 * 10**9 - spent
+    assert int(after["monthlyTokensUsed"]) == usage.prompt_tokens + usage.completion_tokens
+    assert int(after["monthlyRequestsUsed"]) == 1
+
+
+def test_two_hundred_calls_at_once_on_credit_for_fifty(suite):
+    body = {"model": "gpt-4o", "messages": QUESTION, "max_tokens": 8}
+    probe = suite.customer(credit_nanos=10**9)
+    cost = price(client(suite, probe.key).chat.completions.create(**body).usage)
+    customer = suite.customer(credit_nanos=50 * cost)
+    before = suite.sandbox_requests()["totals"]["requests"]
+
+    def attempt(_):
+        try:
+            return price(client(suite, customer.key).chat.completions.create(**body).usage)
+        except openai.APIStatusError as refusal:
+            assert refusal.status_code in {402, 429}, refusal
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor(50) as pool:
+        costs = [paid for paid in pool.map(attempt, range(200)) if paid is not None]
+    assert 1 <= suite.sandbox_requests()["totals"]["requests"] - before == len(costs) <= 50
+    balance = suite.get("/api/credits/balance", customer.key).body
+    assert int(balance["availableNanos"]) == 50 * cost - sum(costs) >= 0
+    assert balance["heldCredits"] == 0
+    listed = suite.get("/api/billing/transactions?pageSize=1000", customer.key).body["transactions"]
+    assert sum(int(entry["amountNanos"]) for entry in listed) == int(balance["availableNanos"])
+    assert all(sum(int(posting["amountNanos"]) for posting in entry["postings"]) == 0 for entry in listed)
+
+
+def test_models_listed_are_those_the_key_may_call(suite):
+    customer = suite.customer(plan="free")
+    assert [model.id for model in client(suite, customer.key).models.list()] == ["gpt-3.5-turbo"]

@@ -1,0 +1,178 @@
+"""Owns a ledger in memory: the store's part (what is read for a batch, what is kept of it) without a database."""
+
+import copy
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from services.ledger.model.batch import Batch, Loaded
+from services.ledger.model.operations import (
+    CreateHold,
+    Credit,
+    DeleteLimit,
+    OpenAccount,
+    ReleaseHold,
+    SetLimit,
+    SetStatus,
+    SettleHold,
+    Touch,
+    Usage,
+)
+
+START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+# Columns of an account that are written once.
+FIXED = ("account_id", "overdraft_kind", "overdraft_limit", "cycle_anchor", "created_at", "open_hash", "display_name")
+# Columns of a hold that its end may change.
+ENDED = ("status", "settled", "ended_at", "end_body_hash", "end_sequence", "end_available", "was_expired", "usage_id")
+
+
+class Memory:
+    """Rows by key, and a clock that only tests move."""
+
+    def __init__(self):
+        self.now = START
+        self.books, self.holds, self.subjects, self.requests, self.entries = {}, {}, {}, {}, {}
+        self.usage = []
+
+    def wait(self, seconds):
+        self.now += timedelta(seconds=seconds)
+
+    def load(self):
+        loaded = Loaded(
+            **copy.deepcopy(
+                {
+                    "books": self.books,
+                    "holds": self.holds,
+                    "subjects": self.subjects,
+                    "requests": self.requests,
+                    "entries": self.entries,
+                }
+            )
+        )
+        for account_id, book in loaded.books.items():
+            moment = max(self.now, book.touched_at)
+            opened = [h for h in loaded.holds.values() if h.account_id == account_id and h.status == "open"]
+            loaded.lapsed[account_id] = sorted(
+                (h for h in opened if h.expires_at <= moment), key=lambda hold: hold.sequence
+            )
+            loaded.next_lapse[account_id] = min((h.expires_at for h in opened if h.expires_at > moment), default=None)
+        return loaded
+
+    def apply(self, *groups):
+        """Run one batch of linked groups and keep what it writes; the results of all operations, in order."""
+        loaded = self.load()
+        batch = Batch(loaded, self.now)
+        results = [result for group in groups for result in batch.run(group)]
+        changes = batch.changes
+        self.books |= copy.deepcopy(changes.opened)
+        for account_id in changes.books.keys() - changes.opened.keys():
+            fixed = {name: getattr(self.books[account_id], name) for name in FIXED}
+            self.books[account_id] = replace(copy.deepcopy(changes.books[account_id]), **fixed)
+        for key, hold in changes.holds.items():
+            there = self.holds.setdefault(key, copy.deepcopy(hold))
+            self.holds[key] = replace(there, **{name: getattr(hold, name) for name in ENDED})
+        self.subjects |= copy.deepcopy(changes.subjects)
+        self.requests |= changes.requests
+        for entry in changes.entries:
+            assert (entry.account_id, entry.sequence) not in self.entries
+            self.entries[entry.account_id, entry.sequence] = entry
+        self.usage += changes.usage
+        self._check_that_all_was_written(loaded, changes)
+        return results
+
+    def _check_that_all_was_written(self, loaded, changes):
+        """What the batch believes in is what was written: nothing was changed on the side."""
+        assert self.holds == loaded.holds
+        assert self.requests == loaded.requests
+        assert self.books.keys() == loaded.books.keys()
+        for account_id, book in self.books.items():
+            assert book == loaded.books[account_id] or account_id not in changes.books
+            assert (book.sequence, book.last_hash) == (
+                loaded.books[account_id].sequence,
+                loaded.books[account_id].last_hash,
+            )
+            book.check()
+
+    def do(self, operation):
+        """Do one operation alone; its answer. Raises its refusal."""
+        (result,) = self.apply([operation])
+        if isinstance(result.outcome, Exception):
+            raise result.outcome
+        return result.outcome
+
+    def journal(self, account_id="acme"):
+        return [entry for key, entry in sorted(self.entries.items()) if key[0] == account_id]
+
+
+def opened(account_id="acme", **words):
+    words = {"overdraft_kind": "none", "overdraft_limit": 0, "cycle_anchor": None} | words
+    return OpenAccount(account_id=account_id, display_name="", body_hash=b"open", **words)
+
+
+def credit(amount, request_id, account_id="acme", **words):
+    words = {"source": "purchase", "priority": 100, "expires_at": None} | words
+    body_hash = repr((amount, words)).encode()
+    return Credit(
+        account_id=account_id, amount=amount, description="", request_id=request_id, body_hash=body_hash, **words
+    )
+
+
+def hold(amount, hold_id, account_id="acme", **words):
+    words = {
+        "minimum": amount,
+        "tokens": 0,
+        "minimum_tokens": words.get("tokens", 0),
+        "requests": 1,
+        "key_id": "",
+        "workspace": "",
+        "ttl_seconds": 300,
+        "billable": True,
+    } | words
+    return CreateHold(
+        account_id=account_id, hold_id=hold_id, amount=amount, body_hash=repr((amount, words)).encode(), **words
+    )
+
+
+def settle(amount, hold_id, account_id="acme", tokens=0, usage=None):
+    body_hash = repr((amount, tokens)).encode()
+    return SettleHold(account_id, hold_id, amount, tokens, usage, "", body_hash)
+
+
+def release(hold_id, account_id="acme"):
+    return ReleaseHold(account_id, hold_id, "")
+
+
+def suspend(request_id, account_id="acme"):
+    return SetStatus(account_id, "suspended", "why", request_id, b"suspend")
+
+
+def set_limit(amount, account_id="acme", **words):
+    words = {
+        "scope": "account",
+        "subject": "",
+        "unit": "nanos",
+        "window": "day",
+        "mode": "hard",
+        "warn_percent": 80,
+        "request_id": "",
+        "body_hash": b"",
+    } | words
+    return SetLimit(account_id=account_id, amount=amount, **words)
+
+
+def delete_limit(account_id="acme", *, scope="account", subject="", unit="nanos", window="day"):
+    return DeleteLimit(account_id, scope, subject, unit, window)
+
+
+def touch(account_id="acme"):
+    return Touch(account_id)
+
+
+def usage(**words):
+    names = (
+        "input_tokens output_tokens cached_tokens cache_write_tokens reasoning_tokens input_cost output_cost cost "
+        "price_version duration_milliseconds"
+    ).split()
+    texts = ("session", "provider", "model", "endpoint", "provider_request_id")
+    values = dict.fromkeys(names, 0) | dict.fromkeys(texts, "")
+    values |= {"status": "ok", "estimated": False, "started_at": None, "service_tier": "standard"}
+    return Usage(**values | words)
