@@ -9,7 +9,7 @@ ARGS ?=
 NAME ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status logs demo protos fmt lint types test check
+.PHONY: help setup up down status logs demo protos reference lock fmt lint types test check
 
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -37,6 +37,13 @@ demo: $(READY) ## make a unary and a streamed model call, show what they cost
 protos: $(READY) ## generate protos/gen from the contracts
 	$(PY) -m protos.build
 
+reference: $(READY) ## write the reference pages that follow from the code
+	$(PY) -m docs.reference
+
+lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
+	.venv/bin/uv pip compile --quiet --universal --generate-hashes --all-extras --python-version 3.11 \
+	  --no-emit-index-url --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
+
 fmt: $(READY) ## format, and correct what can be corrected by itself
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
@@ -47,6 +54,7 @@ lint: $(READY) ## style, contracts, imports between services, generated code
 	$(PY) -m ruff format --check .
 	$(PY) -m protos.build --check
 	$(PY) -m protos.lint
+	$(PY) -m docs.reference --check
 	$(PY) .venv/bin/lint-imports
 
 types: $(READY) ## mypy, strict

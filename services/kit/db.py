@@ -38,10 +38,10 @@ def connection_string(database_url: str) -> str:
 
 
 def session_options(settings: ServiceSettings) -> str:
-    """The libpq `options` every connection starts with: limits on statements and on forgotten transactions."""
+    """The libpq `options` every connection starts with: UTC, limits on statements and on forgotten transactions."""
     statement_ms = int(settings.statement_timeout_seconds * 1000)
     return (
-        f"-c statement_timeout={statement_ms} -c lock_timeout={statement_ms}"
+        f"-c timezone=UTC -c statement_timeout={statement_ms} -c lock_timeout={statement_ms}"
         f" -c idle_in_transaction_session_timeout={3 * statement_ms}"
     )
 

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from services.kit.validation import Violations
 
 _MAX_TOKEN_CHARS = 2_000
+_MAX_INTEGER = 2**63 - 1
 
 
 def page_token(request: Message, *position: str | int) -> str:
@@ -35,9 +36,15 @@ def page_position(v: Violations, request: Message, *kinds: type[str | int]) -> t
         content = None
     match content:
         case [digest, *position] if digest == _digest(request) and [type(part) for part in position] == list(kinds):
-            return tuple(position)
+            if all(_is_storable(part) for part in position):
+                return tuple(position)
     v.add("page_token", "is not the token of this request's previous answer")
     return None
+
+
+def _is_storable(part: str | int) -> bool:
+    """Whether a database takes it: anybody can make up a token."""
+    return part.isprintable() if isinstance(part, str) else abs(part) <= _MAX_INTEGER
 
 
 def _digest(request: Message) -> str:

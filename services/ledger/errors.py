@@ -5,7 +5,8 @@ LedgerError
 ├── AccountNotFound            ├── HoldNotFound             ├── InsufficientCredit
 ├── AccountExists              ├── HoldEnded                ├── LimitExceeded
 ├── AccountSuspended           ├── IdempotencyConflict      ├── LinkedOperationFailed
-├── AccountClosed              ├── TransactionNotFound      └── AccountFull
+├── AccountClosed              ├── TransactionNotFound      ├── AccountFull
+├── GrantExpired               └── HoldNotBillable
 """
 
 from __future__ import annotations
@@ -48,10 +49,17 @@ class AccountClosed(LedgerError):
 
 
 class AccountFull(LedgerError):
-    """The account has as many grants or limits as one account may have."""
+    """The account has as many grants or limits, or as much money, as one account may have."""
 
     kind, reason = Kind.PRECONDITION, "ACCOUNT_FULL"
-    advice = "Let grants be spent, or delete limits that are not needed."
+    advice = "Let grants be spent, delete limits that are not needed, or spread the money over several accounts."
+
+
+class GrantExpired(LedgerError):
+    """Credit that would have expired before it is given."""
+
+    kind, reason = Kind.INVALID, "GRANT_EXPIRED"
+    advice = "Give a later expires_at, or none."
 
 
 class InsufficientCredit(LedgerError):
@@ -80,6 +88,13 @@ class HoldEnded(LedgerError):
 
     kind, reason = Kind.PRECONDITION, "HOLD_ENDED"
     advice = "Read the hold: metadata `status` says how it ended."
+
+
+class HoldNotBillable(LedgerError):
+    """The hold is of a call that is recorded but not paid for; it cannot be charged."""
+
+    kind, reason = Kind.INVALID, "HOLD_NOT_BILLABLE"
+    advice = "Settle it at nothing; the usage record keeps what the call cost."
 
 
 class IdempotencyConflict(LedgerError):

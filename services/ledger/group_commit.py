@@ -1,8 +1,8 @@
 """Owns group commit: concurrent operations wait in a queue, and each writer commits all that wait in one transaction.
 
-A unit is what one call brings: its operations are done in order, in one batch. A batch that the database refuses is done
-again unit by unit, so that one bad unit fails alone. Every operation is safe to do again, so a batch whose commit may or may
-not have happened (the connection broke) is simply done again.
+A unit is what one call brings: its operations are done in order, in one batch. A batch that the database refuses is
+halved, and each half done again, so that one bad unit fails alone. Every operation is safe to do again, so a batch whose
+commit may or may not have happened (the connection broke) is simply done again.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ _REFUSED = Counter("tollkeeper_ledger_refused_total", "Operations refused.", ("r
 
 # A database that restarts is back within seconds; callers give up after that.
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+# The database is restarting, or another replica opened the same account at the same moment.
+_PASSING = (psycopg.OperationalError, psycopg.errors.UniqueViolation)
+# Somebody holds an account's lock for too long: waiting once more would keep every other account waiting too.
+_BLOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 
 Group = Sequence[Operation]
 
@@ -53,6 +57,47 @@ class _Unit:
     size: int
     answer: asyncio.Future[list[Result]]
     queued_at: float
+
+
+class _Line:
+    """A writer's connection: opened when it is first needed, and again when it was lost."""
+
+    def __init__(self, settings: LedgerSettings) -> None:
+        self._settings = settings
+        self._connection: batches.Connection | None = None
+
+    async def connected(self) -> batches.Connection:
+        """The connection, idle. Raises psycopg.OperationalError where the database cannot be reached."""
+        if self._connection is None or self._connection.closed:
+            self._connection = await psycopg.AsyncConnection.connect(
+                connection_string(self._settings.database_url),
+                autocommit=True,
+                application_name="tollkeeper-ledger-writer",
+                connect_timeout=5,
+                # A database host that vanished is noticed in seconds, not hours.
+                tcp_user_timeout=15_000,
+                keepalives_idle=10,
+                keepalives_interval=5,
+                keepalives_count=3,
+                options=session_options(self._settings),
+            )
+            set_json_loads(orjson.loads, self._connection)
+        return self._connection
+
+    async def rolled_back(self) -> None:
+        """End what a failed batch began; a connection that does not even do that is given up."""
+        if self._connection is not None:
+            try:
+                await self._connection.rollback()
+            except Exception:  # noqa: BLE001 (whatever is wrong with it, a new one is made)
+                await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connection, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error, OSError):
+                await connection.close()
 
 
 class GroupCommit:
@@ -79,11 +124,14 @@ class GroupCommit:
     async def submit(self, groups: Sequence[Group]) -> list[Result]:
         """Do linked groups of operations, in order; the results of all operations, in order, once committed.
 
-        Raises Overloaded where too many wait, StorageUnavailable where the database does not answer: then they may or may
-        not have been done, and doing them again is safe.
+        Raises Overloaded where too many wait, StorageUnavailable where the database does not answer: then they may or
+        may not have been done, and doing them again is safe. A caller that is cancelled does not take back what a batch
+        has begun.
         """
+        if self._closing:
+            raise _stopping()
         size = sum(len(group) for group in groups)
-        if self._waiting_operations + size > self._settings.max_queued or self._closing:
+        if self._waiting_operations + size > self._settings.max_queued:
             raise Overloaded("too many operations wait for the database", retry_after_seconds=1)
         unit = _Unit(groups, size, asyncio.get_running_loop().create_future(), time.perf_counter())
         self._waiting.append(unit)
@@ -92,17 +140,22 @@ class GroupCommit:
         return await unit.answer
 
     async def _write_forever(self) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            connection: batches.Connection | None = None
+        line = _Line(self._settings)
+        try:
             while True:
                 await self._arrived.wait()
                 units = self._take()
-                if not units:
-                    if self._closing:
-                        return
+                if units:
+                    try:
+                        await self._answer(line, units)
+                    finally:
+                        _fail(units, _stopping())  # those that have no answer: this task was cancelled
+                elif self._closing:
+                    return
+                else:
                     self._arrived.clear()
-                    continue
-                connection = await self._commit_or_split(connection, units, stack)
+        finally:
+            await line.close()
 
     def _take(self) -> list[_Unit]:
         """What waits, up to a batch; at least one unit if any waits."""
@@ -119,57 +172,44 @@ class GroupCommit:
             size += unit.size
         return units
 
-    async def _commit_or_split(
-        self, connection: batches.Connection | None, units: list[_Unit], stack: contextlib.AsyncExitStack
-    ) -> batches.Connection | None:
-        """Commit a batch and answer each unit. Returns the connection to go on with, None where it is lost."""
+    async def _answer(self, line: _Line, units: list[_Unit]) -> None:
+        """Commit a batch and answer each unit, with its results or with why not."""
+        try:
+            results = await self._committed(line, units)
+        except Exception as error:  # noqa: BLE001 (whatever one unit did wrong, its neighbours go on)
+            away = isinstance(error, psycopg.OperationalError)
+            _log.error("a batch failed", units=len(units), exc_info=error)
+            if len(units) > 1 and (isinstance(error, _BLOCKED) or not away):
+                middle = len(units) // 2
+                await self._answer(line, units[:middle])
+                await self._answer(line, units[middle:])
+            elif away:
+                refusal = StorageUnavailable("the ledger's database does not answer", retry_after_seconds=1)
+                refusal.__cause__ = error
+                _fail(units, refusal)
+            else:
+                _fail(units, error)
+            return
+        for unit, answer in zip(units, results, strict=True):
+            if not unit.answer.done():
+                unit.answer.set_result(answer)
+
+    async def _committed(self, line: _Line, units: list[_Unit]) -> list[list[Result]]:
+        """Each unit's results, once they are committed. Does again what failed for a reason that passes."""
         for pause in (*_RETRY_SECONDS, None):
             try:
-                if connection is None or connection.broken:
-                    connection = await self._connected()
-                    stack.push_async_callback(connection.close)
-                results = await self._commit(connection, units)
-            except (psycopg.OperationalError, psycopg.errors.UniqueViolation) as error:
-                # The database is restarting, or another replica opened the same account at the same moment.
-                await _rolled_back(connection)
-                if pause is None:
-                    _log.exception("the database does not answer", operations=sum(unit.size for unit in units))
-                    refusal = StorageUnavailable("the ledger's database does not answer", retry_after_seconds=1)
-                    refusal.__cause__ = error
-                    _fail(units, refusal)
-                    return connection
+                return await self._tried(await line.connected(), units)
+            except _PASSING as error:
+                await line.rolled_back()
+                if pause is None or self._closing or isinstance(error, _BLOCKED):
+                    raise
                 await asyncio.sleep(pause)
-            except asyncio.CancelledError:
-                _fail(units, StorageUnavailable("the ledger is stopping", retry_after_seconds=1))
+            except Exception:
+                await line.rolled_back()
                 raise
-            except Exception as error:  # noqa: BLE001 (whatever one unit did wrong, its neighbours go on)
-                await _rolled_back(connection)
-                if len(units) == 1:
-                    _fail(units, error)
-                    return connection
-                _log.exception("a batch failed; its units are done one by one", units=len(units))
-                for unit in units:
-                    connection = await self._commit_or_split(connection, [unit], stack)
-                return connection
-            else:
-                for unit, answer in zip(units, results, strict=True):
-                    if not unit.answer.done():
-                        unit.answer.set_result(answer)
-                return connection
         raise AssertionError("unreachable")
 
-    async def _connected(self) -> batches.Connection:
-        connection = await psycopg.AsyncConnection.connect(
-            connection_string(self._settings.database_url),
-            autocommit=True,
-            application_name="tollkeeper-ledger-writer",
-            connect_timeout=5,
-            options=session_options(self._settings),
-        )
-        set_json_loads(orjson.loads, connection)
-        return connection
-
-    async def _commit(self, connection: batches.Connection, units: list[_Unit]) -> list[list[Result]]:
+    async def _tried(self, connection: batches.Connection, units: list[_Unit]) -> list[list[Result]]:
         operations = [operation for unit in units for group in unit.groups for operation in group]
         begun = time.perf_counter()
         # After the wait for this writer, so that a hold lives as long as was asked for.
@@ -192,10 +232,8 @@ class GroupCommit:
         return results
 
 
-async def _rolled_back(connection: batches.Connection | None) -> None:
-    if connection is not None and not connection.closed:
-        with contextlib.suppress(psycopg.Error):
-            await connection.rollback()
+def _stopping() -> StorageUnavailable:
+    return StorageUnavailable("the ledger is stopping", retry_after_seconds=1)
 
 
 def _fail(units: list[_Unit], error: BaseException) -> None:

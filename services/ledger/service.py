@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,10 +12,14 @@ from sqlalchemy import Row
 
 from services.ledger.errors import AccountNotFound, HoldNotFound, LedgerError, TransactionNotFound
 from services.ledger.group_commit import Group, GroupCommit
+from services.ledger.model.batch import transaction_id as written_transaction_id
 from services.ledger.model.book import Book, Entry, Hold, Limit
 from services.ledger.model.operations import Operation, Result, Touch
 from services.ledger.model.windows import cycle_containing
 from services.ledger.store.reads import Reads, TransactionFilter, UsageFilter
+
+# As many as 64 bits hold for certain.
+_MAX_SEQUENCE_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +94,10 @@ class Ledger:
 
     async def transaction(self, account_id: str, transaction_id: str) -> Entry:
         """One transaction. Raises TransactionNotFound."""
-        prefix, _, sequence = transaction_id.rpartition("-")
-        entry = await self._reads.transaction(account_id, int(sequence)) if sequence.isdecimal() else None
-        if entry is None or prefix != f"txn-{entry.created_at:%Y%m}":
+        sequence = transaction_id.rpartition("-")[2]
+        known = sequence.isdecimal() and len(sequence) <= _MAX_SEQUENCE_DIGITS
+        entry = await self._reads.transaction(account_id, int(sequence)) if known else None
+        if entry is None or written_transaction_id(entry.created_at, entry.sequence) != transaction_id:
             raise TransactionNotFound(f"the account has no transaction {transaction_id}", transactionId=transaction_id)
         return entry
 
@@ -106,8 +112,15 @@ class Ledger:
         return await self._reads.usage(wanted, before=before, count=count)
 
     async def sweep(self, count: int) -> int:
-        """Let what is due happen at up to `count` accounts; how many there were."""
+        """Let what is due happen at up to `count` accounts; at how many it did.
+
+        Each is a unit of its own, so that an account where it cannot happen keeps no other from it. Raises what went
+        wrong at the first such account, after all others are done.
+        """
         due = await self._reads.due_accounts(datetime.now(UTC), count)
-        if due:
-            await self._commits.submit([[Touch(account_id)] for account_id in due])
+        units = [self._commits.submit([[Touch(account_id)]]) for account_id in due]
+        answers = await asyncio.gather(*units, return_exceptions=True)
+        failed = [answer for answer in answers if isinstance(answer, BaseException)]
+        if failed:
+            raise failed[0]
         return len(due)

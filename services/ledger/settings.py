@@ -17,5 +17,5 @@ class LedgerSettings(ServiceSettings):
     max_concurrent: int = Field(default=2048, ge=1, description="calls served at once")
     writers: int = Field(default=2, ge=1, le=16, description="batches committed at the same time, a connection each")
     max_batch: int = Field(default=256, ge=1, le=1000, description="operations committed together")
-    max_queued: int = Field(default=20_000, ge=1, description="operations that may wait; more are refused")
+    max_queued: int = Field(default=20_000, ge=1000, description="operations that may wait; more are refused")
     sweep_seconds: float = Field(default=1, gt=0, description="how often the worker looks for what is due")

@@ -15,7 +15,7 @@ from tollkeeper.ledger.v1 import resources_pb2 as resources
 
 from services.kit.amounts import request_amount
 from services.kit.errors import DETAILS_KEY, ServiceError, wire_form
-from services.kit.validation import Violations
+from services.kit.validation import Violations, is_identifier
 from services.ledger.errors import LedgerError
 from services.ledger.model.batch import transaction_id, usage_id
 from services.ledger.model.book import MAX_AMOUNT, Book, Entry, Grant, Hold, Limit
@@ -56,8 +56,9 @@ _UTC_YEARS = (1970, 9999)
 
 
 def body_hash(request: Message) -> bytes:
-    """What tells one request body from another: BLAKE2b over its canonical bytes, 16 bytes."""
-    return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).digest()
+    """What tells one request from another: BLAKE2b over its kind and its canonical bytes, 16 bytes."""
+    content = request.DESCRIPTOR.full_name.encode() + b"\0" + request.SerializeToString(deterministic=True)
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 # Requests to operations
@@ -70,13 +71,19 @@ def open_account(v: Violations, request: pb.OpenAccountRequest) -> OpenAccount:
     v.text("display_name", request.display_name, max_length=200)
     v.one_of("overdraft.kind", kind, ("none", "fixed", "unlimited"))
     v.between("overdraft.limit_nanos", request.overdraft.limit_nanos, 0, MAX_AMOUNT)
+    if request.overdraft.limit_nanos and kind != "fixed":
+        v.add("overdraft.limit_nanos", "must be 0 unless overdraft.kind is fixed")
+    v.identifier("request_id", request.request_id, required=False)
+    words = pb.OpenAccountRequest()
+    words.CopyFrom(request)
+    words.ClearField("request_id")  # the account id is the key: the same words open the same account
     return OpenAccount(
         account_id=request.account_id,
         display_name=request.display_name,
         overdraft_kind=kind,
-        overdraft_limit=request.overdraft.limit_nanos if kind == "fixed" else 0,
+        overdraft_limit=request.overdraft.limit_nanos,
         cycle_anchor=moment(v, "cycle_anchor", request.cycle_anchor) if request.HasField("cycle_anchor") else None,
-        body_hash=body_hash(request),
+        body_hash=body_hash(words),
     )
 
 
@@ -102,11 +109,6 @@ def credit(v: Violations, request: pb.CreditAccountRequest) -> Credit:
         v.between("amount_usd" if request.amount_usd else "amount_nanos", amount, 1, MAX_AMOUNT)
     priority = request.priority if request.HasField("priority") else 100
     v.between("priority", priority, 0, 1000)
-    expires_at = None
-    if request.HasField("expires_at"):
-        expires_at = moment(v, "expires_at", request.expires_at)
-        if expires_at <= datetime.now(UTC):
-            v.add("expires_at", "must be in the future")
     if request.rollover_cap_nanos:
         v.add("rollover_cap_nanos", "rollover is not supported yet; leave it out")
     return Credit(
@@ -114,7 +116,7 @@ def credit(v: Violations, request: pb.CreditAccountRequest) -> Credit:
         amount=amount,
         source=source,
         priority=priority,
-        expires_at=expires_at,
+        expires_at=moment(v, "expires_at", request.expires_at) if request.HasField("expires_at") else None,
         description=request.description,
         request_id=request.request_id,
         body_hash=body_hash(request),
@@ -132,9 +134,11 @@ def create_hold(v: Violations, request: pb.CreateHoldRequest) -> CreateHold:
     requests = request.requests if request.HasField("requests") else 1
     v.between("requests", requests, 0, MAX_COUNT)
     minimum = request.minimum_amount_nanos if request.HasField("minimum_amount_nanos") else request.amount_nanos
-    v.between("minimum_amount_nanos", minimum, 0, request.amount_nanos)
+    if request.HasField("minimum_amount_nanos"):
+        v.between("minimum_amount_nanos", minimum, 0, max(request.amount_nanos, 0))
     minimum_tokens = request.minimum_tokens if request.HasField("minimum_tokens") else request.tokens
-    v.between("minimum_tokens", minimum_tokens, 0, request.tokens)
+    if request.HasField("minimum_tokens"):
+        v.between("minimum_tokens", minimum_tokens, 0, max(request.tokens, 0))
     ttl_seconds = request.ttl_seconds or DEFAULT_TTL_SECONDS
     v.between("ttl_seconds", ttl_seconds, 1, MAX_TTL_SECONDS)
     billable = request.billable if request.HasField("billable") else True
@@ -181,7 +185,8 @@ def _usage(v: Violations, report: resources.UsageReport) -> Usage:
         v.between(f"usage.{name}_tokens", getattr(report, f"{name}_tokens"), 0, MAX_COUNT)
     for name in ("input_cost_nanos", "output_cost_nanos", "cost_nanos"):
         v.between(f"usage.{name}", getattr(report, name), 0, MAX_AMOUNT)
-    v.between("usage.duration_milliseconds", report.duration_milliseconds, 0, MAX_COUNT)
+    for name in ("duration_milliseconds", "price_version"):
+        v.between(f"usage.{name}", getattr(report, name), 0, MAX_COUNT)
     v.one_of("usage.status", report.status or "ok", ("ok", "cut", "failed"))
     return Usage(
         session=report.session,
@@ -228,6 +233,7 @@ def set_limit(v: Violations, request: pb.SetLimitRequest) -> SetLimit:
         v.add("subject", f"must be empty for scope {scope}")
     warn_percent = request.warn_percent or 80
     v.between("warn_percent", warn_percent, 1, 100)
+    v.identifier("request_id", request.request_id, required=False)
     return SetLimit(
         account_id=request.account_id,
         scope=scope,
@@ -237,6 +243,8 @@ def set_limit(v: Violations, request: pb.SetLimitRequest) -> SetLimit:
         amount=_limit_amount(v, request, unit),
         mode=mode,
         warn_percent=warn_percent,
+        request_id=request.request_id,
+        body_hash=body_hash(request),
     )
 
 
@@ -261,8 +269,8 @@ def delete_limit(v: Violations, request: pb.DeleteLimitRequest) -> DeleteLimit:
     scope, _, rest = request.limit_id.partition(":")
     rest, _, window = rest.rpartition(":")
     subject, _, unit = rest.rpartition(":")
-    known = scope in SCOPES and unit in UNITS and window in WINDOWS and bool(subject) == (scope in {"key", "workspace"})
-    if not known:
+    known = scope in SCOPES and unit in UNITS and window in WINDOWS
+    if not known or not (is_identifier(subject) if scope in {"key", "workspace"} else subject == ""):
         v.add("limit_id", "must be the limit_id of a limit")
     return DeleteLimit(request.account_id, scope, subject, unit, window)
 

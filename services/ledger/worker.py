@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import psycopg
 
-from services.kit.db import async_engine, connection_string
+from services.kit.db import async_engine, connection_string, session_options
 from services.kit.errors import ServiceError
 from services.kit.logs import get_logger
 from services.ledger.group_commit import GroupCommit
@@ -30,7 +30,9 @@ _PARTITIONS_SECONDS = 6 * 3600.0
 async def make_partitions(settings: LedgerSettings) -> None:
     """Make this month's and the next months' partitions, where they are missing."""
     url = connection_string(settings.database_url)
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+    async with await psycopg.AsyncConnection.connect(
+        url, autocommit=True, connect_timeout=5, options=session_options(settings)
+    ) as connection:
         made = await create_months(connection, datetime.now(UTC))
     if made:
         _log.info("partitions made", partitions=made)

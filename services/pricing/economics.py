@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from services.kit.amounts import NANOS_PER_CREDIT
-from services.pricing.model import BASIS_POINTS, METERED, MILLION, SOFT, SUBSCRIPTION, Plan
+from services.pricing.model import BASIS_POINTS, METERED, MILLION, SUBSCRIPTION, Plan
 from services.rating import half_even
 
 DEFAULT_MARGIN_BASIS_POINTS = 8_000
@@ -113,7 +113,7 @@ class OverageLine:
 def overage(plan: Plan, used: Mapping[str, int]) -> list[OverageLine]:
     """A cycle's overage, one line for each metric of the plan; plans by credits and prepaid ones have `llm_tokens`.
 
-    What a hard cap refuses is not sold, so it costs nothing; where there is no limit, nothing is above it.
+    What a hard cap refuses is not sold, so it has no rate; where there is no limit, nothing is above it.
     """
     if plan.kind == METERED:
         return [
@@ -121,7 +121,7 @@ def overage(plan: Plan, used: Mapping[str, int]) -> list[OverageLine]:
                 metric.metric,
                 metric.included,
                 used.get(metric.metric, 0),
-                metric.overage_nanos_per_million if metric.cap == SOFT else 0,
+                metric.overage_nanos_per_million,
             )
             for metric in plan.metrics
         ]

@@ -8,9 +8,9 @@ from services.kit.channels import sync_channel
 from services.kit.db import sync_engine
 from services.kit.serving import SyncServer
 from services.subscriptions.clients import LedgerClient, Peers, PlanCatalogue, PricingClient, ProxyClient
+from services.subscriptions.clock import Clock, utc_now
 from services.subscriptions.deliverer import Deliverer
 from services.subscriptions.service.billing import Billing
-from services.subscriptions.service.clock import Clock, utc_now
 from services.subscriptions.service.customers import Customers
 from services.subscriptions.servicer.billing import BillingServicer
 from services.subscriptions.servicer.credits import CreditsServicer

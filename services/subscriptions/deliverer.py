@@ -20,6 +20,7 @@ from services.kit.errors import RemoteError
 from services.kit.logs import get_logger
 from services.subscriptions import store
 from services.subscriptions.clients import Peers
+from services.subscriptions.clock import Clock
 from services.subscriptions.model.delivery import (
     Delivery,
     GrantCredit,
@@ -29,7 +30,6 @@ from services.subscriptions.model.delivery import (
     SetPlanLimits,
     retry_delay_seconds,
 )
-from services.subscriptions.service.clock import Clock
 
 _log = get_logger(__name__)
 

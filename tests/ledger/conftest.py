@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import grpc.aio
 import pytest
+from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
+from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as contract
 
 from services.kit.identity import Identity, Role, TokenSigner, make_keypair
 from services.kit.migrations import upgrade
 from services.ledger.__main__ import MIGRATIONS, make_server
 from services.ledger.settings import LedgerSettings
-from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
-from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as contract
 
 _numbers = itertools.count(1)
 

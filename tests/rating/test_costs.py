@@ -186,3 +186,16 @@ def test_messages_and_values_pass_into_each_other_whole():
     assert wire.card_from_proto(wire.card_to_proto(CACHED)) == CACHED
     found = cost(CACHED, Usage(1000, 500))
     assert wire.cost_from_proto(wire.cost_to_proto(found)) == found
+
+
+@pytest.mark.parametrize(("nanos", "tokens"), [(0, 1), (1, 2), (2, 5), (3, 6), (4, 9)])
+def test_affordable_output_rounds_ties_as_the_bill_does(nanos, tokens):
+    half = card(("input", 1), ("output", 500_000))
+    assert affordable_output_tokens(half, nanos, 0) == tokens
+
+
+def test_bound_takes_only_the_parts_that_the_call_can_have():
+    cheap_hour = card(("input", 1 * USD), ("output", 1), ("cache_write_5m", 9 * USD), ("cache_write_1h", 2 * USD))
+    assert upper_bound(cheap_hour, 1_000_000, 0).cost_nanos == 9 * USD
+    assert upper_bound(cheap_hour, 1_000_000, 0, components={"cache_write_1h"}).cost_nanos == 2 * USD
+    assert upper_bound(cheap_hour, 1_000_000, 0, components=()).cost_nanos == 1 * USD

@@ -1,7 +1,8 @@
 """Owns one batch of operations on loaded accounts: runs each by the rules and collects the rows to be written.
 
-Pure: whoever calls it has locked the accounts and read what the operations need (`Loaded`), and writes what is collected
-(`Changes`) in the same database transaction. One refused operation leaves no trace and does not touch its neighbours.
+Pure: whoever calls it has locked the accounts and read what the operations need (`Loaded`), and writes what is
+collected (`Changes`) in the same database transaction. One refused operation leaves no trace and does not touch its
+neighbours.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from services.kit.errors import Violation
 from services.ledger.errors import (
     AccountClosed,
     AccountExists,
     AccountFull,
     AccountNotFound,
     AccountSuspended,
+    GrantExpired,
     HoldEnded,
+    HoldNotBillable,
     HoldNotFound,
     IdempotencyConflict,
     LedgerError,
@@ -25,6 +29,7 @@ from services.ledger.errors import (
 )
 from services.ledger.model.book import (
     MAX_FUNDED,
+    MAX_SPENT,
     Book,
     Entry,
     Grant,
@@ -196,7 +201,7 @@ class Batch:
         for hold in self._loaded.lapsed.get(account_id, ()):
             self._give_back(book, hold, "expired", "hold_expired", "the hold lapsed")
         self._expire_grants(book)
-        upcoming = (book.next_grant_expiry(), self._loaded.next_lapse.get(account_id))
+        upcoming = (book.next_grant_expiry(now), self._loaded.next_lapse.get(account_id))
         book.next_event_at = min((moment for moment in upcoming if moment is not None), default=None)
 
     def _expire_grants(self, book: Book) -> None:
@@ -371,6 +376,8 @@ class Batch:
             return Result(Posted(self._loaded.entries[operation.account_id, past.sequence]), replayed=True)
         if book.status == "closed":
             raise AccountClosed(f"account {book.account_id} is closed", accountId=book.account_id)
+        if operation.expires_at is not None and operation.expires_at <= book.touched_at:
+            raise GrantExpired("expires_at is past", violations=[Violation("expires_at", "must be in the future")])
         if book.funded + operation.amount > MAX_FUNDED:
             raise AccountFull(f"the account cannot take more than {MAX_FUNDED} nanos in all", funded=book.funded)
         grant = Grant(
@@ -457,16 +464,20 @@ class Batch:
         if hold.status == "settled":
             if hold.end_body_hash != operation.body_hash:
                 raise IdempotencyConflict(f"hold {hold.hold_id} was settled otherwise", holdId=hold.hold_id)
-            entry = self._loaded.entries.get((operation.account_id, hold.end_sequence))
-            available = entry.balance_after if entry else book.available
-            charged = entry if entry and entry.spent else None
-            return Result(HoldSettled(replace(hold), charged, available, was_expired=False, warnings=()), replayed=True)
+            charged = self._loaded.entries[operation.account_id, hold.end_sequence] if hold.settled else None
+            first = HoldSettled(replace(hold), charged, hold.end_available, hold.was_expired, warnings=())
+            return Result(first, replayed=True)
         if hold.status == "released":
             raise HoldEnded(f"hold {hold.hold_id} was released", holdId=hold.hold_id, status=hold.status)
+        if operation.amount and not hold.billable:
+            violation = Violation("amount_nanos", "must be 0: the hold is not billable")
+            raise HoldNotBillable(f"hold {hold.hold_id} is not billable", violations=[violation], holdId=hold.hold_id)
+        if book.spent + operation.amount > MAX_SPENT:
+            raise AccountFull(f"the account cannot spend more than {MAX_SPENT} nanos in all", spent=book.spent)
         return Result(self._settled(book, hold, operation))
 
     def _settled(self, book: Book, hold: Hold, operation: SettleHold) -> Answer:
-        was_expired = hold.status == "expired"
+        hold.was_expired = was_expired = hold.status == "expired"
         limits = self._applying(operation.account_id, hold.key_id, hold.workspace)
         for limit in limits:
             if limit.counts(hold):
@@ -495,7 +506,7 @@ class Batch:
                 provider=usage.provider if usage else "",
                 model=usage.model if usage else "",
             )
-            hold.end_sequence = entry.sequence
+        hold.end_sequence = entry.sequence if entry else 0
         charged = entry if operation.amount else None
         hold.status, hold.settled, hold.ended_at = "settled", operation.amount, book.touched_at
         hold.end_body_hash = operation.body_hash
@@ -516,12 +527,13 @@ class Batch:
                 )
             )
         self._expire_grants(book)
+        hold.end_available = book.available
         return HoldSettled(replace(hold), charged, book.available, was_expired, _warnings(limits))
 
     def _release_hold(self, operation: ReleaseHold) -> Result:
         hold = self._hold(operation)
         if hold.status in {"released", "expired"}:
-            return Result(HoldReleased(replace(hold)), replayed=True)
+            return Result(HoldReleased(replace(hold)), replayed=hold.status == "released")
         if hold.status == "settled":
             raise HoldEnded(f"hold {hold.hold_id} was settled", holdId=hold.hold_id, status=hold.status)
         book = self._book(operation.account_id)
@@ -531,6 +543,10 @@ class Batch:
 
     def _set_limit(self, operation: SetLimit) -> Result:
         book = self._book(operation.account_id)
+        row = self._limit_row(operation)
+        replayed = bool(operation.request_id) and self._replayed(
+            operation.account_id, operation.request_id, operation.body_hash
+        )
         start, end = window_containing(operation.window, book.cycle_anchor, book.touched_at)
         limit = Limit(
             scope=operation.scope,
@@ -544,8 +560,13 @@ class Batch:
             window_end=end,
             since_sequence=book.sequence,
         )
-        limit = set_limit(self._limit_row(operation), limit)
+        if replayed:
+            limit = next((there for there in row if there.limit_id == limit.limit_id), limit)
+            return Result(LimitState(book.account_id, replace(limit)), replayed=True)
+        limit = set_limit(row, limit)
         self._counted([limit], book.account_id)
+        if operation.request_id:
+            self._remember(operation.account_id, operation.request_id, operation.body_hash, 0)
         return Result(LimitState(book.account_id, replace(limit)))
 
     def _delete_limit(self, operation: DeleteLimit) -> Result:

@@ -2,11 +2,12 @@
 
 The book's equations, which hold before and after every operation:
 
-    available = Σ (remaining − reserved) over grants − overdrawn − unbacked
-    held      = Σ amount over open holds = Σ reserved over grants + unbacked
+    available = sum of (remaining - reserved) over grants - overdrawn - unbacked
+    held      = sum of amounts of open holds = sum of reserved over grants + unbacked
     funded    = available + held + spent + expired
 
 `overdrawn` is what was spent and no grant has paid for yet; `unbacked` is what open holds set aside on overdraft.
+Nothing is overdrawn while a grant has something free.
 A book is changed in place by one operation at a time; each move checks everything before it changes anything.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from services.ledger.errors import AccountFull, InsufficientCredit, LimitExceeded
 from services.ledger.model.windows import cycle_containing, window_containing
@@ -23,9 +24,13 @@ from services.ledger.model.windows import cycle_containing, window_containing
 MAX_GRANTS = 200
 MAX_LIMITS = 32
 
-# Amounts and their sums stay clear of the end of 64 bits (9.2e18): a billion dollars at once, four in all.
+# Amounts and their sums stay clear of the end of 64 bits (9.2e18): a billion dollars at once, four billion given, and
+# four billion spent, in an account's life.
 MAX_AMOUNT = 10**18
 MAX_FUNDED = 4 * 10**18
+MAX_SPENT = 4 * 10**18
+
+_LAST = datetime.max.replace(tzinfo=UTC)
 
 GrantUses = tuple[tuple[str, int], ...]
 
@@ -108,8 +113,11 @@ class Hold:
     settled: int = 0
     ended_at: datetime | None = None
     body_hash: bytes = b""
+    # How it ended, so that a replay gives the first answer again.
     end_body_hash: bytes = b""
     end_sequence: int = 0
+    end_available: int = 0
+    was_expired: bool = False
     usage_id: str = ""
 
     def asked(self, unit: str) -> int:
@@ -121,8 +129,8 @@ class Hold:
 class Entry:
     """One journal entry: what it moved between the sub-accounts, and its place in the hash chain.
 
-    `grant_uses`: what it took from (positive) or gave to (negative) each grant, and, under the empty name, what it added to
-    (positive) or paid of (negative) what is overdrawn. Never changed once its hash is set.
+    `grant_uses`: what it took from (positive) or gave to (negative) each grant, and, under the empty name, what it added
+    to (positive) or paid of (negative) what is overdrawn. Never changed once its hash is set.
     """
 
     account_id: str
@@ -213,6 +221,8 @@ class Book:
         assert self.held == reserved + self.unbacked, self.account_id
         assert self.funded == self.available + self.held + self.spent + self.expired, self.account_id
         assert min(self.held, self.spent, self.expired, self.overdrawn, self.unbacked) >= 0, self.account_id
+        assert self.overdrawn == 0 or free == 0, self.account_id
+        assert all(0 <= grant.reserved <= grant.remaining <= grant.amount for grant in self.grants), self.account_id
 
     def turn_cycle(self, now: datetime) -> None:
         """Begin the cycle that `now` is in, if the last one is over."""
@@ -227,10 +237,11 @@ class Book:
 
     @property
     def payable(self) -> int:
-        """The most that may be held or debited now, nanos."""
+        """The most that may be held or debited now, nanos; below zero where overdrawn."""
+        to_spend = min(MAX_AMOUNT, MAX_SPENT - self.spent - self.held)
         if self.overdraft_kind == "unlimited":
-            return MAX_AMOUNT
-        return self.available + (self.overdraft_limit if self.overdraft_kind == "fixed" else 0)
+            return to_spend
+        return min(to_spend, self.available + (self.overdraft_limit if self.overdraft_kind == "fixed" else 0))
 
     def add_grant(self, grant: Grant) -> None:
         """Take a grant in, at its place in the spending order."""
@@ -242,7 +253,7 @@ class Book:
             self.expects(grant.expires_at)
 
     def pay_overdrawn(self) -> GrantUses:
-        """Let free credit pay what is overdrawn; what was taken from which grant, and what of the overdrawn was paid."""
+        """Let free credit pay what is overdrawn; what was taken from which grant, and how much was paid."""
         if self.overdrawn == 0:
             return ()
         before = self.overdrawn
@@ -299,9 +310,12 @@ class Book:
         self._drop_spent_grants()
         return tuple(uses)
 
-    def next_grant_expiry(self) -> datetime | None:
-        """When the next grant with something free expires."""
-        return min((g.expires_at for g in self.grants if g.expires_at is not None and g.free > 0), default=None)
+    def next_grant_expiry(self, now: datetime) -> datetime | None:
+        """When the next grant expires, also one that is all reserved: its hold may end before that.
+
+        What is reserved of a grant that has expired already goes with the end of its hold.
+        """
+        return min((g.expires_at for g in self.grants if g.expires_at is not None and g.expires_at > now), default=None)
 
     def _take_free(self, amount: int) -> tuple[GrantUses, int]:
         uses = []
@@ -320,10 +334,9 @@ class Book:
             self.grants = [grant for grant in self.grants if grant.remaining]
 
 
-def _spending_order(grant: Grant) -> tuple[int, bool, float, int]:
+def _spending_order(grant: Grant) -> tuple[int, datetime, int]:
     """By priority, then earliest expiry (never comes last), then oldest."""
-    expiry = grant.expires_at
-    return grant.priority, expiry is None, expiry.timestamp() if expiry else 0.0, grant.order
+    return grant.priority, grant.expires_at or _LAST, grant.order
 
 
 def admit(
@@ -339,8 +352,8 @@ def admit(
 ) -> tuple[int, int]:
     """How much money and how many tokens a hold gets: all that is asked, or what balance and limits leave of it.
 
-    `limits` are all that apply, in their present windows. Nothing is changed. Raises InsufficientCredit or LimitExceeded
-    where that is below the minimum.
+    `limits` are all that apply, in their present windows. Nothing is changed. Raises InsufficientCredit or
+    LimitExceeded where that is below the minimum.
     """
     if billable and book.payable < minimum:
         raise InsufficientCredit(

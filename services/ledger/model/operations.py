@@ -150,6 +150,8 @@ class SetLimit:
     amount: int
     mode: str
     warn_percent: int
+    request_id: str
+    body_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Owns the SQL of a batch: locks the accounts, reads what the operations need, writes what they changed.
 
-`load` and `write` each send their statements as one pipeline. The locks on account rows, taken in the order of their ids
-so that two batches never wait for each other in a circle, guard everything else of an account.
+`load` and `write` each send their statements as one pipeline. The locks on account rows, taken in the order of their
+ids so that two batches never wait for each other in a circle, guard everything else of an account.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ _HOLD: tuple[Column, ...] = (
     ("body_hash", "bytea", lambda h: h.body_hash),
     ("end_body_hash", "bytea", lambda h: h.end_body_hash),
     ("end_sequence", "bigint", lambda h: h.end_sequence),
+    ("end_available", "bigint", lambda h: h.end_available),
+    ("was_expired", "boolean", lambda h: h.was_expired),
     ("usage_id", "text", lambda h: h.usage_id),
 )
 
@@ -134,7 +136,7 @@ _USAGE: tuple[Column, ...] = (
     ("duration_milliseconds", "bigint", lambda r: r.usage.duration_milliseconds),
     ("status", "text", lambda r: r.usage.status),
     ("estimated", "boolean", lambda r: r.usage.estimated),
-    ("started_at", "timestamptz", lambda r: r.usage.started_at),
+    ("started_at", "timestamptz", lambda r: r.usage.started_at or r.created_at),
     ("provider_request_id", "text", lambda r: r.usage.provider_request_id),
     ("service_tier", "text", lambda r: r.usage.service_tier),
 )
@@ -197,11 +199,13 @@ def _update(table: str, columns: tuple[Column, ...], *, key: int) -> str:
 
 _INSERT_ACCOUNTS = _insert("accounts", _ACCOUNT)
 _UPDATE_ACCOUNTS = _update("accounts", _ACCOUNT_CHANGES, key=1)
+_HOLD_END = (
+    "status", "settled", "ended_at", "end_body_hash", "end_sequence", "end_available", "was_expired", "usage_id",
+)  # fmt: skip
 _UPSERT_HOLDS = (
     _insert("holds", _HOLD)
     + " ON CONFLICT (account_id, hold_id) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in ("status", "settled", "ended_at", "end_body_hash"))
-    + ", end_sequence = excluded.end_sequence, usage_id = excluded.usage_id"
+    + ", ".join(f"{name} = excluded.{name}" for name in _HOLD_END)
 )
 _INSERT_ENTRIES = _insert("journal", _ENTRY)
 _INSERT_USAGE = _insert("usage", _USAGE)
@@ -232,14 +236,16 @@ _READ_ENTRIES = (
     f"SELECT {_names(_ENTRY)} FROM journal "  # noqa: S608
     "WHERE (account_id, sequence) IN (SELECT * FROM unnest(%s::text[], %s::bigint[]))"
 )
-# Uses the index holds_open.
+# As of each account's own time. Both use the index holds_open.
 _READ_LAPSED = (
-    f"SELECT {_names(_HOLD)} FROM holds "  # noqa: S608
-    "WHERE account_id = ANY(%s) AND status = 'open' AND expires_at <= %s ORDER BY account_id, sequence"
+    f"SELECT {', '.join(f'h.{name}' for name, _, _ in _HOLD)} "  # noqa: S608
+    "FROM unnest(%s::text[], %s::timestamptz[]) AS d(account_id, moment) JOIN holds h USING (account_id) "
+    "WHERE h.status = 'open' AND h.expires_at <= d.moment ORDER BY h.account_id, h.sequence"
 )
 _READ_NEXT_LAPSE = (
-    "SELECT account_id, min(expires_at) FROM holds "
-    "WHERE account_id = ANY(%s) AND status = 'open' AND expires_at > %s GROUP BY account_id"
+    "SELECT h.account_id, min(h.expires_at) "
+    "FROM unnest(%s::text[], %s::timestamptz[]) AS d(account_id, moment) JOIN holds h USING (account_id) "
+    "WHERE h.status = 'open' AND h.expires_at > d.moment GROUP BY h.account_id"
 )
 
 
@@ -281,10 +287,12 @@ async def load(connection: Connection, operations: Sequence[Operation], now: dat
                 holds.add((operation.account_id, operation.hold_id))
             case Credit() | SetStatus():
                 requests.add((operation.account_id, operation.request_id))
-            case SetLimit() | DeleteLimit() if operation.subject:
-                subjects.add((operation.account_id, operation.scope, operation.subject))
             case _:
                 pass
+        if isinstance(operation, SetLimit) and operation.request_id:
+            requests.add((operation.account_id, operation.request_id))
+        if isinstance(operation, SetLimit | DeleteLimit) and operation.subject:
+            subjects.add((operation.account_id, operation.scope, operation.subject))
     loaded = Loaded()
     async with connection.pipeline():
         await connection.execute("BEGIN")
@@ -299,18 +307,25 @@ async def load(connection: Connection, operations: Sequence[Operation], now: dat
         loaded.requests[row[0], row[1]] = PastRequest(row[2], row[3])
     for row in await limited.fetchall() if limited else ():
         loaded.subjects[row[0], row[1], row[2]] = limits_of(row[3])
-    due = [b.account_id for b in loaded.books.values() if b.next_event_at is not None and b.next_event_at <= now]
+    # An account's time never goes back, also where another replica's clock, which touched it last, is ahead of ours.
+    moments = {account_id: max(now, book.touched_at) for account_id, book in loaded.books.items()}
+    due = {
+        account_id: moments[account_id]
+        for account_id, book in loaded.books.items()
+        if book.next_event_at is not None and book.next_event_at <= moments[account_id]
+    }
     if due:
-        await _load_lapsed(connection, loaded, due, now)
+        await _load_lapsed(connection, loaded, due)
     await _load_rest(connection, loaded, created)
     return loaded
 
 
-async def _load_lapsed(connection: Connection, loaded: Loaded, due: list[str], now: datetime) -> None:
+async def _load_lapsed(connection: Connection, loaded: Loaded, due: dict[str, datetime]) -> None:
     """Of accounts where something is due: the holds that have lapsed, and when the next will."""
+    moments = (list(due), list(due.values()))
     async with connection.pipeline():
-        lapsed = await connection.execute(_READ_LAPSED, (due, now))
-        upcoming = await connection.execute(_READ_NEXT_LAPSE, (due, now))
+        lapsed = await connection.execute(_READ_LAPSED, moments)
+        upcoming = await connection.execute(_READ_NEXT_LAPSE, moments)
     for row in await lapsed.fetchall():
         hold = loaded.holds.setdefault((row[0], row[1]), hold_of(row))
         loaded.lapsed.setdefault(hold.account_id, []).append(hold)
@@ -341,7 +356,8 @@ async def write(connection: Connection, changes: Changes) -> None:
     books = [book for account_id, book in changes.books.items() if account_id not in changes.opened]
     requests = [(key, past, changes.books[key[0]].touched_at) for key, past in changes.requests.items()]
     async with connection.pipeline():
-        await _send(connection, _INSERT_ACCOUNTS, _ACCOUNT, list(changes.opened.values()))
+        # In the order of ids, as the locks are taken.
+        await _send(connection, _INSERT_ACCOUNTS, _ACCOUNT, [book for _, book in sorted(changes.opened.items())])
         await _send(connection, _UPDATE_ACCOUNTS, _ACCOUNT_CHANGES, books)
         await _send(connection, _UPSERT_SUBJECTS, _SUBJECT, list(changes.subjects.items()))
         await _send(connection, _UPSERT_HOLDS, _HOLD, list(changes.holds.values()))

@@ -76,8 +76,7 @@ class Reads:
         grants = tables.grants.c
         query: Select[Any] = select(grants.grant_id, grants.created_at)
         query = query.where(grants.account_id == account_id, grants.grant_id.in_(grant_ids))
-        rows = await self._rows(query)
-        return {row[0]: row[1] for row in rows}
+        return dict(row._tuple() for row in await self._rows(query))  # noqa: SLF001 (public, whatever its name says)
 
     async def hold(self, account_id: str, hold_id: str) -> Hold | None:
         """One hold, by its key."""

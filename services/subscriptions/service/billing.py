@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from services.subscriptions.clients import LedgerClient, PlanCatalogue, PricingClient
+from services.subscriptions.clock import Clock, utc_now
 from services.subscriptions.errors import PlanNotFound, TierNotFound
 from services.subscriptions.model.account import Account
 from services.subscriptions.model.credits import (
@@ -18,7 +19,6 @@ from services.subscriptions.model.credits import (
     UsageSums,
 )
 from services.subscriptions.model.plan import Plan, allowance, billed_nanos, provider_cost_nanos
-from services.subscriptions.service.clock import Clock, utc_now
 from services.subscriptions.service.customers import Customers
 
 

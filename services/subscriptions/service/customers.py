@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine
 from services.kit.errors import Violation
 from services.subscriptions import store
 from services.subscriptions.clients import PlanCatalogue
+from services.subscriptions.clock import Clock, utc_now
 from services.subscriptions.deliverer import Deliverer
 from services.subscriptions.errors import (
     AccountExists,
@@ -21,7 +22,6 @@ from services.subscriptions.errors import (
 from services.subscriptions.model.account import Account, AccountWords, PlanChange
 from services.subscriptions.model.delivery import Delivery, opening, plan_terms, promotion
 from services.subscriptions.model.plan import Plan
-from services.subscriptions.service.clock import Clock, utc_now
 
 _PLAN_FIELD = "plan"
 

@@ -8,8 +8,8 @@ from tollkeeper.subscriptions.v1 import billing_service_pb2 as pb
 from tollkeeper.subscriptions.v1 import resources_pb2 as resources
 from tollkeeper.subscriptions.v1.billing_service_pb2_grpc import BillingServiceServicer
 
+from services.subscriptions.clock import Clock, utc_now
 from services.subscriptions.service.billing import Billing
-from services.subscriptions.service.clock import Clock, utc_now
 from services.subscriptions.service.customers import Customers
 from services.subscriptions.servicer.messages import billing_account
 from services.subscriptions.servicer.requests import account_named

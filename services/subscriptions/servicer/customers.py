@@ -10,8 +10,8 @@ from tollkeeper.subscriptions.v1 import resources_pb2 as resources
 from tollkeeper.subscriptions.v1.operator_service_pb2_grpc import CustomerServiceServicer
 
 from services.kit.validation import Violations
+from services.subscriptions.clock import Clock, utc_now
 from services.subscriptions.model.account import DEFAULT_PLAN, STATUSES, AccountWords
-from services.subscriptions.service.clock import Clock, utc_now
 from services.subscriptions.service.customers import Customers, Done
 from services.subscriptions.servicer.messages import customer_account
 from services.subscriptions.servicer.pages import page_token, read_page_token

@@ -2,9 +2,9 @@
 
 import asyncio
 
-from tests.ledger.rpc.test_holds import refused
-
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
+
+from tests.ledger.rpc.test_holds import refused
 
 
 async def test_hold_refused_when_key_cap_reached_names_the_limit(ledger):

@@ -3,6 +3,15 @@
 from datetime import timedelta
 
 import pytest
+
+from services.ledger.errors import (
+    AccountFull,
+    GrantExpired,
+    HoldNotBillable,
+    IdempotencyConflict,
+    InsufficientCredit,
+    LimitExceeded,
+)
 from tests.ledger.support.ledger_memory import (
     Memory,
     credit,
@@ -15,15 +24,6 @@ from tests.ledger.support.ledger_memory import (
     suspend,
     touch,
     usage,
-)
-
-from services.ledger.errors import (
-    AccountFull,
-    GrantExpired,
-    HoldNotBillable,
-    IdempotencyConflict,
-    InsufficientCredit,
-    LimitExceeded,
 )
 
 

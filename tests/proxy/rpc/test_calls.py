@@ -277,6 +277,7 @@ async def test_two_hundred_calls_at_once_never_overspend(proxy, key, ledger, pro
     each = next(iter(ledger.holds.values())).hold.amount_nanos
     ledger.accounts["acme"].available = 50 * each
     provider.reset()
+    ledger.delay_seconds = 0.02
     results = await asyncio.gather(
         *(proxy.chat(key, text="Hello, world", max_tokens=10) for _ in range(200)), return_exceptions=True
     )

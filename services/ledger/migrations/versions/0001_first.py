@@ -78,6 +78,8 @@ STATEMENTS = (
         body_hash BYTEA NOT NULL,
         end_body_hash BYTEA NOT NULL,
         end_sequence BIGINT NOT NULL,
+        end_available BIGINT NOT NULL,
+        was_expired BOOLEAN NOT NULL,
         usage_id TEXT NOT NULL,
         PRIMARY KEY (account_id, hold_id)
     )
@@ -166,7 +168,7 @@ STATEMENTS = (
     )
      PARTITION BY RANGE (created_at)
     """,
-    # Rows outside of every month made so far still have a place; partitions.py makes months ahead so that it stays empty.
+    # Rows outside of every month made so far still have a place; partitions.py makes months ahead, so it stays empty.
     "CREATE TABLE journal_default PARTITION OF journal DEFAULT",
     "CREATE TABLE usage_default PARTITION OF usage DEFAULT",
 )
