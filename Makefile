@@ -17,6 +17,7 @@ help:
 
 ##@ Run the whole suite on this machine
 setup: $(READY) ## install everything into .venv (needs Python 3.11 and make only)
+	@echo ".venv is ready"
 
 up: $(READY) ## start what is not running, wait until all of it serves
 	@$(PY) -m deploy.local up

@@ -97,7 +97,7 @@ def status(_arguments: argparse.Namespace) -> int:
         else:
             pid, health = str(record.pid), "healthy" if part.ready() else "not ready"
         healthy = healthy and health == "healthy"
-        print(f"{part.name:<18}{pid:>9}{part.port:>7}  {health}")
+        print(f"{part.name:<18}{pid:>9}{part.port or '-':>7}  {health}")
     return 0 if healthy else 1
 
 

@@ -32,7 +32,7 @@ class Part:
     """One long-running process of a suite."""
 
     name: str
-    port: int
+    port: int | None  # None: it listens nowhere
     program: Program
     # Whether it serves. Asked often, so it answers within a second or two.
     ready: Callable[[], bool]
@@ -116,7 +116,8 @@ class Launcher:
                     time.sleep(0.3)
                     waiting.append((part, self._start(part)))
                 elif part.ready():
-                    self._say(f"{part.name} started (pid {child.record.pid}, port {part.port})")
+                    port = f", port {part.port}" if part.port else ""
+                    self._say(f"{part.name} started (pid {child.record.pid}{port})")
                 else:
                     waiting.append((part, child))
             starting = waiting

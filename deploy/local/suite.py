@@ -206,11 +206,11 @@ class Suite:
 
     def _worker(self, service: str) -> Part:
         name = f"{service}-worker"
-        port = self.port(f"{name}-metrics")
-        settings = self.settings(service) | {f"TOLLKEEPER_{service.upper()}_METRICS_LISTEN": f"{HOST}:{port}"}
+        # The metrics' address is the server's.
+        settings = self.settings(service) | {f"TOLLKEEPER_{service.upper()}_METRICS_LISTEN": ""}
         return Part(
             name=name,
-            port=port,
+            port=None,
             program=self._python(name, settings, f"services.{service}", "work"),
             ready=lambda: self._has_run_for(name, WORKER_START_SECONDS),
         )

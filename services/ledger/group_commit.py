@@ -1,8 +1,8 @@
 """Owns group commit: concurrent operations wait in a queue, and each writer commits all that wait in one transaction.
 
 A unit is what one call brings: its operations are done in order, in one batch. A batch that the database refuses is
-halved, and each half done again, so that one bad unit fails alone. Every operation is safe to do again, so a batch whose
-commit may or may not have happened (the connection broke) is simply done again.
+halved, and each half done again, so that one bad unit fails alone. Every operation is safe to do again, so a batch
+whose commit may or may not have happened (the connection broke) is simply done again.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ PricingError
 ├── PriceMoveTooLarge    a publication moves a rate by more than it allows
 ├── PlanNotFound         no plan, or no version of it, has this name
 ├── NoPlanOnSale         there is nothing to recommend
-├── RequestIdReused      the idempotency key was used with another body
+├── IdempotencyConflict      the idempotency key was used with another body
 ├── TooManyWatchers      this process serves as many watches as it may
 └── CatalogueStale       the catalogue was never read
 """
@@ -71,11 +71,11 @@ class NoPlanOnSale(PricingError):  # noqa: N818
     advice = "Put a plan on sale."
 
 
-class RequestIdReused(PricingError):  # noqa: N818
+class IdempotencyConflict(PricingError):  # noqa: N818
     """The idempotency key was used before, with another body."""
 
     kind = Kind.CONFLICT
-    reason = "REQUEST_ID_REUSED"
+    reason = "IDEMPOTENCY_CONFLICT"
     advice = "Use a new request_id for a new request; send the same body to repeat one."
 
 

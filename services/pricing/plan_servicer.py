@@ -9,12 +9,12 @@ import grpc
 from tollkeeper.pricing.v1 import plan_service_pb2 as pb
 from tollkeeper.pricing.v1 import plan_service_pb2_grpc, resources_pb2
 
+from services.kit.paging import page_position, page_token
 from services.kit.validation import Violations
 from services.pricing import economics, wire
 from services.pricing.economics import DEFAULT_MARGIN_BASIS_POINTS, CycleUse
 from services.pricing.errors import NoPlanOnSale
 from services.pricing.model import BASIS_POINTS, MAX_INT64, MAX_PRICE_NANOS, METRICS, PLAN_KINDS
-from services.pricing.paging import DEFAULT_PAGE_SIZE, make_token, read_token
 from services.pricing.service import PricingService
 
 MAX_TEMPLATES = 100
@@ -41,16 +41,15 @@ class PlanServicer(plan_service_pb2_grpc.PlanServiceServicer):
         v = Violations()
         if request.kind:
             v.one_of("kind", request.kind, PLAN_KINDS)
-        size = v.page_size("page_size", request.page_size, default=DEFAULT_PAGE_SIZE)
-        query = ("plans", request.kind, int(request.include_retired))
-        after = read_token(v, request.page_token, query, (str, int, str))
+        size = v.page_size("page_size", request.page_size, default=100)
+        after = page_position(v, request, str, int, str)
         v.raise_if_any()
         found = self._service.plans(kind=request.kind, include_retired=request.include_retired)
         if after:
-            found = [plan for plan in found if (plan.kind, plan.price_nanos, plan.plan_id) > tuple(after)]
+            found = [plan for plan in found if (plan.kind, plan.price_nanos, plan.plan_id) > after]
         page = found[:size]
         last = page[-1] if len(found) > size else None
-        token = make_token(query, (last.kind, last.price_nanos, last.plan_id)) if last else ""
+        token = page_token(request, last.kind, last.price_nanos, last.plan_id) if last else ""
         return pb.ListPlansResponse(plans=map(wire.plan_to_proto, page), next_page_token=token)
 
     def GenerateTiers(

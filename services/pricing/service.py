@@ -14,9 +14,9 @@ from services.kit.refusals import InvalidArgument
 from services.pricing import store
 from services.pricing.costing import Costing
 from services.pricing.errors import (
+    IdempotencyConflict,
     PlanNotFound,
     PriceMoveTooLarge,
-    RequestIdReused,
 )
 from services.pricing.live import LiveCatalogue, Snapshot
 from services.pricing.model import CatalogueVersion, Plan, PriceBook, PublishedPrice
@@ -75,14 +75,14 @@ class PricingService:
     def publish(self, publication: Publication) -> tuple[CatalogueVersion, bool]:
         """Publish prices as one version, whole or not at all; the version, and whether this is a repeat.
 
-        Raises InvalidArgument for a moment in the past, PriceMoveTooLarge, RequestIdReused.
+        Raises InvalidArgument for a moment in the past, PriceMoveTooLarge, IdempotencyConflict.
         """
         with self._engine.begin() as connection:
             state = store.lock_state(connection)
             written = store.read_request(connection, publication.request_id)
             if written is not None:
                 if (written.operation, written.body_sha256) != (_PUBLISH, publication.body_sha256):
-                    raise RequestIdReused(f"request_id {publication.request_id} was used with another body")
+                    raise IdempotencyConflict(f"request_id {publication.request_id} was used with another body")
                 return store.read_version(connection, written.version), True
             now = store.database_now(connection)
             effective_from = publication.effective_from or now

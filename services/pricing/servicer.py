@@ -14,11 +14,11 @@ from tollkeeper.pricing.v1 import pricing_service_pb2_grpc, resources_pb2
 
 from services.kit.errors import DETAILS_KEY, ServiceError, wire_form
 from services.kit.identity import current_identity
+from services.kit.paging import page_position, page_token
 from services.kit.validation import Violations
 from services.pricing import wire
 from services.pricing.costing import Call, Costing, Counts
 from services.pricing.model import MILLION, PublishedPrice
-from services.pricing.paging import DEFAULT_PAGE_SIZE, make_token, read_token
 from services.pricing.service import PricingService, Publication
 from services.pricing.shipped import MAX_MODEL_CHARS
 from services.pricing.watching import Watches
@@ -87,10 +87,9 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
         v = Violations()
         v.identifier("provider", request.provider, required=False)
         v.text("model_prefix", request.model_prefix, max_length=MAX_MODEL_CHARS)
-        size = v.page_size("page_size", request.page_size, default=DEFAULT_PAGE_SIZE)
+        size = v.page_size("page_size", request.page_size, default=100)
         asked = wire.moment(v, "at", request.at) if request.HasField("at") else None
-        query = ("prices", request.provider, request.model_prefix, asked.isoformat() if asked else "")
-        after = read_token(v, request.page_token, query, (str, str, str))
+        after = page_position(v, request, str, str, str)
         at = asked or (datetime.fromisoformat(str(after[2])) if after else datetime.now(UTC))
         v.raise_if_any()
         found = self._service.prices_in_force(at, request.provider, request.model_prefix)
@@ -98,7 +97,7 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
             found = [price for price in found if (price.provider, price.model) > (after[0], after[1])]
         page = found[:size]
         more = len(found) > size
-        token = make_token(query, (page[-1].provider, page[-1].model, at.isoformat())) if more else ""
+        token = page_token(request, page[-1].provider, page[-1].model, at.isoformat()) if more else ""
         return pb.ListPricesResponse(prices=map(wire.price_to_proto, page), next_page_token=token)
 
     def PublishPrices(
@@ -115,12 +114,12 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
     ) -> pb.ListCatalogueVersionsResponse:
         """See the contract."""
         v = Violations()
-        size = v.page_size("page_size", request.page_size, default=DEFAULT_PAGE_SIZE)
-        after = read_token(v, request.page_token, ("versions",), (int,))
+        size = v.page_size("page_size", request.page_size, default=100)
+        after = page_position(v, request, int)
         v.raise_if_any()
         found = self._service.versions(before=int(after[0]) if after else None, limit=size + 1)
         page = found[:size]
-        token = make_token(("versions",), (page[-1].version,)) if len(found) > size else ""
+        token = page_token(request, page[-1].version) if len(found) > size else ""
         return pb.ListCatalogueVersionsResponse(versions=map(wire.version_to_proto, page), next_page_token=token)
 
     def WatchCatalogue(

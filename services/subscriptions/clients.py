@@ -320,6 +320,7 @@ class ProxyClient:
             requests_per_minute=entitlement.requests_per_minute,
             tokens_per_minute=entitlement.tokens_per_minute,
             multiplier_millionths=entitlement.multiplier_millionths,
+            metered=entitlement.metered,
         )
         self._entitlements.SetEntitlement(
             entitlement_pb.SetEntitlementRequest(entitlement=message), timeout=timeout_seconds

@@ -14,6 +14,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import redis
+from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from google.api import httpbody_pb2
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
@@ -33,7 +35,7 @@ from tollkeeper.proxy.v1 import (
 
 from services.kit import migrations
 from services.kit.errors import RemoteError
-from services.kit.identity import Identity, Role, TokenSigner, make_keypair
+from services.kit.identity import Identity, Role, TokenSigner, TokenVerifier, make_keypair
 from services.proxy.app import serve
 from services.proxy.settings import ProxySettings
 
@@ -211,6 +213,8 @@ class Proxy:
 async def proxy_settings(  # noqa: PLR0917 (a fixture's needs)
     proxy_database, redis_url, provider, addresses, keypair, tmp_path
 ):
+    with redis.Redis.from_url(redis_url) as shared:  # the session's; limits of another test must not count here
+        shared.flushdb()
     jwks, private = tmp_path / "identity.jwks", tmp_path / "identity.pem"
     jwks.write_text(json.dumps(keypair[1]))
     private.write_text(keypair[0])
@@ -305,3 +309,19 @@ async def refusal_of(awaitable):
 @pytest.fixture
 def refused():
     return refusal_of
+
+
+@pytest.fixture
+def authorize(keypair):
+    """`await authorize(proxy, headers)`: the identity in the token that the gateway is given for these headers."""
+    verifier = TokenVerifier(keypair[1])
+
+    async def ask(proxy, headers):
+        request = external_auth_pb2.CheckRequest()
+        for name, value in headers.items():
+            request.attributes.request.http.headers[name] = value
+        answer = await external_auth_pb2_grpc.AuthorizationStub(proxy.channel).Check(request)
+        token = {option.header.key: option.header.value for option in answer.ok_response.headers}
+        return verifier.verify(token["x-tollkeeper-identity"])
+
+    return ask

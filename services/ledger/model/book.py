@@ -129,8 +129,8 @@ class Hold:
 class Entry:
     """One journal entry: what it moved between the sub-accounts, and its place in the hash chain.
 
-    `grant_uses`: what it took from (positive) or gave to (negative) each grant, and, under the empty name, what it added
-    to (positive) or paid of (negative) what is overdrawn. Never changed once its hash is set.
+    `grant_uses`: what it took from (positive) or gave to (negative) each grant, and, under the empty name, what it
+    added to (positive) or paid of (negative) what is overdrawn. Never changed once its hash is set.
     """
 
     account_id: str

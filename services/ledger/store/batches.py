@@ -7,23 +7,26 @@ ids so that two batches never wait for each other in a circle, guard everything 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import TupleRow
 
-from services.ledger.model.batch import Changes, Loaded, PastRequest
+from services.ledger.model.batch import Changes, HoldKey, Loaded, PastRequest, RequestKey, SubjectKey
 from services.ledger.model.book import Book, Entry, Hold
 from services.ledger.model.operations import (
     CreateHold,
     Credit,
     DeleteLimit,
+    OpenAccount,
     Operation,
     ReleaseHold,
     SetLimit,
     SetStatus,
     SettleHold,
+    Touch,
 )
 from services.ledger.store.documents import grants_json, grants_of, limits_json, limits_of, uses_json, uses_of
 
@@ -271,35 +274,47 @@ def entry_of(row: Sequence[Any]) -> Entry:
     return Entry(**values)
 
 
+@dataclass(slots=True)
+class _Named:
+    """The keys of the rows that operations name."""
+
+    holds: set[HoldKey] = field(default_factory=set)
+    created: set[HoldKey] = field(default_factory=set)
+    requests: set[RequestKey] = field(default_factory=set)
+    subjects: set[SubjectKey] = field(default_factory=set)
+
+    def add(self, operation: Operation) -> None:
+        """Note what one operation names."""
+        match operation:
+            case CreateHold():
+                self.created.add((operation.account_id, operation.hold_id))
+                self.subjects.update(_subjects(operation.account_id, operation.key_id, operation.workspace))
+            case SettleHold() | ReleaseHold():
+                self.holds.add((operation.account_id, operation.hold_id))
+            case Credit() | SetStatus():
+                self.requests.add((operation.account_id, operation.request_id))
+            case SetLimit() | DeleteLimit():
+                if operation.subject:
+                    self.subjects.add((operation.account_id, operation.scope, operation.subject))
+                if isinstance(operation, SetLimit) and operation.request_id:
+                    self.requests.add((operation.account_id, operation.request_id))
+            case OpenAccount() | Touch():
+                pass
+
+
 async def load(connection: Connection, operations: Sequence[Operation], now: datetime) -> Loaded:
     """Begin a transaction, lock the accounts of these operations, and read what they need."""
     accounts = sorted({operation.account_id for operation in operations})
-    holds: set[tuple[str, str]] = set()
-    created: set[tuple[str, str]] = set()
-    requests: set[tuple[str, str]] = set()
-    subjects: set[tuple[str, str, str]] = set()
+    named = _Named()
     for operation in operations:
-        match operation:
-            case CreateHold():
-                created.add((operation.account_id, operation.hold_id))
-                subjects.update(_subjects(operation.account_id, operation.key_id, operation.workspace))
-            case SettleHold() | ReleaseHold():
-                holds.add((operation.account_id, operation.hold_id))
-            case Credit() | SetStatus():
-                requests.add((operation.account_id, operation.request_id))
-            case _:
-                pass
-        if isinstance(operation, SetLimit) and operation.request_id:
-            requests.add((operation.account_id, operation.request_id))
-        if isinstance(operation, SetLimit | DeleteLimit) and operation.subject:
-            subjects.add((operation.account_id, operation.scope, operation.subject))
+        named.add(operation)
     loaded = Loaded()
     async with connection.pipeline():
         await connection.execute("BEGIN")
         locked = await connection.execute(_LOCK_ACCOUNTS, (accounts,), prepare=True)
-        held = await _read(connection, _READ_HOLDS, holds | created, 2)
-        asked = await _read(connection, _READ_REQUESTS, requests, 2)
-        limited = await _read(connection, _READ_SUBJECTS, subjects, 3)
+        held = await _read(connection, _READ_HOLDS, named.holds | named.created, 2)
+        asked = await _read(connection, _READ_REQUESTS, named.requests, 2)
+        limited = await _read(connection, _READ_SUBJECTS, named.subjects, 3)
     loaded.books = {row[0]: book_of(row) for row in await locked.fetchall()}
     for row in await held.fetchall() if held else ():
         loaded.holds[row[0], row[1]] = hold_of(row)
@@ -316,7 +331,7 @@ async def load(connection: Connection, operations: Sequence[Operation], now: dat
     }
     if due:
         await _load_lapsed(connection, loaded, due)
-    await _load_rest(connection, loaded, created)
+    await _load_rest(connection, loaded, named.created)
     return loaded
 
 
@@ -332,7 +347,7 @@ async def _load_lapsed(connection: Connection, loaded: Loaded, due: dict[str, da
     loaded.next_lapse.update({account_id: moment for account_id, moment in await upcoming.fetchall()})  # noqa: C416
 
 
-async def _load_rest(connection: Connection, loaded: Loaded, created: set[tuple[str, str]]) -> None:
+async def _load_rest(connection: Connection, loaded: Loaded, created: set[HoldKey]) -> None:
     """What is known only from the first reads: limits of the holds' keys, and what replayed requests wrote."""
     subjects = {
         key for hold in loaded.holds.values() for key in _subjects(hold.account_id, hold.key_id, hold.workspace)
@@ -368,7 +383,7 @@ async def write(connection: Connection, changes: Changes) -> None:
         await connection.execute("COMMIT")
 
 
-def _subjects(account_id: str, key_id: str, workspace: str) -> list[tuple[str, str, str]]:
+def _subjects(account_id: str, key_id: str, workspace: str) -> list[SubjectKey]:
     found = [(account_id, "key", key_id)] if key_id else []
     return [*found, (account_id, "workspace", workspace)] if workspace else found
 

@@ -23,8 +23,8 @@ _LOCK_KEY = 7_365_126_400_021
 async def create_months(connection: AsyncConnection[TupleRow], now: datetime) -> list[str]:
     """Make the partitions of this month and the next three, where they are missing; the names of those made.
 
-    Takes a lock on the parent table for a moment, so it is done ahead of time, not when a month begins. A month that has
-    rows in the default partition already, since nobody made its own in time, stays there.
+    Takes a lock on the parent table for a moment, so it is done ahead of time, not when a month begins. A month that
+    has rows in the default partition already, since nobody made its own in time, stays there.
     """
     made = []
     async with connection.transaction():

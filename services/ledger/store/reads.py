@@ -76,7 +76,8 @@ class Reads:
         grants = tables.grants.c
         query: Select[Any] = select(grants.grant_id, grants.created_at)
         query = query.where(grants.account_id == account_id, grants.grant_id.in_(grant_ids))
-        return dict(row._tuple() for row in await self._rows(query))  # noqa: SLF001 (public, whatever its name says)
+        rows: Sequence[Any] = await self._rows(query)
+        return {row.grant_id: row.created_at for row in rows}
 
     async def hold(self, account_id: str, hold_id: str) -> Hold | None:
         """One hold, by its key."""

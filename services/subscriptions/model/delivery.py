@@ -76,6 +76,7 @@ class SetEntitlement:
     requests_per_minute: int
     tokens_per_minute: int
     multiplier_millionths: int
+    metered: bool = False
     kind: Literal["set_entitlement"] = "set_entitlement"
 
 
@@ -131,6 +132,7 @@ def plan_terms(account: Account, plan: Plan, *, is_new: bool = False) -> tuple[S
             requests_per_minute=plan.requests_per_minute,
             tokens_per_minute=plan.tokens_per_minute,
             multiplier_millionths=plan.multiplier_millionths,
+            metered=plan.kind == "metered",
         ),
     )
 

@@ -9,12 +9,12 @@ from tollkeeper.subscriptions.v1 import operator_service_pb2 as pb
 from tollkeeper.subscriptions.v1 import resources_pb2 as resources
 from tollkeeper.subscriptions.v1.operator_service_pb2_grpc import CustomerServiceServicer
 
+from services.kit.paging import page_position, page_token
 from services.kit.validation import Violations
 from services.subscriptions.clock import Clock, utc_now
 from services.subscriptions.model.account import DEFAULT_PLAN, STATUSES, AccountWords
 from services.subscriptions.service.customers import Customers, Done
 from services.subscriptions.servicer.messages import customer_account
-from services.subscriptions.servicer.pages import page_token, read_page_token
 
 _MAX_NAME_CHARS = 200
 _MAX_EMAIL_CHARS = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
@@ -56,13 +56,13 @@ class CustomerServicer(CustomerServiceServicer):
         plan_id = v.identifier("plan", request.plan, required=False)
         status = v.one_of("status", request.status, STATUSES) if request.status else ""
         page_size = v.page_size("page_size", request.page_size, default=_DEFAULT_PAGE_SIZE)
-        after = read_page_token(v, "page_token", request.page_token, plan_id, status)
+        position = page_position(v, request, str)
         v.raise_if_any()
-        page, last = self._customers.list(plan_id=plan_id, status=status, after=after, page_size=page_size)
+        page, last = self._customers.list(plan_id=plan_id, status=status, after=str(position[0]) if position else "", page_size=page_size)
         now = self._clock()
         return pb.ListCustomersResponse(
             accounts=[customer_account(account, now) for account in page],
-            next_page_token=page_token(last, plan_id, status),
+            next_page_token=page_token(request, last) if last else "",
         )
 
     def SetAccountPlan(self, request: pb.SetAccountPlanRequest, context: Any) -> resources.CustomerAccount:

@@ -168,18 +168,8 @@ def touch(account_id="acme"):
 
 
 def usage(**words):
-    names = [
-        "input_tokens",
-        "output_tokens",
-        "cached_tokens",
-        "cache_write_tokens",
-        "reasoning_tokens",
-        "input_cost",
-        "output_cost",
-        "cost",
-        "price_version",
-        "duration_milliseconds",
-    ]
+    names = ["input_cost", "output_cost", "cost", "price_version", "duration_milliseconds"]
+    names += [f"{kind}_tokens" for kind in ("input", "output", "cached", "cache_write", "reasoning")]
     texts = ("session", "provider", "model", "endpoint", "provider_request_id")
     values = dict.fromkeys(names, 0) | dict.fromkeys(texts, "")
     values |= {"status": "ok", "estimated": False, "started_at": None, "service_tier": "standard"}

@@ -103,8 +103,7 @@ def test_credit_that_has_expired_already_is_refused_but_its_replay_is_not(ledger
 
 
 def test_two_hundred_and_first_grant_is_refused_and_writes_nothing(ledger):
-    for number in range(200):
-        ledger.do(credit(1, f"c{number}"))
+    ledger.apply(*([credit(1, f"c{number}")] for number in range(200)))
     with pytest.raises(AccountFull):
         ledger.do(credit(1, "one-more"))
     assert figures(ledger)[0] == 200
@@ -141,7 +140,7 @@ def test_hold_that_lapses_and_is_settled_in_one_batch_lapses_once(ledger):
     ledger.do(set_limit(500))
     ledger.do(hold(60, "h1", ttl_seconds=1))
     ledger.wait(2)
-    first, second, third = ledger.apply([touch()], [settle(50, "h1")], [settle(50, "h1")])
+    _, second, third = ledger.apply([touch()], [settle(50, "h1")], [settle(50, "h1")])
     assert (second.outcome.was_expired, third.replayed) == (True, True)
     assert [entry.type for entry in ledger.journal()] == [
         "credit_purchase", "hold", "hold_expired", "usage_deduction",

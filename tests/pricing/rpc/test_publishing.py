@@ -71,7 +71,7 @@ def test_replayed_publication_publishes_once(pricing, admin):
 def test_other_body_with_the_same_key_is_refused(admin, refused):
     admin.prices.PublishPrices(publish(price()))
     error = refused(admin.prices.PublishPrices, publish(price(usd=7)))
-    assert (error.code, error.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+    assert (error.code, error.reason) == (grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_CONFLICT")
 
 
 def test_publication_names_all_that_is_wrong_and_writes_nothing(pricing, admin, refused):

@@ -130,6 +130,7 @@ class Entitlement(_message.Message):
     TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     MULTIPLIER_MILLIONTHS_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    METERED_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose."""
     plan_id: _builtins.str
@@ -146,6 +147,10 @@ class Entitlement(_message.Message):
     """Tokens in each minute, all keys together. 0: no such limit."""
     multiplier_millionths: _builtins.int
     """What a call costs the customer: the provider's cost times this, in millionths (1 000 000 = 1)."""
+    metered: _builtins.bool
+    """The plan's quotas and overage pay for calls (metered plans): they are recorded and counted against limits, and nothing
+    is deducted from the balance, which need not cover them.
+    """
     @_builtins.property
     def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Providers that may be called. `*`: all."""
@@ -172,10 +177,11 @@ class Entitlement(_message.Message):
         tokens_per_minute: _builtins.int = ...,
         multiplier_millionths: _builtins.int = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        metered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active", b"active", "max_tokens_per_request", b"max_tokens_per_request", "models", b"models", "multiplier_millionths", b"multiplier_millionths", "plan_id", b"plan_id", "providers", b"providers", "requests_per_minute", b"requests_per_minute", "revision", b"revision", "tokens_per_minute", b"tokens_per_minute", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active", b"active", "max_tokens_per_request", b"max_tokens_per_request", "metered", b"metered", "models", b"models", "multiplier_millionths", b"multiplier_millionths", "plan_id", b"plan_id", "providers", b"providers", "requests_per_minute", b"requests_per_minute", "revision", b"revision", "tokens_per_minute", b"tokens_per_minute", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,96 @@
+"""The way to the ledger: batches, refusals one by one, and a ledger that does not answer."""
+
+import asyncio
+
+import grpc.aio
+import pytest
+from proxy_fakes import USD, Account, FakeLedger, served
+from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
+from tollkeeper.ledger.v1 import ledger_service_pb2_grpc
+
+from services.kit.errors import RemoteError
+from services.proxy.errors import LedgerUnavailable
+from services.proxy.ledger import Ledger
+
+
+@pytest.fixture
+async def fake():
+    return FakeLedger(accounts={"acme": Account(10 * USD), "poor": Account(0)})
+
+
+@pytest.fixture
+async def make_ledger(fake):
+    async with (
+        served((ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server, fake)) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stub = ledger_service_pb2_grpc.LedgerServiceStub(channel)
+        yield lambda **settings: Ledger(stub, timeout_seconds=1, **settings)
+
+
+def hold(number, account="acme"):
+    return pb.Operation(hold=pb.CreateHoldRequest(account_id=account, hold_id=f"h-{number}", amount_nanos=5))
+
+
+async def test_operations_at_once_go_in_one_call_and_each_gets_its_own_result(make_ledger, fake):
+    ledger = make_ledger(batches_at_once=1)
+    results = await asyncio.gather(*(ledger.apply(hold(number)) for number in range(100)))
+    assert [result[0].hold.hold.hold_id for result in results] == [f"h-{number}" for number in range(100)]
+    assert len(fake.applies) <= 2
+
+
+async def test_batches_are_bounded(make_ledger, fake):
+    ledger = make_ledger(batch_operations=10)
+    await asyncio.gather(*(ledger.apply(hold(number)) for number in range(95)))
+    assert max(map(len, fake.applies)) <= 10
+    assert sum(map(len, fake.applies)) == 95
+
+
+async def test_refused_operation_does_not_fail_its_neighbours(make_ledger):
+    ledger = make_ledger(batches_at_once=1)
+    results = await asyncio.gather(
+        *(ledger.apply(hold(number, "poor" if number % 2 else "acme")) for number in range(20)), return_exceptions=True
+    )
+    for number, result in enumerate(results):
+        if number % 2:
+            assert isinstance(result, RemoteError)
+            assert (result.reason, result.kind.http_status) == ("INSUFFICIENT_CREDIT", 402)
+        else:
+            assert result[0].hold.hold.amount_nanos == 5
+
+
+async def test_linked_operations_stay_in_one_batch(make_ledger, fake):
+    ledger = make_ledger(batch_operations=3)
+    linked = [hold(1), hold(2)]
+    linked[0].linked = True
+    await asyncio.gather(ledger.apply(hold(3)), ledger.apply(hold(4)), ledger.apply(*linked))
+    assert [len(kinds) for kinds in fake.applies] == [2, 2]
+
+
+async def test_ledger_that_does_not_answer_is_unavailable_to_all_who_wait(make_ledger, fake):
+    ledger = make_ledger()
+    fake.delay_seconds = 3
+    results = await asyncio.gather(*(ledger.apply(hold(number)) for number in range(5)), return_exceptions=True)
+    assert all(isinstance(result, LedgerUnavailable) for result in results)
+    fake.delay_seconds = 0
+    assert (await ledger.apply(hold(9)))[0].hold.hold.amount_nanos == 5
+
+
+async def test_queue_is_bounded(make_ledger, fake):
+    ledger = make_ledger(waiting_operations=10)
+    fake.delay_seconds = 0.1
+    results = await asyncio.gather(*(ledger.apply(hold(number)) for number in range(50)), return_exceptions=True)
+    assert len([result for result in results if isinstance(result, LedgerUnavailable)]) == 40
+
+
+async def test_caller_that_has_gone_is_not_sent_for(make_ledger, fake):
+    ledger = make_ledger(batches_at_once=1)
+    fake.delay_seconds = 0.1
+    first = asyncio.ensure_future(ledger.apply(hold(1)))
+    await asyncio.sleep(0.02)
+    gone = asyncio.ensure_future(ledger.apply(hold(2)))
+    await asyncio.sleep(0.02)
+    gone.cancel()
+    await first
+    await ledger.drained()
+    assert list(fake.holds) == ["h-1"]

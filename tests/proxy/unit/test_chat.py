@@ -1,0 +1,152 @@
+"""What is read of a chat completion: the bound on its input, its cap, its usage."""
+
+import json
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.local.sandbox.provider import tokens as sandbox_tokens
+from deploy.local.sandbox.provider.refusal import Dialect, Provider
+from deploy.local.sandbox.provider.routes import Endpoint, Route
+from deploy.local.sandbox.provider.wire.openai_chat import ChatCompletions
+from services.kit.refusals import InvalidArgument
+from services.proxy.calls import chat
+
+ROUTE = Route(Provider.OPENAI, Endpoint.CHAT, Dialect.OPENAI)
+
+texts = st.text(max_size=200)
+parts = st.one_of(
+    st.builds(lambda text: {"type": "text", "text": text}, texts),
+    st.builds(
+        lambda data, detail: {
+            "type": "image_url",
+            "image_url": {"url": "data:image/png;base64," + "A" * data, "detail": detail},
+        },
+        st.integers(0, 5000),
+        st.sampled_from(["low", "high", "auto"]),
+    ),
+    st.builds(
+        lambda data: {"type": "input_audio", "input_audio": {"data": "A" * data, "format": "wav"}},
+        st.integers(0, 5000),
+    ),
+    st.builds(lambda data: {"type": "file", "file": {"file_data": "A" * data}}, st.integers(0, 5000)),
+)
+messages = st.builds(
+    lambda role, content: {"role": role, "content": content},
+    st.sampled_from(["system", "user"]),
+    st.one_of(texts, st.lists(parts, max_size=4)),
+)
+tools = st.builds(
+    lambda name, text: {"type": "function", "function": {"name": name, "description": text, "parameters": {}}},
+    st.from_regex(r"[a-z]{1,20}", fullmatch=True),
+    texts,
+)
+
+
+@given(st.lists(messages, min_size=1, max_size=6), st.lists(tools, max_size=3), st.booleans())
+def test_bound_is_never_below_the_real_count(conversation, definitions, ascii_only):
+    body = {"model": "gpt-4o", "messages": conversation, **({"tools": definitions} if definitions else {})}
+    raw = json.dumps(body, ensure_ascii=ascii_only, separators=(",", ":")).encode()
+    real = ChatCompletions().read(orjson.loads(raw), ROUTE).input_tokens
+    assert chat.read(raw).input_bound >= real
+
+
+@given(texts)
+def test_no_byte_tokenizer_makes_more_tokens_than_the_bound(text):
+    raw = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": text}]})
+    assert chat.read(raw).input_bound >= len(text.encode())
+
+
+def test_file_by_name_may_fill_the_window():
+    content = [{"type": "file", "file": {"file_id": "file-1"}}]
+    raw = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": content}]})
+    assert chat.read(raw).input_bound > 200_000
+
+
+def read(**body):
+    return chat.read(orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}]} | body))
+
+
+def test_body_that_needs_no_change_goes_out_as_it_came():
+    raw = b'{ "model":"m",  "messages":[{"role":"user","content":"x"}], "max_tokens": 5, "temperature":1.0 }'
+    assert chat.read(raw).to_send(5, "max_completion_tokens") is raw
+
+
+@pytest.mark.parametrize(
+    ("body", "cap", "sent"),
+    [
+        ({}, 7, {"max_completion_tokens": 7}),
+        ({"max_tokens": None}, 7, {"max_tokens": None, "max_completion_tokens": 7}),
+        ({"max_tokens": 9}, 7, {"max_tokens": 7}),
+        ({"max_tokens": 9}, 9, {"max_tokens": 9}),
+        ({"max_completion_tokens": 9}, 7, {"max_completion_tokens": 7}),
+        ({"stream": True, "max_tokens": 5}, 5, {"max_tokens": 5, "stream_options": {"include_usage": True}}),
+        (
+            {"stream": True, "max_tokens": 5, "stream_options": {"include_usage": False, "x": 1}},
+            5,
+            {"max_tokens": 5, "stream_options": {"include_usage": True, "x": 1}},
+        ),
+        (
+            {"stream": False, "max_tokens": 5, "unknown": [1, {"a": None}]},
+            5,
+            {"max_tokens": 5, "unknown": [1, {"a": None}]},
+        ),
+    ],
+)
+def test_only_cap_and_usage_are_changed(body, cap, sent):
+    request = read(**body)
+    base = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    stream = {"stream": body["stream"]} if "stream" in body else {}
+    assert orjson.loads(request.to_send(cap, "max_completion_tokens")) == base | stream | sent
+
+
+def test_every_wrong_field_is_named_at_once():
+    with pytest.raises(InvalidArgument) as caught:
+        chat.read(b'{"messages": 5, "stream": 1, "n": "x", "max_tokens": []}')
+    assert {v.field for v in caught.value.violations} == {"model", "messages", "stream", "n", "max_tokens"}
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        "many",
+        {},
+        {"prompt_tokens": 5},
+        {"prompt_tokens": 0, "completion_tokens": 0},
+        {"prompt_tokens": -1, "completion_tokens": 5},
+        {"prompt_tokens": "5", "completion_tokens": 5},
+        {"prompt_tokens": 5.0, "completion_tokens": 5},
+        {"prompt_tokens": True, "completion_tokens": 5},
+        {"prompt_tokens": 2**70, "completion_tokens": 5},
+    ],
+)
+def test_usage_that_cannot_be_believed_is_none(usage):
+    assert chat.read_usage(usage) is None
+
+
+def test_parts_above_their_whole_are_not_believed_but_the_whole_is():
+    usage = chat.read_usage(
+        {
+            "prompt_tokens": 10,
+            "completion_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 11},
+            "completion_tokens_details": {"reasoning_tokens": 6},
+        }
+    )
+    assert (usage.input_tokens, usage.cache_read_tokens, usage.output_tokens, usage.reasoning_tokens) == (10, 0, 5, 0)
+
+
+@given(st.lists(texts, max_size=6))
+def test_guess_of_pieces_is_the_guess_of_the_whole(pieces):
+    count = chat.TextCount()
+    for piece in pieces:
+        count.add(piece)
+    assert count.tokens == chat.guess_tokens("".join(pieces))
+
+
+def test_guess_is_near_the_count_of_plain_words():
+    text = "The quick brown fox jumps over the lazy dog, again and again. " * 20
+    assert 0.5 < chat.guess_tokens(text) / sandbox_tokens.count(text) < 2
