@@ -1,0 +1,1 @@
+"""The implementation: four services, and what they share (kit, rating)."""

@@ -103,7 +103,9 @@ class Suite:
 
     def sandbox_requests(self):
         """How many requests have reached the provider since it started."""
-        with urllib.request.urlopen(self.env["TOLLKEEPER_SANDBOX_PROVIDER_URL"] + "/sandbox/usage", timeout=10) as answer:
+        with urllib.request.urlopen(
+            self.env["TOLLKEEPER_SANDBOX_PROVIDER_URL"] + "/sandbox/usage", timeout=10
+        ) as answer:
             return json.load(answer)
 
     def database(self, service):

@@ -6,10 +6,10 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from tollkeeper.type.v1 import access_pb2
 
 from services.kit.errors import RemoteError
 from services.kit.identity import Identity, Role, TokenSigner
-from tollkeeper.type.v1 import access_pb2
 
 SERVICES = ("ledger", "pricing", "subscriptions", "proxy")
 # What a server serves beside our contracts.

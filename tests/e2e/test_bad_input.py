@@ -90,10 +90,15 @@ def test_malformed_json_is_a_400(suite, raw):
 
 def test_body_over_the_limit_is_a_413(suite):
     raw = b'{"model": "gpt-4o", "messages": [{"role": "user", "content": "' + b"x" * (11 << 20) + b'"}]}'
-    for path, key in (("/v1/chat/completions", suite.env["TOLLKEEPER_DEMO_KEY"]), ("/api/admin/accounts", suite.admin_key)):
+    for path, key in (
+        ("/v1/chat/completions", suite.env["TOLLKEEPER_DEMO_KEY"]),
+        ("/api/admin/accounts", suite.admin_key),
+    ):
         connection = http.client.HTTPConnection(suite.url.removeprefix("http://"), timeout=30)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # answered before all of it was sent
-            connection.request("POST", path, raw, {"content-type": "application/json", "authorization": f"Bearer {key}"})
+            connection.request(
+                "POST", path, raw, {"content-type": "application/json", "authorization": f"Bearer {key}"}
+            )
         assert connection.getresponse().status == 413
         connection.close()
 

@@ -9,7 +9,17 @@ import time
 import psycopg
 import pytest
 
-PARTS = ("ledger", "ledger-worker", "pricing", "subscriptions", "proxy", "postgres", "redis", "envoy", "sandbox-provider")
+PARTS = (
+    "ledger",
+    "ledger-worker",
+    "pricing",
+    "subscriptions",
+    "proxy",
+    "postgres",
+    "redis",
+    "envoy",
+    "sandbox-provider",
+)
 CALLERS = 4
 BODY = {"model": "gpt-4o", "messages": [{"role": "user", "content": "What is a toll?"}], "max_tokens": 8}
 
@@ -55,7 +65,8 @@ def audit(suite, account_id):
             (account_id,),
         ).fetchone()
         book = ledger.execute(
-            "SELECT available, held, spent, -funded, sequence, sequence FROM accounts WHERE account_id = %s", (account_id,)
+            "SELECT available, held, spent, -funded, sequence, sequence FROM accounts WHERE account_id = %s",
+            (account_id,),
         ).fetchone()
         assert tuple(map(int, sums)) == book
         open_holds = ledger.execute(

@@ -54,7 +54,6 @@ class ChatRequest:
     output, that such a call can have.
     """
 
-    raw: bytes
     body: dict[str, Any]
     model: str
     stream: bool
@@ -66,7 +65,11 @@ class ChatRequest:
     components: frozenset[str]
 
     def to_send(self, cap: int, cap_field: str) -> bytes:
-        """The body for the provider: as it came, but for the cap and, in a stream, the asking for usage."""
+        """The body for the provider: what was read, but for the cap and, in a stream, the asking for usage.
+
+        Written anew even where nothing changes: of a name that stands twice in an object one reader takes the first and
+        another the last, and what the provider reads must be what was checked here.
+        """
         changes: dict[str, Any] = {}
         if self.cap is None:
             changes[cap_field] = cap
@@ -76,7 +79,7 @@ class ChatRequest:
             options = self.body.get("stream_options") or {}
             if options.get("include_usage") is not True:
                 changes["stream_options"] = {**options, "include_usage": True}
-        return orjson.dumps(self.body | changes) if changes else self.raw
+        return orjson.dumps(self.body | changes)
 
 
 def read(raw: bytes) -> ChatRequest:
@@ -110,7 +113,6 @@ def read(raw: bytes) -> ChatRequest:
     if count.has_images:
         components |= _IMAGE_COMPONENTS
     return ChatRequest(
-        raw=raw,
         body=body,
         model=model,
         stream=stream,

@@ -58,7 +58,9 @@ class CustomerServicer(CustomerServiceServicer):
         page_size = v.page_size("page_size", request.page_size, default=_DEFAULT_PAGE_SIZE)
         position = page_position(v, request, str)
         v.raise_if_any()
-        page, last = self._customers.list(plan_id=plan_id, status=status, after=str(position[0]) if position else "", page_size=page_size)
+        page, last = self._customers.list(
+            plan_id=plan_id, status=status, after=str(position[0]) if position else "", page_size=page_size
+        )
         now = self._clock()
         return pb.ListCustomersResponse(
             accounts=[customer_account(account, now) for account in page],

@@ -3,17 +3,10 @@
 import asyncio
 
 import grpc
-import pytest
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from tollkeeper.ledger.v1 import resources_pb2 as resources
 
-from services.kit.errors import RemoteError
-
-
-async def refused(call):
-    with pytest.raises(grpc.RpcError) as caught:
-        await call
-    return RemoteError.from_rpc(caught.value)
+from tests.ledger.support.ledger_client import refused
 
 
 async def test_settling_less_than_held_gives_the_rest_back(ledger):

@@ -4,7 +4,7 @@ import asyncio
 
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
-from tests.ledger.rpc.test_holds import refused
+from tests.ledger.support.ledger_client import refused
 
 
 async def test_hold_refused_when_key_cap_reached_names_the_limit(ledger):

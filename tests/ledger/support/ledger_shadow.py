@@ -1,7 +1,7 @@
 """Owns the shadow of a ledger: the same promises kept in the plainest way, to hold the real one against.
 
-Every nano is a coin of its own, with its grant's place in the spending order. Limits keep no counters: their use is found
-by going through all holds ever made.
+Every nano is a coin of its own, with its grant's place in the spending order. Limits keep no counters: their use is
+found by going through all holds ever made.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Any sequence of batches: the ledger and its shadow agree on every answer, balance, hold and limit, and the journal adds up."""
+"""Any sequence of batches: ledger and shadow agree on each answer, balance, hold and limit; the journal adds up."""
 
 from datetime import timedelta
 from itertools import pairwise

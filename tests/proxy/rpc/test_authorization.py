@@ -2,13 +2,17 @@
 
 import asyncio
 import json
+import time
 
+import jwt
 import pytest
 from envoy.service.auth.v3 import external_auth_pb2
 from envoy.service.auth.v3.external_auth_pb2_grpc import AuthorizationStub
-from tollkeeper.proxy.v1 import key_service_pb2
+from google.api import httpbody_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+from tollkeeper.proxy.v1 import key_service_pb2, wire_service_pb2
 
-from services.kit.identity import Role
+from services.kit.identity import Identity, Role
 
 
 def check(proxy, headers):
@@ -44,8 +48,6 @@ async def test_known_key_becomes_an_identity_and_goes_no_further(proxy, authoriz
 
 
 async def test_forged_identity_is_overwritten(proxy, key, authorize, signer):
-    from services.kit.identity import Identity
-
     forged = signer.sign(Identity(Role.ADMIN, subject="x"), 60)
     answer = await check(proxy, {"x-api-key": key, "x-tollkeeper-identity": forged})
     option = answer.ok_response.headers[0]
@@ -76,11 +78,6 @@ async def test_token_is_signed_once_and_given_again_while_it_is_fresh(proxy, key
 
 
 async def test_token_of_a_key_that_ends_soon_ends_with_it(proxy, signer, authorize):
-    import time
-
-    import jwt
-    from google.protobuf.timestamp_pb2 import Timestamp
-
     moment = Timestamp()
     moment.FromMilliseconds(int((time.time() + 5) * 1000))
     made = await proxy.make_key(expires_at=moment)
@@ -90,9 +87,6 @@ async def test_token_of_a_key_that_ends_soon_ends_with_it(proxy, signer, authori
 
 
 async def test_provider_route_takes_the_identity_of_the_gateway(proxy, key, ledger, provider, refused):
-    from google.api import httpbody_pb2
-    from tollkeeper.proxy.v1 import wire_service_pb2
-
     token = (await check(proxy, {"x-api-key": key})).ok_response.headers[0].header.value
     body = json.dumps({"model": "gpt-4o", "max_tokens": 20, "messages": [{"role": "user", "content": "x"}]}).encode()
 

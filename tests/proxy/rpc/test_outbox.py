@@ -12,10 +12,11 @@ def rows(database_url):
         return connection.execute("SELECT kind, attempts, refused FROM outbox").fetchall()
 
 
-async def test_settlement_that_the_ledger_refuses_is_kept_for_an_operator(proxy, key, ledger, proxy_database):
+async def test_settlement_that_the_ledger_refuses_is_kept_for_an_operator(
+    proxy, key, ledger, proxy_database, eventually
+):
     call = proxy.start_chat(key, text="[[sandbox output_tokens=3 first_byte_ms=300]]", max_tokens=9)
-    while not ledger.holds:
-        await asyncio.sleep(0.01)
+    await eventually(lambda: ledger.holds)
     ledger.holds.clear()
     async for _ in call:
         pass

@@ -69,9 +69,18 @@ def read(**body):
     return chat.read(orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}]} | body))
 
 
-def test_body_that_needs_no_change_goes_out_as_it_came():
-    raw = b'{ "model":"m",  "messages":[{"role":"user","content":"x"}], "max_tokens": 5, "temperature":1.0 }'
-    assert chat.read(raw).to_send(5, "max_completion_tokens") is raw
+def test_body_that_needs_no_change_is_sent_as_it_was_read():
+    raw = b'{ "model":"m",  "messages":[{"role":"user","content":"\\u00e9"}], "max_tokens": 5, "x":null }'
+    assert orjson.loads(chat.read(raw).to_send(5, "max_completion_tokens")) == orjson.loads(raw)
+
+
+def test_name_that_stands_twice_is_sent_as_it_was_checked():
+    raw = b'{"model":"dear","model":"cheap","n":100,"n":1,"max_tokens":5,"messages":[{"role":"user","content":"x"}]}'
+    request = chat.read(raw)
+    assert (request.model, request.choices) == ("cheap", 1)
+    sent = request.to_send(5, "max_completion_tokens")
+    assert sent.count(b'"model"') == sent.count(b'"n"') == 1
+    assert orjson.loads(sent)["model"] == "cheap"
 
 
 @pytest.mark.parametrize(
