@@ -1,4 +1,4 @@
-"""Owns the whole suite as its tests see it: brought up by the command a person types, in a folder with a space in its name."""
+"""Owns the whole suite as its tests see it: brought up as a person would, in a folder with a space in its name."""
 
 import itertools
 import json
@@ -61,7 +61,7 @@ class Suite:
         return json.loads((self.home / "run" / f"{name}.json").read_text())["pid"]
 
     def call(self, method, path, key=None, body=None, headers=None):
-        """One HTTP call through the gateway: status, parsed body, headers. `body` is sent as it is where it is bytes."""
+        """One HTTP call through the gateway: status, parsed body, headers. A `body` of bytes is sent as it is."""
         sent = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=sent, method=method, headers=dict(headers or {}))
         if sent is not None and not request.has_header("Content-type"):

@@ -1,4 +1,4 @@
-"""kill -9 of any one process under load: after `make up` the suite serves, and no settled call is lost or billed twice."""
+"""kill -9 of any one process under load: after `make up` the suite serves; no call is lost or billed twice."""
 
 import concurrent.futures
 import os

@@ -108,7 +108,8 @@ def test_two_hundred_calls_at_once_on_credit_for_fifty(suite):
         try:
             return price(client(suite, customer.key).chat.completions.create(**body).usage)
         except openai.APIStatusError as refusal:
-            assert refusal.status_code in {402, 429}, refusal
+            if refusal.status_code != 402:
+                raise
             return None
 
     with concurrent.futures.ThreadPoolExecutor(50) as pool:
