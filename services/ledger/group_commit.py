@@ -178,12 +178,14 @@ class GroupCommit:
             results = await self._committed(line, units)
         except Exception as error:  # noqa: BLE001 (whatever one unit did wrong, its neighbours go on)
             away = isinstance(error, psycopg.OperationalError)
-            _log.error("a batch failed", units=len(units), exc_info=error)
             if len(units) > 1 and (isinstance(error, _BLOCKED) or not away):
+                _log.warning("a batch failed; its halves are done apart", units=len(units), error=str(error))
                 middle = len(units) // 2
                 await self._answer(line, units[:middle])
                 await self._answer(line, units[middle:])
-            elif away:
+                return
+            _log.error("a batch failed", units=len(units), exc_info=error)
+            if away:
                 refusal = StorageUnavailable("the ledger's database does not answer", retry_after_seconds=1)
                 refusal.__cause__ = error
                 _fail(units, refusal)

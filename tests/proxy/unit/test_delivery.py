@@ -1,0 +1,59 @@
+"""A client that leaves or stops reading never holds a call up."""
+
+import asyncio
+
+import pytest
+
+from services.proxy.calls.delivery import Delivery, Head
+from services.proxy.errors import ClientStalled
+
+HEAD = Head((), "text/plain")
+
+
+async def test_pieces_come_in_order_and_end():
+    delivery = Delivery()
+
+    async def call():
+        await delivery.send(HEAD)
+        for number in range(500):
+            await delivery.send(b"%d" % number)
+        await delivery.end()
+        await delivery.end(OSError())  # only the first end counts
+
+    calling = asyncio.ensure_future(call())
+    assert await delivery.head() == HEAD
+    assert [piece async for piece in delivery.pieces()] == [b"%d" % number for number in range(500)]
+    await calling
+
+
+async def test_call_waiting_for_a_client_goes_on_when_that_leaves():
+    delivery = Delivery()
+
+    async def call():
+        for _ in range(1000):
+            await delivery.send(b"x")
+        await delivery.end()
+
+    calling = asyncio.ensure_future(call())
+    await asyncio.sleep(0.01)
+    assert not calling.done()
+    delivery.abandon()
+    await asyncio.wait_for(calling, 1)
+
+
+async def test_client_that_stops_reading_is_given_up():
+    delivery = Delivery(stall_seconds=0.05)
+    await delivery.send(HEAD)
+    assert await delivery.head() == HEAD
+    for _ in range(100):
+        await asyncio.wait_for(delivery.send(b"x"), 1)
+    assert delivery.abandoned
+    with pytest.raises(ClientStalled):
+        _ = [piece async for piece in delivery.pieces()]
+
+
+async def test_failure_before_the_head_is_the_answer():
+    delivery = Delivery()
+    await delivery.end(OSError())
+    with pytest.raises(OSError):  # noqa: PT011
+        await delivery.head()
