@@ -115,3 +115,10 @@ def database_url(postgres_server: EmbeddedPostgres, make_database: MakeDatabase)
     yield make
     for url in made:
         postgres.drop_database(postgres_server.url(), urlsplit(url).path.lstrip("/"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep on one worker, where several run, what shares one suite of processes."""
+    for item in items:
+        if "e2e" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("e2e"))

@@ -205,7 +205,16 @@ class RemoteError(ServiceError):
         kind = Kind.of(code, int(http_status) if http_status.isdecimal() else None)
         message = str(_called(error, "details") or "")
         raw = trailing.get(DETAILS_KEY, b"")
-        return cls(message, code=code, kind=kind, **_read_details(raw if isinstance(raw, bytes) else b""))
+        return cls(message, code=code, kind=kind, **_details_of(raw if isinstance(raw, bytes) else b""))
+
+    @classmethod
+    def from_status(cls, status: status_pb2.Status) -> Self:
+        """Read a refusal that came inside an answer, as the result of one operation of a batch. Never raises.
+
+        Its kind is what the code alone says: a status has no place for the HTTP status.
+        """
+        code = next((code for code in grpc.StatusCode if code.value[0] == status.code), grpc.StatusCode.UNKNOWN)
+        return cls(status.message, code=code, kind=Kind.of(code), **_read_details(status))
 
 
 def _called(error: grpc.RpcError, name: str) -> Any:
@@ -214,12 +223,18 @@ def _called(error: grpc.RpcError, name: str) -> Any:
     return accessor() if callable(accessor) else None
 
 
-def _read_details(raw: bytes) -> dict[str, Any]:
+def _details_of(raw: bytes) -> dict[str, Any]:
     """The constructor arguments of RemoteError found in a serialized google.rpc.Status."""
-    found: dict[str, Any] = {}
-    status = status_pb2.Status()
     try:
-        status.ParseFromString(raw)
+        return _read_details(status_pb2.Status.FromString(raw))
+    except DecodeError:
+        return {}  # a peer that is not one of ours may put anything there
+
+
+def _read_details(status: status_pb2.Status) -> dict[str, Any]:
+    """The same, of a google.rpc.Status."""
+    found: dict[str, Any] = {}
+    try:
         for detail in status.details:
             if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
                 info = error_details_pb2.ErrorInfo.FromString(detail.value)

@@ -6,6 +6,8 @@ import base64
 import binascii
 import hashlib
 import json
+from datetime import datetime
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -15,13 +17,14 @@ _MAX_TOKEN_CHARS = 2_000
 _MAX_INTEGER = 2**63 - 1
 
 
-def page_token(request: Message, *position: str | int) -> str:
+def page_token(request: Message, *position: str | int | datetime) -> str:
     """The token of the page after `position` (the sort key of the last row given) of a list `request`."""
-    content = json.dumps([_digest(request), *position], separators=(",", ":")).encode()
+    plain = [part.isoformat() if isinstance(part, datetime) else part for part in position]
+    content = json.dumps([_digest(request), *plain], separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(content).decode().rstrip("=")
 
 
-def page_position(v: Violations, request: Message, *kinds: type[str | int]) -> tuple[str | int, ...] | None:
+def page_position(v: Violations, request: Message, *kinds: type[str | int | datetime]) -> tuple[Any, ...] | None:
     """The position in a request's `page_token`, values of these types; None for the first page.
 
     A token of another request, or no token at all, is noted as a violation.
@@ -35,16 +38,27 @@ def page_position(v: Violations, request: Message, *kinds: type[str | int]) -> t
     except (binascii.Error, ValueError, RecursionError):
         content = None
     match content:
-        case [digest, *position] if digest == _digest(request) and [type(part) for part in position] == list(kinds):
-            if all(_is_storable(part) for part in position):
+        case [digest, *plain] if digest == _digest(request) and len(plain) == len(kinds):
+            position = [_part(value, kind) for value, kind in zip(plain, kinds, strict=True)]
+            if None not in position:
                 return tuple(position)
     v.add("page_token", "is not the token of this request's previous answer")
     return None
 
 
-def _is_storable(part: str | int) -> bool:
-    """Whether a database takes it: anybody can make up a token."""
-    return part.isprintable() if isinstance(part, str) else abs(part) <= _MAX_INTEGER
+def _part(value: object, kind: type[str | int | datetime]) -> str | int | datetime | None:
+    """A value of a position as what it was; None where a database would not take it: anybody can make up a token."""
+    if kind is datetime:
+        try:
+            moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+        except ValueError:
+            return None
+        return moment if moment is not None and moment.tzinfo is not None else None
+    if type(value) is not kind:
+        return None
+    if isinstance(value, str):
+        return value if value.isprintable() else None
+    return value if isinstance(value, int) and abs(value) <= _MAX_INTEGER else None
 
 
 def _digest(request: Message) -> str:

@@ -12,9 +12,9 @@ from sqlalchemy import Row
 
 from services.ledger.errors import AccountNotFound, HoldNotFound, LedgerError, TransactionNotFound
 from services.ledger.group_commit import Group, GroupCommit
-from services.ledger.model.batch import transaction_id as written_transaction_id
 from services.ledger.model.book import Book, Entry, Hold, Limit
 from services.ledger.model.operations import Operation, Result, Touch
+from services.ledger.model.rows import transaction_id as written_transaction_id
 from services.ledger.model.windows import cycle_containing
 from services.ledger.store.reads import Reads, TransactionFilter, UsageFilter
 

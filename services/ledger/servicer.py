@@ -14,7 +14,6 @@ from tollkeeper.ledger.v1 import resources_pb2 as resources
 from services.kit.errors import ServiceError
 from services.kit.paging import page_position, page_token
 from services.kit.validation import Violations
-from services.ledger import wire
 from services.ledger.errors import LinkedOperationFailed
 from services.ledger.model.operations import (
     AccountState,
@@ -27,6 +26,7 @@ from services.ledger.model.operations import (
 )
 from services.ledger.service import Ledger
 from services.ledger.store.reads import TransactionFilter, UsageFilter
+from services.ledger.wire import answers, requests
 
 MAX_OPERATIONS = 1000
 MAX_FILTER_CHARS = 200
@@ -59,11 +59,11 @@ class AccountServicer(_Servicer, contract.AccountServiceServicer):
     """Accounts and their balances."""
 
     async def OpenAccount(self, request: pb.OpenAccountRequest, context: Context) -> resources.Account:
-        state: AccountState = await self._do(_checked(wire.open_account, request), context)
-        return wire.account_message(state.book)
+        state: AccountState = await self._do(_checked(requests.open_account, request), context)
+        return answers.account_message(state.book)
 
     async def GetAccount(self, request: pb.GetAccountRequest, context: Context) -> resources.Account:
-        return wire.account_message(await self._ledger.account(_account_id(request)))
+        return answers.account_message(await self._ledger.account(_account_id(request)))
 
     async def ListAccounts(self, request: pb.ListAccountsRequest, context: Context) -> pb.ListAccountsResponse:
         v = Violations()
@@ -75,19 +75,19 @@ class AccountServicer(_Servicer, contract.AccountServiceServicer):
         after = str(position[0]) if position else ""
         books = await self._ledger.accounts(after=after, status=request.status, count=size + 1)
         return pb.ListAccountsResponse(
-            accounts=[wire.account_message(book) for book in books[:size]],
+            accounts=[answers.account_message(book) for book in books[:size]],
             next_page_token=page_token(request, books[size - 1].account_id) if len(books) > size else "",
         )
 
     async def SuspendAccount(self, request: pb.SuspendAccountRequest, context: Context) -> resources.Account:
-        operation = _checked(lambda v, r: wire.set_status(v, r, "suspended", r.reason), request)
+        operation = _checked(lambda v, r: requests.set_status(v, r, "suspended", r.reason), request)
         state: AccountState = await self._do(operation, context)
-        return wire.account_message(state.book)
+        return answers.account_message(state.book)
 
     async def ResumeAccount(self, request: pb.ResumeAccountRequest, context: Context) -> resources.Account:
-        operation = _checked(lambda v, r: wire.set_status(v, r, "open", ""), request)
+        operation = _checked(lambda v, r: requests.set_status(v, r, "open", ""), request)
         state: AccountState = await self._do(operation, context)
-        return wire.account_message(state.book)
+        return answers.account_message(state.book)
 
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Context) -> resources.Balance:
         v = Violations()
@@ -95,7 +95,7 @@ class AccountServicer(_Servicer, contract.AccountServiceServicer):
         if request.HasField("as_of"):
             v.add("as_of", "balances of past times are not served yet; leave it out")
         v.raise_if_any()
-        return wire.balance_message(await self._ledger.balance(request.account_id))
+        return answers.balance_message(await self._ledger.balance(request.account_id))
 
 
 class LedgerServicer(_Servicer, contract.LedgerServiceServicer):
@@ -107,53 +107,53 @@ class LedgerServicer(_Servicer, contract.LedgerServiceServicer):
         if request.operations and request.operations[-1].linked:
             v.add(f"operations[{len(request.operations) - 1}].linked", "the last operation cannot be linked to a next")
         v.raise_if_any()
-        answers: list[pb.OperationResult] = [pb.OperationResult() for _ in request.operations]
-        groups, places = _groups(request, answers)
+        found: list[pb.OperationResult] = [pb.OperationResult() for _ in request.operations]
+        groups, places = _groups(request, found)
         results = await self._ledger.apply(groups) if groups else []
         for place, result in zip(places, results, strict=True):
-            answers[place].CopyFrom(wire.result_message(result))
-        return pb.ApplyResponse(results=answers)
+            found[place].CopyFrom(answers.result_message(result))
+        return pb.ApplyResponse(results=found)
 
     async def CreditAccount(self, request: pb.CreditAccountRequest, context: Context) -> resources.Transaction:
-        posted: Posted = await self._do(_checked(wire.credit, request), context)
-        return wire.transaction_message(posted.entry)
+        posted: Posted = await self._do(_checked(requests.credit, request), context)
+        return answers.transaction_message(posted.entry)
 
     async def CreateHold(self, request: pb.CreateHoldRequest, context: Context) -> pb.CreateHoldResponse:
-        made: HoldMade = await self._do(_checked(wire.create_hold, request), context)
-        return wire.hold_made_message(made)
+        made: HoldMade = await self._do(_checked(requests.create_hold, request), context)
+        return answers.hold_made_message(made)
 
     async def SettleHold(self, request: pb.SettleHoldRequest, context: Context) -> pb.SettleHoldResponse:
-        settled: HoldSettled = await self._do(_checked(wire.settle_hold, request), context)
-        return wire.hold_settled_message(settled)
+        settled: HoldSettled = await self._do(_checked(requests.settle_hold, request), context)
+        return answers.hold_settled_message(settled)
 
     async def ReleaseHold(self, request: pb.ReleaseHoldRequest, context: Context) -> resources.Hold:
-        released: HoldReleased = await self._do(_checked(wire.release_hold, request), context)
-        return wire.hold_message(released.hold)
+        released: HoldReleased = await self._do(_checked(requests.release_hold, request), context)
+        return answers.hold_message(released.hold)
 
     async def GetHold(self, request: pb.GetHoldRequest, context: Context) -> resources.Hold:
         v = Violations()
         v.identifier("account_id", request.account_id)
         v.identifier("hold_id", request.hold_id)
         v.raise_if_any()
-        return wire.hold_message(await self._ledger.hold(request.account_id, request.hold_id))
+        return answers.hold_message(await self._ledger.hold(request.account_id, request.hold_id))
 
     async def SetLimit(self, request: pb.SetLimitRequest, context: Context) -> resources.Limit:
-        state: LimitState = await self._do(_checked(wire.set_limit, request), context)
-        return wire.limit_message(state.account_id, state.limit)
+        state: LimitState = await self._do(_checked(requests.set_limit, request), context)
+        return answers.limit_message(state.account_id, state.limit)
 
     async def DeleteLimit(self, request: pb.DeleteLimitRequest, context: Context) -> pb.DeleteLimitResponse:
-        await self._do(_checked(wire.delete_limit, request), context)
+        await self._do(_checked(requests.delete_limit, request), context)
         return pb.DeleteLimitResponse()
 
     async def ListLimits(self, request: pb.ListLimitsRequest, context: Context) -> pb.ListLimitsResponse:
         v = Violations()
         account_id = v.identifier("account_id", request.account_id)
         if request.scope:
-            v.one_of("scope", request.scope, wire.SCOPES)
+            v.one_of("scope", request.scope, requests.SCOPES)
         v.identifier("subject", request.subject, required=False)
         v.raise_if_any()
         limits = await self._ledger.limits(account_id, scope=request.scope, subject=request.subject)
-        return pb.ListLimitsResponse(limits=[wire.limit_message(account_id, limit) for limit in limits])
+        return pb.ListLimitsResponse(limits=[answers.limit_message(account_id, limit) for limit in limits])
 
 
 class JournalServicer(_Servicer, contract.JournalServiceServicer):
@@ -164,7 +164,7 @@ class JournalServicer(_Servicer, contract.JournalServiceServicer):
         v.identifier("account_id", request.account_id)
         v.identifier("transaction_id", request.transaction_id)
         v.raise_if_any()
-        return wire.transaction_message(await self._ledger.transaction(request.account_id, request.transaction_id))
+        return answers.transaction_message(await self._ledger.transaction(request.account_id, request.transaction_id))
 
     async def ListTransactions(
         self, request: pb.ListTransactionsRequest, context: Context
@@ -173,14 +173,14 @@ class JournalServicer(_Servicer, contract.JournalServiceServicer):
         size = v.page_size("page_size", request.page_size, default=100)
         before = page_position(v, request, int)
         if request.type:
-            v.one_of("type", request.type, wire.TYPES)
+            v.one_of("type", request.type, requests.TYPES)
         wanted = TransactionFilter(
             type=request.type, **_common_filter(v, request), provider=request.provider, model=request.model
         )
         v.raise_if_any()
         entries = await self._ledger.transactions(wanted, before=_number(before), count=size + 1)
         return pb.ListTransactionsResponse(
-            transactions=[wire.transaction_message(entry) for entry in entries[:size]],
+            transactions=[answers.transaction_message(entry) for entry in entries[:size]],
             next_page_token=page_token(request, entries[size - 1].sequence) if len(entries) > size else "",
         )
 
@@ -200,7 +200,7 @@ class JournalServicer(_Servicer, contract.JournalServiceServicer):
         v.raise_if_any()
         rows = await self._ledger.usage(wanted, before=_number(before), count=size + 1)
         return pb.ListUsageResponse(
-            records=[wire.usage_message(row) for row in rows[:size]],
+            records=[answers.usage_message(row) for row in rows[:size]],
             next_page_token=page_token(request, rows[size - 1].usage_number) if len(rows) > size else "",
         )
 
@@ -223,8 +223,8 @@ def _common_filter(v: Violations, request: pb.ListTransactionsRequest | pb.ListU
     v.identifier("workspace", request.workspace, required=False)
     v.text("provider", request.provider, max_length=MAX_FILTER_CHARS)
     v.text("model", request.model, max_length=MAX_FILTER_CHARS)
-    from_time = wire.moment(v, "from", request.from_time) if request.HasField("from_time") else None
-    to_time = wire.moment(v, "to", request.to_time) if request.HasField("to_time") else None
+    from_time = requests.moment(v, "from", request.from_time) if request.HasField("from_time") else None
+    to_time = requests.moment(v, "to", request.to_time) if request.HasField("to_time") else None
     return {
         "account_id": request.account_id,
         "from_time": from_time,
@@ -234,7 +234,7 @@ def _common_filter(v: Violations, request: pb.ListTransactionsRequest | pb.ListU
     }
 
 
-def _groups(request: pb.ApplyRequest, answers: list[pb.OperationResult]) -> tuple[list[list[Operation]], list[int]]:
+def _groups(request: pb.ApplyRequest, found: list[pb.OperationResult]) -> tuple[list[list[Operation]], list[int]]:
     """The well-formed linked groups of a batch, and the place of each of their operations in it.
 
     A group with an operation that is malformed is answered at once: that one with what is wrong, the others as linked.
@@ -246,7 +246,7 @@ def _groups(request: pb.ApplyRequest, answers: list[pb.OperationResult]) -> tupl
     refusals: dict[int, ServiceError] = {}
     for index, message in enumerate(request.operations):
         v = Violations()
-        operation = wire.operation_of(v, message)
+        operation = requests.operation_of(v, message)
         try:
             v.raise_if_any()
         except ServiceError as refusal:
@@ -262,6 +262,6 @@ def _groups(request: pb.ApplyRequest, answers: list[pb.OperationResult]) -> tupl
         else:
             others = LinkedOperationFailed("another operation of the group is malformed")
             for place in members:
-                answers[place].error.CopyFrom(wire.status_message(refusals.get(place, others)))
+                found[place].error.CopyFrom(answers.status_message(refusals.get(place, others)))
         group, first, refusals = [], index + 1, {}
     return groups, places

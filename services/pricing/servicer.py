@@ -89,15 +89,15 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
         v.text("model_prefix", request.model_prefix, max_length=MAX_MODEL_CHARS)
         size = v.page_size("page_size", request.page_size, default=100)
         asked = wire.moment(v, "at", request.at) if request.HasField("at") else None
-        after = page_position(v, request, str, str, str)
-        at = asked or (datetime.fromisoformat(str(after[2])) if after else datetime.now(UTC))
+        after = page_position(v, request, str, str, datetime)
+        at = asked or (after[2] if after else datetime.now(UTC))
         v.raise_if_any()
         found = self._service.prices_in_force(at, request.provider, request.model_prefix)
         if after:
             found = [price for price in found if (price.provider, price.model) > (after[0], after[1])]
         page = found[:size]
         more = len(found) > size
-        token = page_token(request, page[-1].provider, page[-1].model, at.isoformat()) if more else ""
+        token = page_token(request, page[-1].provider, page[-1].model, at) if more else ""
         return pb.ListPricesResponse(prices=map(wire.price_to_proto, page), next_page_token=token)
 
     def PublishPrices(

@@ -129,6 +129,7 @@ def admit(
 ) -> Admitted:
     """What to hold for a call at this price. Raises RequestTooLargeForPlan; ModelNotPriced where a part has no rate."""
     cap = _cap(entitlement, card, request, default_cap)
+    billable = key.billable and not entitlement.metered
     try:
         most, least = (
             rating.upper_bound(
@@ -153,9 +154,9 @@ def admit(
         input_bound=request.input_bound,
         choices=request.choices,
         cap=cap,
-        billable=key.billable,
-        amount_nanos=most if key.billable else 0,
-        minimum_amount_nanos=least if key.billable else 0,
+        billable=billable,
+        amount_nanos=most if billable else 0,
+        minimum_amount_nanos=least if billable else 0,
         tokens=request.input_bound + cap * request.choices,
         minimum_tokens=request.input_bound + request.choices,
     )

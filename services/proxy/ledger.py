@@ -11,17 +11,15 @@ from collections import deque
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import status_pb2  # type: ignore[import-untyped]
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
-from services.kit.errors import Kind, RemoteError
+from services.kit.errors import Kind, RemoteError, ServiceError
 from services.kit.logs import get_logger
 from services.proxy.errors import LedgerUnavailable
 
 _log = get_logger(__name__)
 
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 # Said of an operation that may succeed when it is sent again.
 _PASSING = {
     grpc.StatusCode.UNAVAILABLE,
@@ -78,7 +76,7 @@ class Ledger:
         results = await answered
         for result in results:
             if result.HasField("error"):
-                _raise(result.error)
+                raise _refusal(result.error)
         return results
 
     async def drained(self) -> None:
@@ -129,35 +127,13 @@ class Ledger:
         return list(answer.results)
 
 
-def _raise(status: status_pb2.Status) -> None:
-    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
-    info, retry_after = _details(status)
-    if code in _PASSING:
-        raise LedgerUnavailable("the ledger could not do it just now", ledger_reason=info.reason, retry_after_seconds=1)
-    kind = Kind.of(code)
-    if info.reason == "INSUFFICIENT_CREDIT":
-        kind = Kind.PAYMENT_REQUIRED  # its code is that of an exhausted limit
-    raise RemoteError(
-        status.message,
-        code=code,
-        kind=kind,
-        reason=info.reason,
-        domain=info.domain,
-        metadata=dict(info.metadata),
-        retry_after_seconds=retry_after,
-    )
-
-
-def _details(status: status_pb2.Status) -> tuple[error_details_pb2.ErrorInfo, float | None]:
-    info, retry_after = error_details_pb2.ErrorInfo(), None
-    for detail in status.details:
-        try:
-            if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-                detail.Unpack(info)
-            elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-                retry = error_details_pb2.RetryInfo()
-                detail.Unpack(retry)
-                retry_after = retry.retry_delay.ToMilliseconds() / 1000
-        except DecodeError:
-            continue
-    return info, retry_after
+def _refusal(status: status_pb2.Status) -> ServiceError:
+    """What the ledger said of one operation, or LedgerUnavailable where it may say otherwise next time."""
+    refusal = RemoteError.from_status(status)
+    if refusal.code in _PASSING:
+        return LedgerUnavailable(
+            "the ledger could not do it just now", ledger_reason=refusal.reason, retry_after_seconds=1
+        )
+    if refusal.reason == "INSUFFICIENT_CREDIT":
+        refusal.kind = Kind.PAYMENT_REQUIRED  # its code is that of an exhausted limit
+    return refusal

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
 from tollkeeper.ledger.v1.ledger_service_pb2_grpc import AccountServiceStub, JournalServiceStub, LedgerServiceStub
 from tollkeeper.pricing.v1 import plan_service_pb2 as plan_pb
@@ -24,7 +23,7 @@ from tollkeeper.proxy.v1 import entitlement_service_pb2 as entitlement_pb
 from tollkeeper.proxy.v1 import resources_pb2 as proxy_pb
 from tollkeeper.proxy.v1.entitlement_service_pb2_grpc import EntitlementServiceStub
 
-from services.kit.errors import Kind, RemoteError
+from services.kit.errors import RemoteError
 from services.subscriptions.errors import AccountNotProvisioned, PlanNotFound
 from services.subscriptions.model.credits import LedgerBalance, LimitUse, OverageQuote, PlanAdvice, UsageSums
 from services.subscriptions.model.delivery import GrantCredit, OpenLedgerAccount, SetEntitlement, SetPlanLimits
@@ -248,7 +247,7 @@ class LedgerClient:
         assert len(answer.results) == len(operations)
         for result in answer.results:
             if result.WhichOneof("kind") == "error":
-                raise _refused(result.error)
+                raise RemoteError.from_status(result.error)
 
     def balance(self, account_id: str) -> LedgerBalance:
         """What an account has now. Raises AccountNotProvisioned where the ledger does not know it yet."""
@@ -282,23 +281,6 @@ class LedgerClient:
                 return None
             raise
         return {x.day: UsageSums(x.requests, x.total_tokens, x.billed_nanos) for x in answer.summaries}
-
-
-def _refused(status: status_pb2.Status) -> RemoteError:
-    """The refusal of one operation of a batch."""
-    code = next((code for code in grpc.StatusCode if code.value[0] == status.code), grpc.StatusCode.UNKNOWN)
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details:
-        if detail.Unpack(info):
-            break
-    return RemoteError(
-        status.message,
-        code=code,
-        kind=Kind.of(code),
-        reason=info.reason,
-        domain=info.domain,
-        metadata=dict(info.metadata),
-    )
 
 
 class ProxyClient:

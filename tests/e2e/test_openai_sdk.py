@@ -1,6 +1,7 @@
 """The unmodified OpenAI SDK through Envoy: answers, exact prices, refusals as its own exceptions."""
 
 import concurrent.futures
+import contextlib
 from fractions import Fraction
 
 import openai
@@ -12,8 +13,16 @@ PAYG_MULTIPLIER = Fraction(3, 2)
 QUESTION = [{"role": "user", "content": "What is a toll?"}]
 
 
-def client(suite, key):
-    return openai.OpenAI(api_key=key, base_url=f"{suite.url}/v1", max_retries=0, timeout=30)
+@pytest.fixture
+def client(suite):
+    """Makes SDK clients, closed when the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def make(key):
+            made = openai.OpenAI(api_key=key, base_url=f"{suite.url}/v1", max_retries=0, timeout=30)
+            return stack.enter_context(made)
+
+        yield make
 
 
 def price(usage):
@@ -22,9 +31,9 @@ def price(usage):
     return int(exact)
 
 
-def test_unary_call_costs_exactly_the_price_of_its_usage(suite):
+def test_unary_call_costs_exactly_the_price_of_its_usage(suite, client):
     customer = suite.customer(credit_nanos=10**9)
-    answer = client(suite, customer.key).chat.completions.with_raw_response.create(model="gpt-4o", messages=QUESTION)
+    answer = client(customer.key).chat.completions.with_raw_response.create(model="gpt-4o", messages=QUESTION)
     completion = answer.parse()
     assert completion.choices[0].message.content
     cost = price(completion.usage)
@@ -34,9 +43,9 @@ def test_unary_call_costs_exactly_the_price_of_its_usage(suite):
     assert answer.headers["x-tollkeeper-request-id"]
 
 
-def test_streamed_call_costs_exactly_the_price_of_its_usage(suite):
+def test_streamed_call_costs_exactly_the_price_of_its_usage(suite, client):
     customer = suite.customer(credit_nanos=10**9)
-    chunks = list(client(suite, customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION, stream=True))
+    chunks = list(client(customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     last = chunks[-1]
     cost = price(last.usage)
@@ -45,9 +54,9 @@ def test_streamed_call_costs_exactly_the_price_of_its_usage(suite):
     assert int(credit["costNanos"]) == cost
 
 
-def test_usage_record_says_what_was_used_and_what_it_cost(suite):
+def test_usage_record_says_what_was_used_and_what_it_cost(suite, client):
     customer = suite.customer(credit_nanos=10**9, workspace="web")
-    usage = client(suite, customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION).usage
+    usage = client(customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION).usage
     (record,) = suite.get("/api/billing/usage", customer.key).body["records"]
     assert (int(record["inputTokens"]), int(record["outputTokens"])) == (usage.prompt_tokens, usage.completion_tokens)
     assert int(record["billedNanos"]) == price(usage)
@@ -56,40 +65,40 @@ def test_usage_record_says_what_was_used_and_what_it_cost(suite):
     assert (record["keyId"], record["workspace"], record["estimated"]) == (customer.key_id, "web", False)
 
 
-def test_unknown_key_is_an_authentication_error(suite):
+def test_unknown_key_is_an_authentication_error(suite, client):
     with pytest.raises(openai.AuthenticationError):
-        client(suite, "tk_live_" + "x" * 40).chat.completions.create(model="gpt-4o", messages=QUESTION)
+        client("tk_live_" + "x" * 40).chat.completions.create(model="gpt-4o", messages=QUESTION)
     with pytest.raises(openai.AuthenticationError):
-        client(suite, "not a key").models.list()
+        client("not a key").models.list()
 
 
-def test_account_without_credit_is_402_and_the_provider_is_not_called(suite):
+def test_account_without_credit_is_402_and_the_provider_is_not_called(suite, client):
     customer = suite.customer()
     before = suite.sandbox_requests()["totals"]
     with pytest.raises(openai.APIStatusError) as caught:
-        client(suite, customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION)
+        client(customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION)
     assert (caught.value.status_code, caught.value.code) == (402, "insufficient_credit")
     assert suite.sandbox_requests()["totals"] == before
 
 
-def test_model_without_price_or_outside_the_plan_is_permission_denied(suite):
+def test_model_without_price_or_outside_the_plan_is_permission_denied(suite, client):
     payg = suite.customer(credit_nanos=10**9)
     with pytest.raises(openai.PermissionDeniedError):
-        client(suite, payg.key).chat.completions.create(model="gpt-9-unpriced", messages=QUESTION)
+        client(payg.key).chat.completions.create(model="gpt-9-unpriced", messages=QUESTION)
     free = suite.customer(plan="free")
     with pytest.raises(openai.PermissionDeniedError):
-        client(suite, free.key).chat.completions.create(model="gpt-4o", messages=QUESTION)
+        client(free.key).chat.completions.create(model="gpt-4o", messages=QUESTION)
     narrow = suite.customer(credit_nanos=10**9, allowedModels=["gpt-4-turbo"])
     with pytest.raises(openai.PermissionDeniedError):
-        client(suite, narrow.key).chat.completions.create(model="gpt-4o", messages=QUESTION)
+        client(narrow.key).chat.completions.create(model="gpt-4o", messages=QUESTION)
     assert suite.available(payg.key) == 10**9
 
 
-def test_free_plan_calls_its_model_from_its_promotional_credit(suite):
+def test_free_plan_calls_its_model_from_its_promotional_credit(suite, client):
     customer = suite.customer(plan="free")
     before = suite.get("/api/credits/balance", customer.key).body
     assert (before["totalCredits"], before["tier"]) == (500, "free")
-    usage = client(suite, customer.key).chat.completions.create(model="gpt-3.5-turbo", messages=QUESTION).usage
+    usage = client(customer.key).chat.completions.create(model="gpt-3.5-turbo", messages=QUESTION).usage
     after = suite.get("/api/credits/balance", customer.key).body
     spent = usage.prompt_tokens * 500 + usage.completion_tokens * 1500  # $0.5 and $1.5 a million, at cost
     assert int(after["availableNanos"]) == 5 * 10**9 - spent
@@ -97,16 +106,41 @@ def test_free_plan_calls_its_model_from_its_promotional_credit(suite):
     assert int(after["monthlyRequestsUsed"]) == 1
 
 
-def test_two_hundred_calls_at_once_on_credit_for_fifty(suite):
+def test_metered_plan_pays_by_its_quotas_and_needs_no_credit(suite, client):
+    customer = suite.customer(plan="metered-standard")
+    usage = client(customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION).usage
+    assert suite.available(customer.key) == 0
+    (record,) = suite.get("/api/billing/usage", customer.key).body["records"]
+    assert (record["billable"], record["billedNanos"]) == (False, "0")
+    assert int(record["costNanos"]) * PAYG_MULTIPLIER == price(usage)
+
+
+def test_internal_key_is_recorded_and_never_billed(suite, client):
+    customer = suite.customer(keyType="internal")
+    client(customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION)
+    (record,) = suite.get("/api/billing/usage", customer.key).body["records"]
+    assert (record["billable"], record["billedNanos"]) == (False, "0")
+
+
+def test_key_that_reached_its_daily_cap_is_429_and_says_when_to_retry(suite, client):
+    customer = suite.customer(credit_nanos=10**9, dailyLimitUsd="0.000001")
+    with pytest.raises(openai.RateLimitError) as caught:
+        client(customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION)
+    assert int(caught.value.response.headers["retry-after"]) > 0
+    assert suite.available(customer.key) == 10**9
+
+
+def test_two_hundred_calls_at_once_on_credit_for_fifty(suite, client):
     body = {"model": "gpt-4o", "messages": QUESTION, "max_tokens": 8}
     probe = suite.customer(credit_nanos=10**9)
-    cost = price(client(suite, probe.key).chat.completions.create(**body).usage)
+    cost = price(client(probe.key).chat.completions.create(**body).usage)
     customer = suite.customer(credit_nanos=50 * cost)
+    caller = client(customer.key)
     before = suite.sandbox_requests()["totals"]["requests"]
 
     def attempt(_):
         try:
-            return price(client(suite, customer.key).chat.completions.create(**body).usage)
+            return price(caller.chat.completions.create(**body).usage)
         except openai.APIStatusError as refusal:
             if refusal.status_code != 402:
                 raise
@@ -123,6 +157,6 @@ def test_two_hundred_calls_at_once_on_credit_for_fifty(suite):
     assert all(sum(int(posting["amountNanos"]) for posting in entry["postings"]) == 0 for entry in listed)
 
 
-def test_models_listed_are_those_the_key_may_call(suite):
+def test_models_listed_are_those_the_key_may_call(suite, client):
     customer = suite.customer(plan="free")
-    assert [model.id for model in client(suite, customer.key).models.list()] == ["gpt-3.5-turbo"]
+    assert [model.id for model in client(customer.key).models.list()] == ["gpt-3.5-turbo"]

@@ -8,8 +8,7 @@ neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import replace
 from typing import Any
 
 from services.kit.errors import Violation
@@ -17,12 +16,10 @@ from services.ledger.errors import (
     AccountClosed,
     AccountExists,
     AccountFull,
-    AccountNotFound,
     AccountSuspended,
     GrantExpired,
     HoldEnded,
     HoldNotBillable,
-    HoldNotFound,
     IdempotencyConflict,
     LedgerError,
     LinkedOperationFailed,
@@ -31,15 +28,14 @@ from services.ledger.model.book import (
     MAX_FUNDED,
     MAX_SPENT,
     Book,
-    Entry,
     Grant,
-    GrantUses,
     Hold,
     Limit,
     admit,
     lapses_at,
     set_limit,
 )
+from services.ledger.model.moves import Moves
 from services.ledger.model.operations import (
     CREDIT_TYPES,
     AccountState,
@@ -64,74 +60,15 @@ from services.ledger.model.operations import (
     Touch,
     UsageRow,
 )
+from services.ledger.model.rows import (
+    transaction_id,
+    usage_id,
+)
 from services.ledger.model.windows import cycle_containing, window_containing
 
-HoldKey = tuple[str, str]
-SubjectKey = tuple[str, str, str]
-RequestKey = tuple[str, str]
 
-
-@dataclass(frozen=True, slots=True)
-class PastRequest:
-    """A request that was done before: what it was, and the entry it wrote (0: none)."""
-
-    body_hash: bytes
-    sequence: int
-
-
-@dataclass(slots=True)
-class Loaded:
-    """What was read for a batch, under the accounts' locks."""
-
-    books: dict[str, Book] = field(default_factory=dict)
-    # The holds that operations name, and those that have lapsed.
-    holds: dict[HoldKey, Hold] = field(default_factory=dict)
-    # Of accounts where something is due: open holds that have lapsed, the same objects as in `holds`.
-    lapsed: dict[str, list[Hold]] = field(default_factory=dict)
-    # The limits of the keys and workspaces that operations name, by (account, scope, subject).
-    subjects: dict[SubjectKey, list[Limit]] = field(default_factory=dict)
-    requests: dict[RequestKey, PastRequest] = field(default_factory=dict)
-    # The entries that replayed requests wrote, by (account, sequence).
-    entries: dict[tuple[str, int], Entry] = field(default_factory=dict)
-    # When the next open hold that has not lapsed yet will, of accounts where something is due.
-    next_lapse: dict[str, datetime | None] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Changes:
-    """The rows that a batch writes."""
-
-    opened: dict[str, Book] = field(default_factory=dict)
-    books: dict[str, Book] = field(default_factory=dict)
-    holds: dict[HoldKey, Hold] = field(default_factory=dict)
-    subjects: dict[SubjectKey, list[Limit]] = field(default_factory=dict)
-    grants: list[tuple[str, Grant, datetime]] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    usage: list[UsageRow] = field(default_factory=list)
-    requests: dict[RequestKey, PastRequest] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.books or self.opened or self.subjects)
-
-
-def transaction_id(created_at: datetime, sequence: int) -> str:
-    """`txn-{yyyymm}-{sequence}`: readable, unique within the account, and says which partition it is in."""
-    return f"txn-{created_at:%Y%m}-{sequence}"
-
-
-def usage_id(created_at: datetime, number: int) -> str:
-    """`use-{yyyymm}-{number}`, likewise."""
-    return f"use-{created_at:%Y%m}-{number}"
-
-
-class Batch:
+class Batch(Moves):
     """One batch at one moment. `run` once for each linked group, in order; then write `changes`."""
-
-    def __init__(self, loaded: Loaded, now: datetime) -> None:
-        self._loaded = loaded
-        self._now = now
-        self.changes = Changes()
-        self._touched: set[str] = set()
 
     def run(self, group: Sequence[Operation]) -> list[Result]:
         """Do a linked group: all of it, or nothing. A group of one is an ordinary operation."""
@@ -182,155 +119,6 @@ class Batch:
             changes.requests = requests
 
         return restore
-
-    # What happens by itself
-
-    def _let_happen(self, account_id: str) -> None:
-        """Let holds lapse and grants expire, as of now; then `next_event_at` is exact."""
-        self._touched.add(account_id)
-        book = self._loaded.books.get(account_id)
-        if book is None:
-            return
-        # Another replica's clock may be ahead of ours: an account's time never goes back.
-        book.touched_at = max(self._now, book.touched_at)
-        now = book.touched_at
-        book.turn_cycle(now)
-        if book.next_event_at is None or now < book.next_event_at:
-            return
-        self.changes.books[account_id] = book
-        for hold in self._loaded.lapsed.get(account_id, ()):
-            self._give_back(book, hold, "expired", "hold_expired", "the hold lapsed")
-        self._expire_grants(book)
-        upcoming = (book.next_grant_expiry(now), self._loaded.next_lapse.get(account_id))
-        book.next_event_at = min((moment for moment in upcoming if moment is not None), default=None)
-
-    def _expire_grants(self, book: Book) -> None:
-        uses = book.expire_grants(book.touched_at)
-        if uses:
-            amount = sum(part for _, part in uses)
-            self._post(book, "expiry", available=-amount, expired=amount, uses=uses)
-
-    # Reading
-
-    def _book(self, account_id: str) -> Book:
-        book = self._loaded.books.get(account_id)
-        if book is None:
-            raise AccountNotFound(f"there is no account {account_id}", accountId=account_id)
-        return book
-
-    def _hold(self, operation: SettleHold | ReleaseHold) -> Hold:
-        hold = self._loaded.holds.get((operation.account_id, operation.hold_id))
-        if hold is None:
-            raise HoldNotFound(f"the account has no hold {operation.hold_id}", holdId=operation.hold_id)
-        return hold
-
-    def _applying(self, account_id: str, key_id: str, workspace: str) -> list[Limit]:
-        """The limits that a call with this key in this workspace counts against."""
-        subjects = self._loaded.subjects
-        limits = list(self._loaded.books[account_id].limits)
-        if key_id:
-            limits += subjects.get((account_id, "key", key_id), ())
-        if workspace:
-            limits += subjects.get((account_id, "workspace", workspace), ())
-        book = self._loaded.books[account_id]
-        for limit in limits:
-            limit.turn(book.cycle_anchor, book.touched_at)
-        return limits
-
-    def _replayed(self, account_id: str, request_id: str, body_hash: bytes) -> PastRequest | None:
-        past = self._loaded.requests.get((account_id, request_id))
-        if past is not None and past.body_hash != body_hash:
-            raise IdempotencyConflict(f"request_id {request_id} was used for another request", requestId=request_id)
-        return past
-
-    # Writing
-
-    def _post(
-        self,
-        book: Book,
-        entry_type: str,
-        *,
-        funding: int = 0,
-        available: int = 0,
-        held: int = 0,
-        spent: int = 0,
-        expired: int = 0,
-        uses: GrantUses = (),
-        description: str = "",
-        request_id: str = "",
-        hold: Hold | None = None,
-        usage_id: str = "",
-        provider: str = "",
-        model: str = "",
-    ) -> Entry:
-        """Write one journal entry and move the book's balances by it."""
-        assert funding + available + held + spent + expired == 0, entry_type
-        book.sequence += 1
-        book.available += available
-        book.held += held
-        book.funded -= funding
-        book.spent += spent
-        book.cycle_spent += spent
-        book.expired += expired
-        entry = Entry(
-            account_id=book.account_id,
-            sequence=book.sequence,
-            created_at=book.touched_at,
-            type=entry_type,
-            funding=funding,
-            available=available,
-            held=held,
-            spent=spent,
-            expired=expired,
-            balance_after=book.available,
-            grant_uses=uses,
-            description=description,
-            request_id=request_id,
-            hold_id=hold.hold_id if hold else "",
-            usage_id=usage_id,
-            key_id=hold.key_id if hold else "",
-            workspace=hold.workspace if hold else "",
-            provider=provider,
-            model=model,
-        )
-        book.last_hash = entry.hash = entry.chained(book.last_hash)
-        self.changes.books[book.account_id] = book
-        self.changes.entries.append(entry)
-        self._loaded.entries[book.account_id, entry.sequence] = entry
-        return entry
-
-    def _remember(self, account_id: str, request_id: str, body_hash: bytes, sequence: int) -> None:
-        past = PastRequest(body_hash, sequence)
-        self.changes.requests[account_id, request_id] = past
-        self._loaded.requests[account_id, request_id] = past
-
-    def _counted(self, limits: list[Limit], account_id: str) -> None:
-        """Their use has changed: write the rows they are in."""
-        for limit in limits:
-            if limit.subject:
-                key = (account_id, limit.scope, limit.subject)
-                self.changes.subjects[key] = self._loaded.subjects[key]
-        self.changes.books[account_id] = self._loaded.books[account_id]
-
-    def _give_back(self, book: Book, hold: Hold, status: str, entry_type: str, description: str) -> None:
-        """Free a whole hold: its money, and its share of the limits that it counted in."""
-        hold.status, hold.ended_at = status, book.touched_at
-        limits = self._applying(book.account_id, hold.key_id, hold.workspace)
-        for limit in limits:
-            if limit.counts(hold):
-                limit.held -= hold.asked(limit.unit)
-        book.spend_hold(hold, 0)
-        self._counted(limits, book.account_id)
-        hold.end_sequence = self._post(
-            book,
-            entry_type,
-            held=-hold.amount,
-            available=hold.amount,
-            uses=book.pay_overdrawn(),
-            description=description,
-            hold=hold,
-        ).sequence
-        self.changes.holds[hold.account_id, hold.hold_id] = hold
 
     # The rules, one for each operation
 

@@ -14,7 +14,6 @@ from typing import Any
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import TupleRow
 
-from services.ledger.model.batch import Changes, HoldKey, Loaded, PastRequest, RequestKey, SubjectKey
 from services.ledger.model.book import Book, Entry, Hold
 from services.ledger.model.operations import (
     CreateHold,
@@ -28,6 +27,7 @@ from services.ledger.model.operations import (
     SettleHold,
     Touch,
 )
+from services.ledger.model.rows import Changes, HoldKey, Loaded, PastRequest, RequestKey, SubjectKey
 from services.ledger.store.documents import grants_json, grants_of, limits_json, limits_of, uses_json, uses_of
 
 Connection = AsyncConnection[TupleRow]

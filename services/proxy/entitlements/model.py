@@ -12,7 +12,8 @@ ALL = "*"
 class Entitlement:
     """What an account may call. Limits of 0 are none; a higher `revision` takes the place of a lower one.
 
-    A call costs the customer the provider's cost times `multiplier_millionths` ÷ 1 000 000.
+    A call costs the customer the provider's cost times `multiplier_millionths` ÷ 1 000 000. Where `metered`, the plan's
+    quotas and overage pay for it: it is recorded and counted, and nothing is deducted.
     """
 
     account_id: str
@@ -26,6 +27,7 @@ class Entitlement:
     tokens_per_minute: int
     multiplier_millionths: int
     updated_at: datetime
+    metered: bool = False
 
     def allows_provider(self, provider: str) -> bool:
         """Whether the plan includes the provider."""

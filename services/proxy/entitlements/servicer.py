@@ -70,6 +70,7 @@ def _read(request: pb.SetEntitlementRequest) -> Entitlement:
         tokens_per_minute=wanted.tokens_per_minute,
         multiplier_millionths=wanted.multiplier_millionths,
         updated_at=utc_now(),
+        metered=wanted.metered,
     )
 
 
@@ -86,6 +87,7 @@ def message(entitlement: Entitlement) -> resources_pb2.Entitlement:
         requests_per_minute=entitlement.requests_per_minute,
         tokens_per_minute=entitlement.tokens_per_minute,
         multiplier_millionths=entitlement.multiplier_millionths,
+        metered=entitlement.metered,
     )
     found.updated_at.FromDatetime(entitlement.updated_at)
     return found

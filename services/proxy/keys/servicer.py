@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +12,7 @@ from tollkeeper.proxy.v1 import key_service_pb2_grpc, resources_pb2
 
 from services.kit.amounts import request_amount
 from services.kit.identity import current_identity
+from services.kit.paging import page_position, page_token
 from services.kit.validation import Violations
 from services.proxy.clock import utc_now
 from services.proxy.keys.model import (
@@ -78,13 +77,14 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         if request.status:
             violations.one_of("status", request.status, STATUSES)
         size = violations.page_size("page_size", request.page_size, default=_DEFAULT_PAGE_SIZE)
-        before = _position(violations, request.page_token)
+        before = page_position(violations, request, datetime, str)
         violations.raise_if_any()
         found, more = await self._keys.page(
             account_id=request.account_id, status=request.status, before=before, size=size
         )
         return pb.ListKeysResponse(
-            keys=[message(key) for key in found], next_page_token=_token(found[-1]) if more else ""
+            keys=[message(key) for key in found],
+            next_page_token=page_token(request, found[-1].created_at, found[-1].key_id) if more else "",
         )
 
     async def RevokeKey(self, request: pb.RevokeKeyRequest, _context: Any) -> resources_pb2.Key:
@@ -155,24 +155,6 @@ def _expiry(request: pb.CreateKeyRequest, violations: Violations) -> datetime | 
     if expires_at <= utc_now():
         violations.add("expires_at", "must be in the future")
     return expires_at
-
-
-def _token(last: Key) -> str:
-    return base64.urlsafe_b64encode(f"{last.created_at.isoformat()} {last.key_id}".encode()).decode()
-
-
-def _position(violations: Violations, token: str) -> tuple[datetime, str] | None:
-    if not token:
-        return None
-    try:
-        text, _, key_id = base64.b64decode(token, altchars=b"-_", validate=True).decode().partition(" ")
-        created_at = datetime.fromisoformat(text)
-    except (ValueError, binascii.Error):
-        created_at, key_id = None, ""
-    if created_at is None or created_at.tzinfo is None or not key_id:
-        violations.add("page_token", "is not one that this listing gave")
-        return None
-    return created_at, key_id
 
 
 def message(key: Key) -> resources_pb2.Key:

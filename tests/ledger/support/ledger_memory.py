@@ -4,7 +4,7 @@ import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from services.ledger.model.batch import Batch, Loaded
+from services.ledger.model.batch import Batch
 from services.ledger.model.operations import (
     CreateHold,
     Credit,
@@ -17,6 +17,7 @@ from services.ledger.model.operations import (
     Touch,
     Usage,
 )
+from services.ledger.model.rows import Loaded
 
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 # Columns of an account that are written once.

@@ -144,9 +144,9 @@ async def test_revoked_key_is_refused_within_a_second_on_every_replica(start_pro
 
 
 async def test_expired_and_unknown_keys_are_refused(proxy, refused, ledger):
-    made = await proxy.make_key(expires_at=in_seconds(0.5))
+    made = await proxy.make_key(expires_at=in_seconds(3))
     await listing(proxy, made.key)
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(3.1)
     assert (await refused(listing(proxy, made.key))).reason == "API_KEY_EXPIRED"
     for secret in ("tk_live_" + "A" * 40, "nonsense", "x" * 10_000, made.key + "x"):
         assert (await refused(proxy.chat(secret))).reason == "API_KEY_INVALID"

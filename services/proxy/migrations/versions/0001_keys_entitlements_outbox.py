@@ -54,6 +54,7 @@ def upgrade() -> None:
         sa.Column("requests_per_minute", sa.Integer, nullable=False),
         sa.Column("tokens_per_minute", sa.BigInteger, nullable=False),
         sa.Column("multiplier_millionths", sa.BigInteger, nullable=False),
+        sa.Column("metered", sa.Boolean, nullable=False),
         sa.Column("updated_at", _TIME, nullable=False, server_default=sa.func.now()),
         sa.CheckConstraint("multiplier_millionths > 0", name="entitlements_never_free"),
     )

@@ -1,0 +1,1 @@
+"""The way from contract messages to the model (`requests`) and back (`answers`)."""
