@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sized
+from datetime import UTC, datetime
 
 from services.kit.errors import MAX_VIOLATIONS, Violation
 from services.kit.refusals import InvalidArgument
@@ -13,6 +14,7 @@ MAX_IDENTIFIER_CHARS = 64
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
 
+_MONTH = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 _IDENTIFIER_RULE = "must be 1 to 64 of A-Z a-z 0-9 . _ : - and begin with a letter or digit"
 
@@ -112,6 +114,17 @@ class Violations:
                 self.add(field, f"keys: {_IDENTIFIER_RULE}")
             self.text(f"{field}[{key[:MAX_IDENTIFIER_CHARS]}]", text, max_length=max_length)
         return dict(value)
+
+    def month(self, field: str, value: str) -> tuple[datetime, datetime]:
+        """Start (inclusive) and end (exclusive) of a month such as `2026-11`, UTC; this month where none is given."""
+        match = _MONTH.fullmatch(value)
+        now = datetime.now(UTC)
+        year, number = (int(match[1]), int(match[2])) if match else (now.year, now.month)
+        if (value and match is None) or not 1970 <= year < 9999:  # noqa: PLR2004 (what dates and Postgres both hold)
+            self.add(field, "must be a month such as 2026-11")
+            year, number = now.year, now.month
+        start = datetime(year, number, 1, tzinfo=UTC)
+        return start, start.replace(year=year + number // 12, month=number % 12 + 1)
 
     def page_size(self, field: str, value: int, *, default: int = DEFAULT_PAGE_SIZE, most: int = MAX_PAGE_SIZE) -> int:
         """How many to list: `default` where not given, `most` where more is asked for; negative is wrong (AIP-158)."""

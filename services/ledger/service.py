@@ -17,6 +17,7 @@ from services.ledger.model.operations import Operation, Result, Touch
 from services.ledger.model.rows import transaction_id as written_transaction_id
 from services.ledger.model.windows import cycle_containing
 from services.ledger.store.reads import Reads, TransactionFilter, UsageFilter
+from services.ledger.store.summaries import SummaryFilter
 
 # As many as 64 bits hold for certain.
 _MAX_SEQUENCE_DIGITS = 18
@@ -110,6 +111,16 @@ class Ledger:
         """An account's usage records, newest first. Raises AccountNotFound."""
         await self.account(wanted.account_id)
         return await self._reads.usage(wanted, before=before, count=count)
+
+    async def summaries(self, wanted: SummaryFilter, group_by: Sequence[str]) -> list[Row[Any]]:
+        """Sums of an account's usage, or of all accounts' where none is named. Raises AccountNotFound."""
+        if wanted.account_id:
+            await self.account(wanted.account_id)
+        return await self._reads.summaries.usage(wanted, group_by)
+
+    async def active_accounts(self, wanted: SummaryFilter) -> int:
+        """How many accounts have any of this usage."""
+        return await self._reads.summaries.active_accounts(wanted)
 
     async def sweep(self, count: int) -> int:
         """Let what is due happen at up to `count` accounts; at how many it did.

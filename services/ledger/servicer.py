@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -26,6 +27,7 @@ from services.ledger.model.operations import (
 )
 from services.ledger.service import Ledger
 from services.ledger.store.reads import TransactionFilter, UsageFilter
+from services.ledger.store.summaries import DIMENSIONS, SummaryFilter
 from services.ledger.wire import answers, requests
 
 MAX_OPERATIONS = 1000
@@ -204,6 +206,60 @@ class JournalServicer(_Servicer, contract.JournalServiceServicer):
             next_page_token=page_token(request, rows[size - 1].usage_number) if len(rows) > size else "",
         )
 
+    async def ListWorkspaces(self, request: pb.ListWorkspacesRequest, context: Context) -> pb.ListWorkspacesResponse:
+        v = Violations()
+        v.identifier("account_id", request.account_id)
+        start, end = v.month("month", request.month)
+        v.raise_if_any()
+        rows = await self._ledger.summaries(SummaryFilter(request.account_id, start, end), ["workspace"])
+        return pb.ListWorkspacesResponse(
+            month=f"{start:%Y-%m}", workspaces=[answers.summary_message(row) for row in rows]
+        )
+
+    async def SummarizeUsage(self, request: pb.SummarizeUsageRequest, context: Context) -> pb.SummarizeUsageResponse:
+        v = Violations()
+        group_by = _dimensions(v, request.group_by, tuple(DIMENSIONS))
+        common = _common_filter(v, request)
+        common["from_time"], common["to_time"] = _period(v, common["from_time"], common["to_time"])
+        v.raise_if_any()
+        wanted = SummaryFilter(**common, provider=request.provider, model=request.model)
+        rows = await self._ledger.summaries(wanted, group_by)
+        return pb.SummarizeUsageResponse(summaries=[answers.summary_message(row) for row in rows])
+
+    async def SummarizeAllUsage(
+        self, request: pb.SummarizeAllUsageRequest, context: Context
+    ) -> pb.SummarizeAllUsageResponse:
+        v = Violations()
+        group_by = _dimensions(v, request.group_by, ("day", "month", "provider", "model"))
+        start = requests.moment(v, "from", request.from_time) if request.HasField("from_time") else None
+        end = requests.moment(v, "to", request.to_time) if request.HasField("to_time") else None
+        wanted = SummaryFilter("", *_period(v, start, end))
+        v.raise_if_any()
+        rows = await self._ledger.summaries(wanted, group_by)
+        return pb.SummarizeAllUsageResponse(
+            summaries=[answers.summary_message(row) for row in rows],
+            active_accounts=await self._ledger.active_accounts(wanted),
+        )
+
+
+def _dimensions(v: Violations, names: Sequence[str], allowed: Sequence[str]) -> list[str]:
+    """What to sum by, each once."""
+    v.count("group_by", names, at_most=len(allowed))
+    for number, name in enumerate(names[: len(allowed)]):
+        v.one_of(f"group_by[{number}]", name, allowed)
+        if name in names[:number]:
+            v.add(f"group_by[{number}]", "is named twice")
+    return list(names)
+
+
+def _period(v: Violations, start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
+    """From the present month's start until now, where nothing else is said."""
+    now = datetime.now(UTC)
+    start, end = start or now.replace(day=1, hour=0, minute=0, second=0, microsecond=0), end or now
+    if start > end:
+        v.add("from", "must not be after `to`")
+    return start, end
+
 
 def _account_id(request: pb.GetAccountRequest) -> str:
     v = Violations()
@@ -216,8 +272,10 @@ def _number(position: tuple[str | int, ...] | None) -> int | None:
     return int(position[0]) if position else None
 
 
-def _common_filter(v: Violations, request: pb.ListTransactionsRequest | pb.ListUsageRequest) -> dict[str, Any]:
-    """The part of a filter that both lists share."""
+def _common_filter(
+    v: Violations, request: pb.ListTransactionsRequest | pb.ListUsageRequest | pb.SummarizeUsageRequest
+) -> dict[str, Any]:
+    """The part of a filter that lists and sums share."""
     v.identifier("account_id", request.account_id)
     v.identifier("key", request.key_id, required=False)
     v.identifier("workspace", request.workspace, required=False)

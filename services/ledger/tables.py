@@ -107,8 +107,8 @@ holds = Table(
     Column("body_hash", LargeBinary, nullable=False),
     Column("end_body_hash", LargeBinary, nullable=False),
     Column("end_sequence", BigInteger, nullable=False),
-    Column("end_available", BigInteger, nullable=False),
-    Column("was_expired", Boolean, nullable=False),
+    Column("end_available", BigInteger, nullable=False, server_default=text("0")),
+    Column("was_expired", Boolean, nullable=False, server_default=text("false")),
     Column("usage_id", Text, nullable=False),
     Index("holds_open", "account_id", "expires_at", postgresql_where=text("status = 'open'")),
 )

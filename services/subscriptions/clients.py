@@ -282,6 +282,19 @@ class LedgerClient:
             raise
         return {x.day: UsageSums(x.requests, x.total_tokens, x.billed_nanos) for x in answer.summaries}
 
+    def usage_by_provider(self, account_id: str, start: datetime, end: datetime) -> dict[str, UsageSums]:
+        """Sums of usage in `[start, end)` by provider. Raises AccountNotProvisioned."""
+        request = ledger_pb.SummarizeUsageRequest(
+            account_id=account_id, group_by=["provider"], from_time=_timestamp(start), to_time=_timestamp(end)
+        )
+        try:
+            answer = self._journal.SummarizeUsage(request)
+        except grpc.RpcError as error:
+            if RemoteError.from_rpc(error).code is grpc.StatusCode.NOT_FOUND:
+                raise AccountNotProvisioned("the account is still being set up", retry_after_seconds=5) from error
+            raise
+        return {x.provider: UsageSums(x.requests, x.total_tokens, x.billed_nanos) for x in answer.summaries}
+
 
 class ProxyClient:
     """The proxy: what each account may call."""

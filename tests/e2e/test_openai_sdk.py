@@ -106,6 +106,20 @@ def test_free_plan_calls_its_model_from_its_promotional_credit(suite, client):
     assert int(after["monthlyRequestsUsed"]) == 1
 
 
+def test_month_of_usage_adds_up_to_what_was_billed(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    costs = [
+        price(client(customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION).usage) for _ in range(2)
+    ]
+    month = suite.get("/api/credits/usage", customer.key).body
+    assert (month["totalRequests"], month["totalCostNanos"]) == ("2", str(sum(costs)))
+    assert month["byProvider"]["openai"]["requests"] == "2"
+    assert float(month["totalCost"]) == sum(costs) / 10**9
+    balance = suite.get("/api/credits/balance", customer.key).body
+    assert (balance["monthlyRequestsUsed"], balance["monthlyTokensUsed"]) == ("2", month["totalTokens"])
+    assert suite.get("/api/credits/usage?month=2026-13", customer.key).status == 400
+
+
 def test_metered_plan_pays_by_its_quotas_and_needs_no_credit(suite, client):
     customer = suite.customer(plan="metered-standard")
     usage = client(customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION).usage

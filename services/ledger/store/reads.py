@@ -14,6 +14,7 @@ from services.ledger import tables
 from services.ledger.model.book import Book, Entry, Hold, Limit
 from services.ledger.store.batches import book_of, entry_of, hold_of
 from services.ledger.store.documents import limits_of
+from services.ledger.store.summaries import Summaries
 
 HOLD_MOVES = ("hold", "hold_extended", "hold_released", "hold_expired")
 
@@ -52,6 +53,7 @@ class Reads:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self.summaries = Summaries(engine)
 
     async def account(self, account_id: str) -> Book | None:
         """One account, by its key."""

@@ -206,6 +206,29 @@ def transaction_message(entry: Entry) -> resources.Transaction:
     )
 
 
+def summary_message(row: Row[Any]) -> resources.UsageSummary:
+    """Sums of usage records."""
+    by = row._mapping  # noqa: SLF001 (SQLAlchemy's documented name)
+    return resources.UsageSummary(
+        day=by.get("by_day", ""),
+        month=by.get("by_month", ""),
+        provider=by.get("by_provider", ""),
+        model=by.get("by_model", ""),
+        key_id=by.get("by_key", ""),
+        workspace=by.get("by_workspace", ""),
+        requests=row.requests,
+        input_tokens=row.input_tokens,
+        output_tokens=row.output_tokens,
+        cached_tokens=row.cached_tokens,
+        reasoning_tokens=row.reasoning_tokens,
+        total_tokens=row.input_tokens + row.output_tokens,
+        cost_nanos=row.cost,
+        billed_nanos=row.billed,
+        estimated_requests=row.estimated_requests,
+        unbilled_requests=row.unbilled_requests,
+    )
+
+
 def usage_message(row: Row[Any]) -> resources.UsageRecord:
     """A usage record."""
     return resources.UsageRecord(

@@ -59,6 +59,19 @@ class CycleUse:
 
 
 @dataclass(frozen=True, slots=True)
+class MonthUse:
+    """What an account used in one month, by provider."""
+
+    month: str
+    by_provider: dict[str, UsageSums]
+
+    @property
+    def total(self) -> UsageSums:
+        """All providers together."""
+        return sum(self.by_provider.values(), UsageSums())
+
+
+@dataclass(frozen=True, slots=True)
 class CreditsView:
     """Credits of the present cycle: what was used, is held and remains is all there was."""
 

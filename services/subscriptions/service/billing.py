@@ -13,6 +13,7 @@ from services.subscriptions.model.credits import (
     CreditsView,
     CycleUse,
     LimitUse,
+    MonthUse,
     OverageQuote,
     OverageView,
     RecommendationView,
@@ -66,6 +67,11 @@ class Billing:
             daily_limit_nanos=_amount(caps.get("day")),
             monthly_limit_nanos=_amount(caps.get("month")),
         )
+
+    def month_use(self, account_id: str, start: datetime, end: datetime) -> MonthUse:
+        """Use of the month `[start, end)`. Raises AccountNotFound, AccountNotProvisioned."""
+        self._customers.get(account_id)
+        return MonthUse(f"{start:%Y-%m}", self._ledger.usage_by_provider(account_id, start, end))
 
     def overage(self, account_id: str) -> OverageView:
         """Tokens above the plan's allowance and their cost. Raises AccountNotFound, AccountNotProvisioned."""

@@ -1,4 +1,4 @@
-"""Owns CreditsService on the wire. Upgrades need Stripe, and a month's use sums of usage: they are not built yet."""
+"""Owns CreditsService on the wire. Upgrades need Stripe: they are not built yet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.kit.validation import Violations
 from services.subscriptions.errors import AccountNotFound
 from services.subscriptions.service.billing import Billing
 from services.subscriptions.service.customers import Customers
-from services.subscriptions.servicer.messages import credits_balance, overage, recommendation, tier
+from services.subscriptions.servicer.messages import credits_balance, credits_usage, overage, recommendation, tier
 from services.subscriptions.servicer.requests import account_named
 
 
@@ -27,6 +27,14 @@ class CreditsServicer(CreditsServiceServicer):
     def GetCreditsBalance(self, request: pb.GetCreditsBalanceRequest, context: Any) -> pb.CreditsBalance:
         """See the contract."""
         return credits_balance(self._billing.credits(account_named(request)))
+
+    def GetCreditsUsage(self, request: pb.GetCreditsUsageRequest, context: Any) -> pb.CreditsUsage:
+        """See the contract."""
+        v = Violations()
+        account_id = v.identifier("account_id", request.account_id)
+        start, end = v.month("month", request.month)
+        v.raise_if_any()
+        return credits_usage(self._billing.month_use(account_id, start, end))
 
     def ListTiers(self, request: pb.ListTiersRequest, context: Any) -> pb.ListTiersResponse:
         """See the contract. Open to all; a customer sees which tier is its own."""

@@ -13,7 +13,7 @@ from tollkeeper.subscriptions.v1 import resources_pb2 as pb
 from services.kit import amounts
 from services.kit.amounts import NANOS_PER_USD
 from services.subscriptions.model.account import Account
-from services.subscriptions.model.credits import BillingView, CreditsView, OverageView, RecommendationView
+from services.subscriptions.model.credits import BillingView, CreditsView, MonthUse, OverageView, RecommendationView
 from services.subscriptions.model.plan import (
     Plan,
     allowance,
@@ -92,6 +92,27 @@ def credits_balance(view: CreditsView) -> credits_pb.CreditsBalance:
         percent_used=float(view.percent_used),
         cycle_end=_timestamp(view.balance.cycle_end),
         account_id=view.account.account_id,
+    )
+
+
+def credits_usage(use: MonthUse) -> credits_pb.CreditsUsage:
+    """Use of a month."""
+    total = use.total
+    return credits_pb.CreditsUsage(
+        month=use.month,
+        total_tokens=total.tokens,
+        total_requests=total.requests,
+        total_cost=_usd(total.billed_nanos),
+        total_cost_nanos=total.billed_nanos,
+        by_provider={
+            provider: credits_pb.ProviderUse(
+                tokens=sums.tokens,
+                requests=sums.requests,
+                cost=_usd(sums.billed_nanos),
+                cost_nanos=sums.billed_nanos,
+            )
+            for provider, sums in use.by_provider.items()
+        },
     )
 
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,7 +20,7 @@ from tollkeeper.ledger.v1 import resources_pb2 as resources
 
 from deploy.local import ports, postgres
 from deploy.local.postgres import EmbeddedPostgres
-from deploy.local.process import Program, await_ready, start
+from deploy.local.process import Program
 from services.kit.identity import Role
 from services.kit.migrations import upgrade
 from services.ledger.__main__ import MIGRATIONS
@@ -33,21 +35,25 @@ PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.
 class Part:
     """One process of the suite, which can be killed and started again."""
 
-    def __init__(self, program, ready, log, stack):
-        self._program, self._ready, self._log = program, ready, log
-        self._child = None
+    def __init__(self, program, port, log, stack):
+        words = {"name": program.name, "argv": program.argv, "env": dict(program.env), "cwd": str(program.cwd)}
+        self._words = json.dumps(words | {"user": program.user, "port": port, "log": str(log)})
+        self._keeper = None
         stack.callback(self.kill)
         self.start()
 
     def start(self):
-        self._child = start(self._program, self._log, dies_with_parent=True)
-        await_ready(self._child, self._ready, self._log, 30)
+        keeper = [sys.executable, "-m", "tests.ledger.support.ledger_keeper"]
+        self._keeper = subprocess.Popen(keeper, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._keeper.stdin.write(self._words + "\n")
+        self._keeper.stdin.flush()
+        self._pid = int(self._keeper.stdout.readline())
 
     def kill(self):
-        """kill -9, it and all that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._child.record.pid, signal.SIGKILL)
-        self._child.stop()
+        """kill -9."""
+        if self._keeper is not None and self._keeper.poll() is None:
+            os.kill(self._pid, signal.SIGKILL)
+            self._keeper.communicate(timeout=30)
 
 
 @pytest.fixture
@@ -62,7 +68,9 @@ def database(servers_folder, stack):
     folder = servers_folder / "durable"
     server = EmbeddedPostgres(folder=folder, port=ports.free_port(), password="secret", durable=True)
     server.initialise()
-    part = Part(server.program(), server.ready, servers_folder / "durable.log", stack)
+    part = Part(server.program(), server.port, servers_folder / "durable.log", stack)
+    while not server.ready():
+        time.sleep(0.05)
     url = postgres.create_database(server.url(), name="tollkeeper_ledger", owner="tollkeeper_ledger", password="ledger")
     upgrade(url, MIGRATIONS)
     return part, url
@@ -86,7 +94,7 @@ def replicas(database, identity, tmp_path, stack):
             env=environment,
             cwd=ROOT,
         )
-        part = Part(program, lambda port=port: ports.answers(port), tmp_path / f"ledger{number}.log", stack)
+        part = Part(program, port, tmp_path / f"ledger{number}.log", stack)
         made.append((part, f"127.0.0.1:{port}"))
     return made
 

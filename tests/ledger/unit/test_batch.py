@@ -192,6 +192,16 @@ def test_released_credit_pays_what_is_overdrawn(ledger):
     assert ledger.journal()[-1].grant_uses == (("grant-1", 50), ("", -50))
 
 
+def test_what_a_settlement_leaves_of_its_hold_pays_what_is_overdrawn(ledger):
+    ledger.do(credit(100, "c1"))
+    ledger.do(hold(60, "h1"))
+    ledger.do(hold(40, "h2"))
+    ledger.do(settle(90, "h2"))
+    ledger.do(settle(20, "h1"))
+    assert (figures(ledger), ledger.books["acme"].overdrawn) == ((-10, 0, 110, 0), 10)
+    assert ledger.journal()[-1].grant_uses == (("grant-1", 20), ("grant-1", 40), ("", -40))
+
+
 def test_unlimited_overdraft_ends_before_the_numbers_do():
     ledger = Memory()
     ledger.do(opened(overdraft_kind="unlimited"))

@@ -78,8 +78,6 @@ STATEMENTS = (
         body_hash BYTEA NOT NULL,
         end_body_hash BYTEA NOT NULL,
         end_sequence BIGINT NOT NULL,
-        end_available BIGINT NOT NULL,
-        was_expired BOOLEAN NOT NULL,
         usage_id TEXT NOT NULL,
         PRIMARY KEY (account_id, hold_id)
     )

@@ -1,0 +1,87 @@
+"""Owns the SQL of usage sums, over one account or all. Reads the usage table's monthly partitions; takes no lock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Row, func, literal_column
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.ledger import tables
+
+MAX_SUMMARIES = 10_000
+
+_USAGE = tables.usage.c
+_UTC = func.timezone("UTC", _USAGE.created_at)
+# What usage may be summed by. A format is a literal, so that Postgres sees one expression in both places.
+DIMENSIONS: dict[str, sa.ColumnElement[str]] = {
+    "day": func.to_char(_UTC, literal_column("'YYYY-MM-DD'")),
+    "month": func.to_char(_UTC, literal_column("'YYYY-MM'")),
+    "provider": _USAGE.provider,
+    "model": _USAGE.model,
+    "key": _USAGE.key_id,
+    "workspace": _USAGE.workspace,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryFilter:
+    """Which usage to sum: booked in `[from_time, to_time)`; empty strings mean any. No account: all of them."""
+
+    account_id: str
+    from_time: datetime
+    to_time: datetime
+    provider: str = ""
+    model: str = ""
+    key_id: str = ""
+    workspace: str = ""
+
+
+def _sum(column: Any) -> sa.ColumnElement[int]:
+    """A sum of 64-bit integers is a numeric in Postgres; nothing here comes near the end of 64 bits."""
+    return func.coalesce(func.sum(column), 0).cast(sa.BigInteger)
+
+
+_SUMS = (
+    func.count().label("requests"),
+    *(
+        _sum(_USAGE[name]).label(name)
+        for name in ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens", "cost", "billed")
+    ),
+    func.count().filter(_USAGE.estimated).label("estimated_requests"),
+    func.count().filter(sa.not_(_USAGE.billable)).label("unbilled_requests"),
+)
+
+
+class Summaries:
+    """Sums of one database's usage records."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def usage(self, wanted: SummaryFilter, group_by: Sequence[str]) -> list[Row[Any]]:
+        """Sums by the dimensions named, in their order; one row in all where none is named."""
+        keys = [DIMENSIONS[name].label(f"by_{name}") for name in group_by]
+        columns: list[sa.ColumnElement[Any]] = [*keys, *_SUMS]
+        query = _narrowed(sa.select(*columns), wanted).group_by(*keys).order_by(*keys).limit(MAX_SUMMARIES)
+        async with self._engine.connect() as connection:
+            return list((await connection.execute(query)).all())
+
+    async def active_accounts(self, wanted: SummaryFilter) -> int:
+        """How many accounts have any of this usage."""
+        query = _narrowed(sa.select(func.count(_USAGE.account_id.distinct())), wanted)
+        async with self._engine.connect() as connection:
+            return int((await connection.execute(query)).scalar_one())
+
+
+def _narrowed(query: sa.Select[Any], wanted: SummaryFilter) -> sa.Select[Any]:
+    query = query.where(_USAGE.created_at >= wanted.from_time, _USAGE.created_at < wanted.to_time)
+    for name in ("account_id", "provider", "model", "key_id", "workspace"):
+        value = getattr(wanted, name)
+        if value:
+            query = query.where(_USAGE[name] == value)
+    return query

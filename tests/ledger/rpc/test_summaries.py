@@ -1,0 +1,86 @@
+"""Sums of usage: exactly what the records say, by any dimension."""
+
+from datetime import UTC, datetime
+
+import pytest
+from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
+from tollkeeper.ledger.v1 import resources_pb2 as resources
+
+from tests.ledger.support.ledger_client import refused
+
+CALLS = (
+    # provider, model, key, workspace, input, output, cost, billed
+    ("openai", "gpt-4o", "k1", "web", 10, 5, 100, 150),
+    ("openai", "gpt-4o", "k2", "web", 20, 7, 200, 300),
+    ("openai", "gpt-4-turbo", "k1", "", 1, 1, 40, 60),
+    ("google", "gemini-1.5-pro", "k1", "app", 3, 9, 7, 11),
+)
+
+
+@pytest.fixture
+async def used(ledger):
+    await ledger.open(credit=10_000)
+    for number, (provider, model, key_id, workspace, read, written, cost, billed) in enumerate(CALLS):
+        await ledger.hold(billed, f"h{number}", key_id=key_id, workspace=workspace)
+        report = resources.UsageReport(
+            provider=provider, model=model, input_tokens=read, output_tokens=written, cost_nanos=cost
+        )
+        await ledger.settle(billed, f"h{number}", usage=report)
+    await ledger.open("other", credit=10_000)
+    await ledger.hold(5, "h0", "other")
+    await ledger.settle(5, "h0", "other", usage=resources.UsageReport(provider="openai", cost_nanos=5))
+    return ledger
+
+
+def figures(summary):
+    return summary.requests, summary.total_tokens, summary.cost_nanos, summary.billed_nanos
+
+
+async def test_sums_by_each_dimension_are_those_of_the_records(used):
+    async def sums(*group_by, **words):
+        request = pb.SummarizeUsageRequest(account_id="acme", group_by=group_by, **words)
+        return (await used.SummarizeUsage(request)).summaries
+
+    (whole,) = await sums()
+    assert figures(whole) == (4, 56, 347, 521)
+    assert {x.provider: figures(x) for x in await sums("provider")} == {
+        "google": (1, 12, 7, 11),
+        "openai": (3, 44, 340, 510),
+    }
+    assert [(x.key_id, x.model, x.requests) for x in await sums("key", "model")] == [
+        ("k1", "gemini-1.5-pro", 1),
+        ("k1", "gpt-4-turbo", 1),
+        ("k1", "gpt-4o", 1),
+        ("k2", "gpt-4o", 1),
+    ]
+    today = datetime.now(UTC)
+    assert [(x.day, x.month) for x in await sums("day", "month")] == [(f"{today:%Y-%m-%d}", f"{today:%Y-%m}")]
+    assert [figures(x) for x in await sums(key_id="k1", provider="openai")] == [(2, 17, 140, 210)]
+
+
+async def test_workspaces_of_a_month_include_calls_of_none(used):
+    answer = await used.ListWorkspaces(pb.ListWorkspacesRequest(account_id="acme"))
+    assert {x.workspace: x.billed_nanos for x in answer.workspaces} == {"": 60, "app": 11, "web": 450}
+    earlier = await used.ListWorkspaces(pb.ListWorkspacesRequest(account_id="acme", month="2020-12"))
+    assert (earlier.month, list(earlier.workspaces)) == ("2020-12", [])
+
+
+async def test_sums_over_all_accounts(used):
+    answer = await used.SummarizeAllUsage(pb.SummarizeAllUsageRequest(group_by=["provider"]))
+    assert {x.provider: x.cost_nanos for x in answer.summaries} == {"google": 7, "openai": 345}
+    assert answer.active_accounts == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.SummarizeUsageRequest(account_id="acme", group_by=["colour"]), "group_by[0]"),
+        (pb.SummarizeUsageRequest(account_id="acme", group_by=["day", "day"]), "group_by[1]"),
+        (pb.ListWorkspacesRequest(account_id="acme", month="2026-13"), "month"),
+        (pb.ListWorkspacesRequest(account_id="acme", month="last"), "month"),
+    ],
+)
+async def test_malformed_sum_names_the_field(ledger, request_, field):
+    name = type(request_).__name__.removesuffix("Request")
+    refusal = await refused(getattr(ledger, name)(request_))
+    assert [violation.field for violation in refusal.violations] == [field]
