@@ -12,6 +12,7 @@ from services.proxy.calls import chat
 from services.proxy.sse import data_of, event_of
 
 DONE = b"[DONE]"
+_MAX_IDENTIFIER_CHARS = 200  # what the ledger keeps
 
 
 @dataclass(slots=True)
@@ -115,7 +116,7 @@ class Meter:
         if not self._head:
             self._head = {name: answer.get(name) for name in ("id", "created", "model")}
             identifier = answer.get("id")
-            self.provider_request_id = identifier[:200] if isinstance(identifier, str) else ""
+            self.provider_request_id = _kept(identifier) if isinstance(identifier, str) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +131,8 @@ class Event:
 def with_credits(chunk: dict[str, Any], credits_object: dict[str, Any]) -> bytes:
     """An event of this chunk and its call's credits."""
     return event_of(orjson.dumps({**chunk, "credits": credits_object}))
+
+
+def _kept(identifier: str) -> str:
+    """A provider's own text as the ledger keeps it: what it would refuse would leave the call unbilled."""
+    return "".join(char for char in identifier if char.isprintable())[:_MAX_IDENTIFIER_CHARS]
