@@ -34,7 +34,12 @@ def reserved_headers_removed() -> Json:
         "name": "tollkeeper.reserved_headers",
         "typed_config": {
             "@type": _TYPES + "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-            "mutations": [*_without(*RESERVED_PREFIXES), {"remove": "x-request-id"}],
+            "mutations": [
+                *_without(*RESERVED_PREFIXES),
+                # gRPC takes these for base64, and fails on what is not.
+                {"remove_on_match": {"key_matcher": {"suffix": "-bin", "ignore_case": True}}},
+                {"remove": "x-request-id"},
+            ],
         },
     }
 

@@ -13,6 +13,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from services.kit.call import CURRENT
 
 # Libraries that say more than an operator wants at the level of ours.
+# It logs metadata that it cannot decode as it came, credentials included.
+_SILENT = ("grpc._cython.cygrpc",)
 _QUIET = ("alembic", "grpc", "asyncio", "psycopg", "sqlalchemy", "urllib3", "stripe")
 
 
@@ -71,6 +73,8 @@ def configure_logs(service: str, level: str = "info", stream: TextIO | None = No
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(number)
+    for name in _SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
 

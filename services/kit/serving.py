@@ -42,6 +42,7 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SPARE_THREADS = 8
 # Beyond this many, gRPC refuses by itself, without our error model, so that its queue of calls has an end.
 _QUEUED_CALLS = 256
+_MAX_METADATA_BYTES = 64 * 1024
 
 # How long no call may have been running before what is left (watches of health) is cut off.
 _IDLE_SECONDS = 0.25
@@ -56,6 +57,9 @@ def _options(settings: ServiceSettings) -> list[tuple[str, Any]]:
         ("grpc.so_reuseport", int(settings.reuse_port)),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
+        # As much as the gateway lets in, so that it is the gateway that refuses more, with the right status.
+        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", 2 * _MAX_METADATA_BYTES),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -120,7 +120,7 @@ class Violations:
         match = _MONTH.fullmatch(value)
         now = datetime.now(UTC)
         year, number = (int(match[1]), int(match[2])) if match else (now.year, now.month)
-        if (value and match is None) or not 1970 <= year < 9999:  # noqa: PLR2004 (what dates and Postgres both hold)
+        if (value and match is None) or not 1970 <= year < 9998:  # noqa: PLR2004 (its end, too, is to be a time that dates and Postgres hold)
             self.add(field, "must be a month such as 2026-11")
             year, number = now.year, now.month
         start = datetime(year, number, 1, tzinfo=UTC)

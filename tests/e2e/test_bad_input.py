@@ -1,9 +1,13 @@
 """Bad input from outside: a clear error naming the field, never a 5xx, and nothing written."""
 
+import concurrent.futures
 import contextlib
 import http.client
 
+import grpc
 import pytest
+from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
+from tollkeeper.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 
 LONG = "a" * 10_000
 
@@ -86,6 +90,50 @@ def test_bad_model_call_names_the_field_in_the_sdk_shape(suite, body, field):
 def test_malformed_json_is_a_400(suite, raw):
     assert suite.post("/v1/chat/completions", raw, suite.env["TOLLKEEPER_DEMO_KEY"]).status == 400
     assert suite.post("/api/admin/accounts", raw, suite.admin_key).status == 400
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        (b'"tools": [' + b"[]," * 100_000 + b"[]]", "tools"),
+        (b'"messages": [' + b"{}," * 100_000 + b"{}]", "messages"),
+        (b'"messages": [' + b"0," * 100_000 + b"0]", "messages"),
+        (b'"messages": [{"role": "user", "content": [' + b"{}," * 100_000 + b"{}]}]", "messages"),
+        (b'"metadata": ' + b"[" * 300 + b"]" * 300, "body"),
+        (b'"tools": ' + b"[" * 300 + b"]" * 300, "body"),
+    ],
+)
+def test_request_of_too_many_or_too_deep_things_is_refused_before_it_costs_anything(suite, part, field):
+    messages = b"" if part.startswith(b'"messages"') else b'"messages": [{"role": "user", "content": "x"}], '
+    raw = b'{"model": "gpt-4o", ' + messages + part + b"}"
+    answer = suite.post("/v1/chat/completions", raw, suite.env["TOLLKEEPER_DEMO_KEY"])
+    assert answer.status == 400, answer.body
+    assert field in answer.body["error"]["message"], answer.body
+
+
+def test_headers_that_grpc_cannot_take_are_no_500(suite):
+    key = suite.env["TOLLKEEPER_DEMO_KEY"]
+    assert suite.get("/v1/models", key, headers={"x-odd-bin": "!!!!"}).status == 200
+    assert suite.get("/v1/models", key, headers={"x-long": "x" * 12_000}).status == 200
+    assert suite.get("/v1/models", headers={"authorization": "Bearer \xe9tk_live_secret"}).status in {400, 401}
+    assert "tk_live_secret" not in (suite.home / "logs" / "proxy.log").read_text()
+
+
+def test_racing_key_requests_enforce_the_limit_that_the_key_shows(suite):
+    account = suite.customer().account_id
+
+    def make(number):
+        body = {"accountId": account, "requestId": "same", "dailyLimitUsd": f"{number}.00"}
+        return suite.post("/api/admin/keys", body, suite.admin_key)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = [answer for answer in pool.map(make, range(1, 9)) if answer.status == 200]
+    (record,) = [answer.body["record"] for answer in answers]
+    stub = LedgerServiceStub(grpc.insecure_channel(suite.env["TOLLKEEPER_LEDGER_ADDR"]))
+    token = (("authorization", f"Bearer {suite.service_token}"),)
+    request = ledger_pb.ListLimitsRequest(account_id=account, scope="key")
+    (limit,) = stub.ListLimits(request, metadata=token, timeout=10).limits
+    assert (limit.subject, limit.amount) == (record["keyId"], int(record["dailyLimitNanos"]))
 
 
 def test_body_over_the_limit_is_a_413(suite):

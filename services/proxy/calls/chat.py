@@ -38,6 +38,13 @@ _AUDIO_CHARS_PER_TOKEN = 32
 # A file that is named and not brought along may fill the model's window.
 _FILE_TOKENS = 200_000
 
+# What one request may have of each: a body of ten megabytes could otherwise hold millions, and keep everyone waiting.
+MAX_MESSAGES = 5_000
+MAX_PARTS = 5_000
+MAX_TOOLS = 1_000
+# What JSON is written with nests this deep; what it is read with, deeper.
+_MAX_DEPTH = 250
+
 _CAP_FIELDS = ("max_completion_tokens", "max_tokens")
 _TIERS = {"flex": "flex", "priority": "priority", "batch": "batch"}
 
@@ -92,6 +99,11 @@ def read(raw: bytes) -> ChatRequest:
         body = {}
     if not isinstance(body, dict):
         violations.add("body", "must be a JSON object")
+    elif raw.count(b"[") + raw.count(b"{") > _MAX_DEPTH:  # else it cannot be that deep
+        try:
+            orjson.dumps(body)
+        except orjson.JSONEncodeError:
+            violations.add("body", f"must not be nested more than {_MAX_DEPTH} levels deep")
     violations.raise_if_any()
     model = _model(violations, body)
     stream = _boolean(violations, body, "stream")
@@ -105,7 +117,7 @@ def read(raw: bytes) -> ChatRequest:
         violations.add("service_tier", "must be a string")
     count = _InputCount(raw, model)
     count.messages(violations, body)
-    count.tools(body)
+    count.tools(violations, body)
     violations.raise_if_any()
     components = _TEXT_COMPONENTS
     if count.has_audio or body.get("audio") is not None:
@@ -184,6 +196,10 @@ def _integer(violations: Violations, body: Mapping[str, Any], name: str, most: i
     return violations.between(name, value, 1, most)
 
 
+def _has_parts(message: Any) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("content"), list)
+
+
 class _InputCount:
     """Counts a request's input tokens: the bound and the guess."""
 
@@ -202,6 +218,11 @@ class _InputCount:
         if not isinstance(messages, list) or not messages:
             violations.add("messages", "is required: a list of at least one message")
             return
+        violations.count("messages", messages, at_most=MAX_MESSAGES)
+        parts = sum(len(x["content"]) for x in messages[:MAX_MESSAGES] if _has_parts(x))
+        if parts > MAX_PARTS:
+            violations.add("messages", f"must have at most {MAX_PARTS} parts in all, not {parts}")
+        violations.raise_if_any()
         for number, message in enumerate(messages):
             if not isinstance(message, dict):
                 violations.add(f"messages[{number}]", "must be an object")
@@ -216,14 +237,16 @@ class _InputCount:
                     self._part(part)
             elif content is not None:
                 violations.add(f"messages[{number}].content", "must be a string or a list of parts")
-            calls = message.get("tool_calls")
-            if calls:
-                self.guess += len(orjson.dumps(calls)) // 4
+            rest = {name: value for name, value in message.items() if name not in {"role", "content"} and value}
+            if rest:  # tool calls, names, refusals: whatever a message says besides
+                self.guess += len(orjson.dumps(rest)) // 4
 
-    def tools(self, body: Mapping[str, Any]) -> None:
-        """Count tool definitions and an answer's schema."""
-        for name in ("tools", "functions", "response_format"):
+    def tools(self, violations: Violations, body: Mapping[str, Any]) -> None:
+        """Count tool definitions, an answer's schema, and a predicted answer."""
+        for name in ("tools", "functions", "response_format", "prediction"):
             value = body.get(name)
+            if isinstance(value, list):
+                violations.count(name, value, at_most=MAX_TOOLS)
             if value:
                 self.guess += len(orjson.dumps(value)) // 4
                 self.bound += _TOOL_TOKENS * (len(value) if isinstance(value, list) else 1)
@@ -255,8 +278,7 @@ class _InputCount:
                 self.bound += 0 if isinstance(data, str) else _FILE_TOKENS
                 self.guess += len(data) // 16 if isinstance(data, str) else 1
             case _:
-                text = part.get("text")
-                self.guess += guess_tokens(text) if isinstance(text, str) else 0
+                self.guess += sum(guess_tokens(text) for text in part.values() if isinstance(text, str))
 
     def _not_text(self, data: str, tokens: int) -> None:
         """Take a part that is no text out of the body's bytes, and put its own bound there."""

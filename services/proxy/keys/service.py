@@ -145,6 +145,8 @@ def _limits(key: Key) -> list[ledger_pb.Operation]:
                 window=window,
                 amount_nanos=amount,
                 mode="hard",
+                # Of two requests for the same key at once with other limits, the second is refused.
+                request_id=f"{key.key_id}:{window}",
             )
         )
         for window, amount in wanted
