@@ -28,7 +28,7 @@ UNBUILT_PARTS = (
     "Apply: the operations of the RPCs listed below.",
     "Limits: one that is made in the middle of a window counts from then on, not what was used before.",
     "Row-level security: reads are narrowed to the caller's account in the service, not yet by Postgres too.",
-    "Gateway: unknown fields in a JSON body are ignored; a query parameter may stand for a field of path or body.",
+    "Gateway: unknown fields in a JSON body are ignored.",
     "Gateway: TLS, CORS, `/openapi.json`.",
 )
 

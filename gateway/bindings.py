@@ -59,6 +59,15 @@ class Binding:
         """What a path has to match as a whole, or None where the template has no variable and is itself the path."""
         return path_regex(self.template)
 
+    @property
+    def refuses_query(self) -> bool:
+        """Whether a query could only stand for a field that path or body name: the transcoder would let it win.
+
+        On model calls the query is the SDK's own business.
+        """
+        reads = self.method == "GET" or (self.method == "DELETE" and self.path_regex is None)
+        return self.wire is Wire.API and not reads
+
 
 def wire_of(path: str) -> Wire:
     """The dialect of what lies at or below `path`."""

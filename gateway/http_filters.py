@@ -135,7 +135,7 @@ def on_an_rpc(binding: Binding) -> Json:
     # Model calls authenticate at the proxy itself, which saves a hop.
     authorized_here = api and not binding.public
     return {
-        _REFUSALS: _speaking(binding.wire),
+        _REFUSALS: _speaking(binding.wire, query="refused" if binding.refuses_query else "allowed"),
         (_API_TRANSCODER if api else _WIRE_TRANSCODER): _switched(on=True),
         **({} if authorized_here else {_AUTHORIZATION: _unauthorized()}),
     }
@@ -159,8 +159,8 @@ def _switched(*, on: bool) -> Json:
     return {"@type": _TYPES + "config.route.v3.FilterConfig", "config": {}, "disabled": not on}
 
 
-def _speaking(wire: Wire) -> Json:
-    return {"@type": _FILTERS + "lua.v3.LuaPerRoute", "filter_context": {"wire": wire.value}}
+def _speaking(wire: Wire, query: str = "allowed") -> Json:
+    return {"@type": _FILTERS + "lua.v3.LuaPerRoute", "filter_context": {"wire": wire.value, "query": query}}
 
 
 def _unauthorized() -> Json:

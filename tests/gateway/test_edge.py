@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import threading
 import time
 
 import grpc
@@ -158,17 +159,18 @@ def test_body_just_under_the_limit_passes(gateway, services):
 
 
 def test_stream_arrives_event_by_event(gateway, services):
-    sent = []
+    # Each event is sent only when the client has the one before: a gateway that gathers them would wait for ever.
+    seen = [threading.Event() for _ in range(4)]
 
     async def answer(_request, context):
         await context.initial(cache_control="no-cache", x_tollkeeper_request_id="req-1")
-        for number in range(4):
-            if number:
-                await asyncio.sleep(0.25)
-            sent.append(time.monotonic())
+        for number, arrived in enumerate(seen):
             yield httpbody_pb2.HttpBody(
                 content_type="text/event-stream" if number == 0 else "", data=b"data: %d\n\n" % number
             )
+            async with asyncio.timeout(20):
+                while not arrived.is_set():  # noqa: ASYNC110 (set by another thread)
+                    await asyncio.sleep(0.01)
 
     services.answers[CHAT] = answer
     connection = gateway.connect()
@@ -176,15 +178,13 @@ def test_stream_arrives_event_by_event(gateway, services):
     response = connection.getresponse()
     assert response.headers["content-type"] == "text/event-stream"
     assert response.headers["x-tollkeeper-request-id"] == "req-1"
-    arrived = []
     events = []
     while event := response.readline():
         if event.strip():
-            arrived.append(time.monotonic())
+            seen[len(events)].set()
             events.append(event)
     connection.close()
     assert events == [b"data: %d\n" % number for number in range(4)]
-    assert all(0 <= late - early < 0.2 for early, late in zip(sent, arrived, strict=True))
 
 
 def test_client_that_goes_away_cancels_the_call(gateway, services):
@@ -194,9 +194,8 @@ def test_client_that_goes_away_cancels_the_call(gateway, services):
         try:
             yield httpbody_pb2.HttpBody(content_type="text/event-stream", data=b"data: 1\n\n")
             await asyncio.sleep(30)
-        except asyncio.CancelledError:
+        finally:  # as cancelled, or as a generator that is closed: well before the sleep is over
             cancelled.append(True)
-            raise
 
     services.answers[CHAT] = answer
     connection = gateway.connect()

@@ -458,3 +458,27 @@ def test_without_services_everything_is_refused_with_503(lonely, path):
     assert response.headers["content-type"] == "application/json"
     assert b"try again shortly" in body.lower()
     assert b"127.0.0.1" not in body
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/api/admin/accounts/mine/credits?accountId=another"),
+        ("POST", "/api/admin/accounts/mine/credits?amountUsd=5"),
+        ("POST", "/api/admin/keys?accountId=another"),
+        ("DELETE", "/api/admin/keys/one?keyId=another"),
+        ("PATCH", "/api/billing/subscription?plan=other"),
+    ],
+)
+def test_query_cannot_stand_for_a_field_of_path_or_body(gateway, services, method, path):
+    answer = gateway(method, path, b"{}" if method != "DELETE" else None, **KEY)
+    assert answer.status == 400
+    assert "query" in answer.json["message"]
+    assert info(answer.json["details"])["reason"] == "INVALID_REQUEST"
+    assert services.calls == []
+
+
+def test_query_is_read_where_it_is_the_only_way_to_say_a_field(gateway, services):
+    gateway("DELETE", "/api/billing/subscription?now=true", None, **KEY)
+    gateway("GET", "/api/billing/transactions?pageSize=1", None, **KEY)
+    assert len(services.calls) == 2
