@@ -15,7 +15,6 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, NoReturn, TypeAlias
 
@@ -205,12 +204,27 @@ def _aio_stream(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Await
         if not hasattr(responses, "__aiter__"):
             await responses
             return
-        # Closed here and now when the client goes away, not whenever the garbage collector comes by.
-        async with aclosing(responses):
+        try:
             async for response in responses:
                 await context.write(response)
+        finally:
+            await _closed(responses)
 
     return stream
+
+
+async def _closed(responses: Any) -> None:
+    """Close an async generator here and now, not whenever the garbage collector comes by.
+
+    A client that goes away is noticed twice, by a write that fails and by a cancellation: the second does not cut short
+    the clean-up that the first began.
+    """
+    closing = asyncio.ensure_future(responses.aclose())
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError:
+        await closing
+        raise
 
 
 async def _within(seconds: float, answer: Awaitable[Any]) -> Any:
