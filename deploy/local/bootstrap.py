@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import subprocess
+import time
 from http import HTTPStatus
 from typing import Any
 
@@ -15,6 +16,9 @@ from deploy.local.suite import Suite
 DEMO_ACCOUNT = "demo"
 DEMO_CREDIT_USD = "10.00"
 _TIMEOUT_SECONDS = 30
+# Services that have just started are still finding each other, and the proxy is still told the prices.
+_PATIENCE_SECONDS = 30
+_PAUSE_SECONDS = 0.1
 
 
 class RestError(Exception):
@@ -62,13 +66,28 @@ def ensure_keys(suite: Suite) -> None:
         admin_key = _make_admin_key(suite)
     demo_key = suite.credentials.get("demo_key")
     if demo_key is None or not _taken(suite, demo_key, "/v1/models"):
-        _make_demo_account(suite, admin_key)
+        demo_key = _make_demo_account(suite, admin_key)
+        _patient_call(suite, "GET", "/v1/models", key=demo_key)
+
+
+def _patient_call(
+    suite: Suite, method: str, path: str, *, key: str, body: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """As `call`, and again while the answer is "not available now". Everything asked for here may be asked twice."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return call(suite.gateway_port, method, path, key=key, body=body)
+        except RestError as refusal:
+            if refusal.status != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _taken(suite: Suite, key: str, path: str) -> bool:
     """Whether `key` is one that the suite knows: the database may be another one than when it was made."""
     try:
-        call(suite.gateway_port, "GET", path, key=key)
+        _patient_call(suite, "GET", path, key=key)
     except RestError as refusal:
         if refusal.status == HTTPStatus.UNAUTHORIZED:
             return False
@@ -101,9 +120,11 @@ def _make_admin_key(suite: Suite) -> str:
     return key
 
 
-def _make_demo_account(suite: Suite, admin_key: str) -> None:
+def _make_demo_account(suite: Suite, admin_key: str) -> str:
+    """Make the account, its credit and its key; the key."""
+
     def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return call(suite.gateway_port, "POST", path, key=admin_key, body=body)
+        return _patient_call(suite, "POST", path, key=admin_key, body=body)
 
     try:
         post("/api/admin/accounts", {"accountId": DEMO_ACCOUNT, "displayName": "Demo", "plan": "payg"})
@@ -120,4 +141,6 @@ def _make_demo_account(suite: Suite, admin_key: str) -> None:
         },
     )
     key = {"accountId": DEMO_ACCOUNT, "name": "Demo key", "keyType": "standard", "prefix": "tk_demo_"}
-    suite.credentials.keep("demo_key", str(post("/api/admin/keys", key)["key"]))
+    made = str(post("/api/admin/keys", key)["key"])
+    suite.credentials.keep("demo_key", made)
+    return made
