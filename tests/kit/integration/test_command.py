@@ -6,7 +6,7 @@ import socket
 import kit_service
 import pytest
 
-from services.kit.command import main
+from services.kit.command import Command, CommandError, main
 from services.kit.logs import configure_logs
 
 
@@ -143,3 +143,26 @@ class TestMigrations:
         status, output = run("serve", script_location=history)
         assert status == 1
         assert "kittest: no database is configured" in output
+
+
+def own(run):
+    return Command("count", "count things", lambda parser: parser.add_argument("--to", type=int), run)
+
+
+def test_a_service_has_commands_of_its_own(capsys):
+    def count(chosen, settings):
+        print(settings().service, chosen.to)
+        return 1
+
+    status = main(kit_service.Settings, serve=kit_service.served, own=[own(count)], arguments=["count", "--to", "3"])
+    assert (status, capsys.readouterr().out) == (1, "kittest 3\n")
+
+
+def test_an_own_command_says_in_a_line_what_it_cannot_do(capsys, monkeypatch):
+    monkeypatch.delenv("TOLLKEEPER_IDENTITY_JWKS_FILE")  # a command that asks for no settings needs none
+
+    def refuse(chosen, settings):
+        raise CommandError("there is nothing to count")
+
+    status = main(kit_service.Settings, serve=kit_service.served, own=[own(refuse)], arguments=["count"])
+    assert (status, capsys.readouterr().err) == (1, "kittest: there is nothing to count\n")
