@@ -218,6 +218,8 @@ class RoleTakenError(Exception):
 def create_database(admin_url: str, *, name: str, owner: str, password: str, template: str | None = None) -> str:
     """Make sure that role `owner` and its database `name` exist; nobody else may connect to it. Gives the owner's URL.
 
+    The owner gets a role `<owner>_reader` beside it, which reads under row-level security what customers ask for.
+
     `template` is a database nobody is connected to, whose content the new one starts with.
 
     Raises:
@@ -228,6 +230,7 @@ def create_database(admin_url: str, *, name: str, owner: str, password: str, tem
     with psycopg.connect(admin_url, autocommit=True) as connection:
         role = sql.Identifier(owner)
         made = _create_role(connection, role, password)
+        _create_reader(connection, owner)
         exists = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone()
         if not exists:
             with contextlib.suppress(psycopg.errors.DuplicateDatabase):  # made by a neighbour a moment ago
@@ -260,6 +263,16 @@ def _create_role(connection: psycopg.Connection, role: sql.Identifier, password:
     except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
         return False
     return True
+
+
+def _create_reader(connection: psycopg.Connection, owner: str) -> None:
+    """Create a role that the owner may act as, and that may nothing by itself."""
+    reader = sql.Identifier(f"{owner}_reader")
+    with contextlib.suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+        connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(reader))
+    # Neighbours may grant the same at the same moment.
+    with contextlib.suppress(psycopg.errors.InternalError, psycopg.errors.UniqueViolation):
+        connection.execute(sql.SQL("GRANT {} TO {}").format(reader, sql.Identifier(owner)))
 
 
 def create_databases(admin_url: str, passwords: Mapping[str, str]) -> dict[str, str]:

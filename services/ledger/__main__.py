@@ -10,7 +10,9 @@ from services.kit.db import async_engine
 from services.kit.serving import AioServer
 from services.ledger.group_commit import GroupCommit
 from services.ledger.service import Ledger
-from services.ledger.servicer import AccountServicer, JournalServicer, LedgerServicer
+from services.ledger.servicer.accounts import AccountServicer
+from services.ledger.servicer.journal import JournalServicer
+from services.ledger.servicer.ledger import LedgerServicer
 from services.ledger.settings import LedgerSettings
 from services.ledger.store.reads import Reads
 from services.ledger.worker import make_partitions, work

@@ -4,9 +4,11 @@
 LedgerError
 ├── AccountNotFound            ├── HoldNotFound             ├── InsufficientCredit
 ├── AccountExists              ├── HoldEnded                ├── LimitExceeded
-├── AccountSuspended           ├── IdempotencyConflict      ├── LinkedOperationFailed
-├── AccountClosed              ├── TransactionNotFound      ├── AccountFull
-├── GrantExpired               └── HoldNotBillable
+├── AccountSuspended           ├── HoldNotBillable          ├── LinkedOperationFailed
+├── AccountClosed              ├── IdempotencyConflict      ├── TransactionNotFound
+├── AccountHasHolds            ├── ResultArchived           ├── NotRefundable
+├── AccountFull                ├── CursorUnknown            └── RefundExceedsOriginal
+├── GrantExpired
 """
 
 from __future__ import annotations
@@ -53,6 +55,13 @@ class AccountFull(LedgerError):
 
     kind, reason = Kind.PRECONDITION, "ACCOUNT_FULL"
     advice = "Let grants be spent, delete limits that are not needed, or spread the money over several accounts."
+
+
+class AccountHasHolds(LedgerError):
+    """The account has calls under way, so it cannot be closed."""
+
+    kind, reason = Kind.PRECONDITION, "ACCOUNT_HAS_HOLDS"
+    advice = "Suspend the account, wait until its holds have ended, then close it."
 
 
 class GrantExpired(LedgerError):
@@ -104,6 +113,13 @@ class IdempotencyConflict(LedgerError):
     advice = "Use a new key for a new request; repeat a request with the same body."
 
 
+class ResultArchived(LedgerError):
+    """The request was done before, so long ago that its result is archived; nothing was done now."""
+
+    kind, reason = Kind.CONFLICT, "RESULT_ARCHIVED"
+    advice = "Do not repeat it. Its entry is in the archived months."
+
+
 class LinkedOperationFailed(LedgerError):
     """Another operation of the same linked group failed, so this one was not done."""
 
@@ -116,3 +132,24 @@ class TransactionNotFound(LedgerError):
 
     kind, reason = Kind.NOT_FOUND, "TRANSACTION_NOT_FOUND"
     advice = "Check the transaction id."
+
+
+class NotRefundable(LedgerError):
+    """Only deductions can be refunded, and only credits reversed."""
+
+    kind, reason = Kind.PRECONDITION, "NOT_REFUNDABLE"
+    advice = "Look at the transaction's type; use AdjustBalance for corrections of other kinds."
+
+
+class RefundExceedsOriginal(LedgerError):
+    """More would be undone of a transaction than is left of it."""
+
+    kind, reason = Kind.PRECONDITION, "REFUND_EXCEEDS_ORIGINAL"
+    advice = "Ask for at most what metadata `leftNanos` says."
+
+
+class CursorUnknown(LedgerError):
+    """The cursor was not given by this feed."""
+
+    kind, reason = Kind.INVALID, "CURSOR_UNKNOWN"
+    advice = "Give the cursor of an earlier answer unchanged, or none to begin anew."

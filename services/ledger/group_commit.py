@@ -27,7 +27,8 @@ from services.ledger.errors import LedgerError
 from services.ledger.model.batch import Batch
 from services.ledger.model.operations import Operation, Result
 from services.ledger.settings import LedgerSettings
-from services.ledger.store import batches
+from services.ledger.store.loading import Connection, load
+from services.ledger.store.writing import take_slot, write
 
 _log = get_logger(__name__)
 
@@ -37,7 +38,7 @@ _BATCH_SIZE = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1000),
 )
 _QUEUE_WAIT = Histogram("tollkeeper_ledger_queue_wait_seconds", "How long a unit waited for its batch to begin.")
-_LOCK_WAIT = Histogram("tollkeeper_ledger_load_seconds", "Locking a batch's accounts and reading what it needs.")
+_LOAD = Histogram("tollkeeper_ledger_load_seconds", "Locking a batch's accounts and reading what it needs.")
 _COMMIT = Histogram("tollkeeper_ledger_commit_seconds", "Writing a batch and committing it.")
 _REFUSED = Counter("tollkeeper_ledger_refused_total", "Operations refused.", ("reason",))
 
@@ -64,9 +65,11 @@ class _Line:
 
     def __init__(self, settings: LedgerSettings) -> None:
         self._settings = settings
-        self._connection: batches.Connection | None = None
+        self._connection: Connection | None = None
+        # This writer's own in the usage feed, so that none waits for another's.
+        self.slot = 0
 
-    async def connected(self) -> batches.Connection:
+    async def connected(self) -> Connection:
         """The connection, idle. Raises psycopg.OperationalError where the database cannot be reached."""
         if self._connection is None or self._connection.closed:
             self._connection = await psycopg.AsyncConnection.connect(
@@ -82,6 +85,7 @@ class _Line:
                 options=session_options(self._settings),
             )
             set_json_loads(orjson.loads, self._connection)
+            self.slot = await take_slot(self._connection)
         return self._connection
 
     async def rolled_back(self) -> None:
@@ -200,7 +204,7 @@ class GroupCommit:
         """Each unit's results, once they are committed. Does again what failed for a reason that passes."""
         for pause in (*_RETRY_SECONDS, None):
             try:
-                return await self._tried(await line.connected(), units)
+                return await self._tried(line, units)
             except _PASSING as error:
                 await line.rolled_back()
                 if pause is None or self._closing or isinstance(error, _BLOCKED):
@@ -211,21 +215,22 @@ class GroupCommit:
                 raise
         raise AssertionError("unreachable")
 
-    async def _tried(self, connection: batches.Connection, units: list[_Unit]) -> list[list[Result]]:
+    async def _tried(self, line: _Line, units: list[_Unit]) -> list[list[Result]]:
+        connection = await line.connected()
         operations = [operation for unit in units for group in unit.groups for operation in group]
         begun = time.perf_counter()
         # After the wait for this writer, so that a hold lives as long as was asked for.
         now = datetime.now(UTC)
-        loaded = await batches.load(connection, operations, now)
+        loaded = await load(connection, operations, now)
         read = time.perf_counter()
         batch = Batch(loaded, now)
         results = [[result for group in unit.groups for result in batch.run(group)] for unit in units]
         if batch.changes:
-            await batches.write(connection, batch.changes)
+            await write(connection, batch.changes, line.slot)
         else:
             await connection.execute("ROLLBACK")
         _BATCH_SIZE.observe(len(operations))
-        _LOCK_WAIT.observe(read - begun)
+        _LOAD.observe(read - begun)
         _COMMIT.observe(time.perf_counter() - read)
         for answer in results:
             for result in answer:

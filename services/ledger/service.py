@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,14 +13,12 @@ from sqlalchemy import Row
 from services.ledger.errors import AccountNotFound, HoldNotFound, LedgerError, TransactionNotFound
 from services.ledger.group_commit import Group, GroupCommit
 from services.ledger.model.book import Book, Entry, Hold, Limit
-from services.ledger.model.operations import Operation, Result, Touch
+from services.ledger.model.operations import Counted, Operation, Result, SetLimit, Touch
+from services.ledger.model.rows import sequence_of
 from services.ledger.model.rows import transaction_id as written_transaction_id
-from services.ledger.model.windows import cycle_containing
+from services.ledger.model.windows import window_containing
 from services.ledger.store.reads import Reads, TransactionFilter, UsageFilter
 from services.ledger.store.summaries import SummaryFilter
-
-# As many as 64 bits hold for certain.
-_MAX_SEQUENCE_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +27,6 @@ class BalanceView:
 
     book: Book
     granted_at: dict[str, datetime]
-    cycle_start: datetime
-    cycle_end: datetime
     as_of: datetime
 
 
@@ -43,14 +39,30 @@ class Ledger:
 
     async def apply(self, groups: Sequence[Group]) -> list[Result]:
         """Do linked groups of operations in order; one result each, refusals included. See GroupCommit.submit."""
-        return await self._commits.submit(groups)
+        return await self._commits.submit([[await self._counted(operation) for operation in g] for g in groups])
 
     async def do(self, operation: Operation) -> Result:
         """Do one operation. Raises its refusal."""
-        (result,) = await self._commits.submit([[operation]])
+        (result,) = await self._commits.submit([[await self._counted(operation)]])
         if isinstance(result.outcome, LedgerError):
             raise result.outcome
         return result
+
+    async def _counted(self, operation: Operation) -> Operation:
+        """A new limit's operation with what its window has seen so far; any other as it is.
+
+        Counted here, without a lock: a window may hold millions of records. What is booked meanwhile is added under it.
+        """
+        if not isinstance(operation, SetLimit):
+            return operation
+        book = await self._reads.account(operation.account_id)
+        if book is None:
+            return operation
+        now = max(datetime.now(UTC), book.touched_at)
+        book.turn_cycle(now)
+        since = book.cycle_start if operation.window == "cycle" else window_containing(operation.window, now)[0]
+        used = await self._reads.summaries.counted(operation, since, book.usage_sequence)
+        return replace(operation, counted=Counted(since, book.usage_sequence, used))
 
     async def account(self, account_id: str) -> Book:
         """One account as of now: what is due at it has happened. Raises AccountNotFound."""
@@ -71,17 +83,17 @@ class Ledger:
         book = await self.account(account_id)
         now = max(datetime.now(UTC), book.touched_at)
         book.turn_cycle(now)
-        start, end = cycle_containing(book.cycle_anchor, now)
         granted_at = await self._reads.grant_times(account_id, [grant.grant_id for grant in book.grants])
-        return BalanceView(book, granted_at, start, end, now)
+        return BalanceView(book, granted_at, now)
 
     async def limits(self, account_id: str, *, scope: str, subject: str) -> list[Limit]:
         """An account's limits and their use as of now, by id. Raises AccountNotFound."""
         book = await self.account(account_id)
         found = [*book.limits, *await self._reads.subject_limits(account_id)]
         now = max(datetime.now(UTC), book.touched_at)
+        book.turn_cycle(now)
         for limit in found:
-            limit.turn(book.cycle_anchor, now)
+            limit.turn(book, now)
         chosen = (x for x in found if scope in {"", x.scope} and subject in {"", x.subject})
         return sorted(chosen, key=lambda limit: limit.limit_id)
 
@@ -95,9 +107,7 @@ class Ledger:
 
     async def transaction(self, account_id: str, transaction_id: str) -> Entry:
         """One transaction. Raises TransactionNotFound."""
-        sequence = transaction_id.rpartition("-")[2]
-        known = sequence.isdecimal() and len(sequence) <= _MAX_SEQUENCE_DIGITS
-        entry = await self._reads.transaction(account_id, int(sequence)) if known else None
+        entry = await self._reads.transaction(account_id, sequence_of(transaction_id))
         if entry is None or written_transaction_id(entry.created_at, entry.sequence) != transaction_id:
             raise TransactionNotFound(f"the account has no transaction {transaction_id}", transactionId=transaction_id)
         return entry

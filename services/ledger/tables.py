@@ -12,6 +12,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    SmallInteger,
     Table,
     Text,
     text,
@@ -40,6 +41,7 @@ accounts = Table(
     _time("created_at"),
     Column("open_hash", LargeBinary, nullable=False),
     _time("touched_at"),
+    Column("cycle_start", DateTime(timezone=True), nullable=False, server_default=text("now()")),
     _time("cycle_end"),
     Column("sequence", BigInteger, nullable=False),
     Column("usage_sequence", BigInteger, nullable=False),
@@ -83,6 +85,9 @@ grants = Table(
     Column("sequence", BigInteger, nullable=False),
     _time("created_at"),
     _time("expires_at", nullable=True),
+    Column("rollover_cap", BigInteger, nullable=False, server_default=text("0")),
+    # What of it expired unspent, less what reversals took back of that.
+    Column("expired", BigInteger, nullable=False, server_default=text("0")),
 )
 
 holds = Table(
@@ -147,6 +152,7 @@ journal = Table(
     Column("provider", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("hash", LargeBinary, nullable=False),
+    Column("original_id", Text, nullable=False, server_default=text("''")),
     CheckConstraint("funding + available + held + spent + expired = 0", name="journal_sums_to_zero"),
     postgresql_partition_by="RANGE (created_at)",
 )
@@ -182,5 +188,60 @@ usage = Table(
     _time("started_at", nullable=True),
     Column("provider_request_id", Text, nullable=False),
     Column("service_tier", Text, nullable=False),
+    # What limits count, and when the hold was made that counted it.
+    Column("tokens", BigInteger, nullable=False, server_default=text("0")),
+    Column("requests", BigInteger, nullable=False, server_default=text("1")),
+    Column("counted_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    Column("units", JSONB, nullable=False, server_default=text("'{}'")),
+    # Its place in the usage feed: which writer committed it, and after how many others of that writer.
+    Column("feed_slot", SmallInteger, nullable=False, server_default=text("0")),
+    Column("feed_position", BigInteger, nullable=False, server_default=text("0")),
+    Column("fed_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    Index("usage_feed", "feed_slot", "feed_position"),
     postgresql_partition_by="RANGE (created_at)",
+)
+
+# How much of an entry refunds and reversals have undone.
+undone = Table(
+    "undone",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True),
+    Column("amount", BigInteger, nullable=False),
+    CheckConstraint("amount > 0", name="undone_amount_check"),
+)
+
+# The names of holds that ended long ago, whose rows are gone.
+ended_holds = Table(
+    "ended_holds",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("hold_id", Text, primary_key=True),
+)
+
+# How far each writer's records have got in the usage feed. The one table that is no account's.
+feed_slots = Table(
+    "feed_slots",
+    metadata,
+    Column("slot", SmallInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
+    _time("fed_at"),
+    postgresql_with={"fillfactor": 20},
+)
+
+# What an account's archived months add up to: where its journal and its usage records begin.
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("funding", BigInteger, nullable=False),
+    Column("available", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    Column("spent", BigInteger, nullable=False),
+    Column("expired", BigInteger, nullable=False),
+    Column("grant_uses", JSONB, nullable=False),
+    Column("usage_number", BigInteger, nullable=False),
+    _time("archived_before"),
 )

@@ -47,6 +47,7 @@ class Grant:
     amount: int
     remaining: int
     reserved: int = 0
+    rollover_cap: int = 0
 
     @property
     def free(self) -> int:
@@ -67,7 +68,6 @@ class Limit:
     warn_percent: int
     window_start: datetime
     window_end: datetime
-    since_sequence: int
     used: int = 0
     held: int = 0
 
@@ -81,14 +81,22 @@ class Limit:
         """What may still be held; negative where it was lowered below what is used."""
         return self.amount - self.used - self.held
 
-    def counts(self, hold: Hold) -> bool:
-        """Whether the hold was counted in the present window: made in it, and after the limit was."""
-        return hold.sequence > self.since_sequence and hold.created_at >= self.window_start
+    def copy(self) -> Limit:
+        """A copy that does not change with it."""
+        return replace(self)
 
-    def turn(self, anchor: datetime, now: datetime) -> None:
-        """Begin the window that `now` is in, if the last one is over."""
-        if now >= self.window_end:
-            self.window_start, self.window_end = window_containing(self.window, anchor, now)
+    def counts(self, hold: Hold) -> bool:
+        """Whether the hold counts in the present window: it was made in it."""
+        return hold.created_at >= self.window_start
+
+    def turn(self, book: Book, now: datetime) -> None:
+        """Begin the window that `now` is in, if the last one is over. The book's cycle is turned before."""
+        if self.window == "cycle":
+            if self.window_start != book.cycle_start:
+                self.window_start, self.window_end = book.cycle_start, book.cycle_end
+                self.used = self.held = 0
+        elif now >= self.window_end:
+            self.window_start, self.window_end = window_containing(self.window, now)
             self.used = self.held = 0
 
 
@@ -152,12 +160,14 @@ class Entry:
     workspace: str
     provider: str
     model: str
+    # What a refund or a reversal undoes.
+    original_id: str = ""
     hash: bytes = b""
 
     def chained(self, previous_hash: bytes) -> bytes:
         """SHA-256 over the previous entry's hash and every field of this one, in the order they are declared."""
         uses = ",".join(f"{grant_id}={amount}" for grant_id, amount in self.grant_uses)
-        words = (
+        words: tuple[str, ...] = (
             self.account_id,
             str(self.sequence),
             self.created_at.isoformat(timespec="microseconds"),
@@ -173,6 +183,8 @@ class Entry:
             self.provider,
             self.model,
         )
+        if self.original_id:
+            words += (self.original_id,)
         # Lengths keep fields apart whatever they contain.
         text = "".join(f"{len(word)}:{word}" for word in words)
         return hashlib.sha256(previous_hash + text.encode()).digest()
@@ -192,6 +204,7 @@ class Book:
     created_at: datetime
     open_hash: bytes
     touched_at: datetime
+    cycle_start: datetime
     cycle_end: datetime
     sequence: int = 0
     usage_sequence: int = 0
@@ -227,8 +240,14 @@ class Book:
     def turn_cycle(self, now: datetime) -> None:
         """Begin the cycle that `now` is in, if the last one is over."""
         if now >= self.cycle_end:
-            self.cycle_end = cycle_containing(self.cycle_anchor, now)[1]
+            self.cycle_start, self.cycle_end = cycle_containing(self.cycle_anchor, now)
             self.cycle_spent = 0
+
+    def move_cycle(self, anchor: datetime, now: datetime) -> None:
+        """Count cycles from another anchor: the present one ends now, and the next lasts until the anchor's day."""
+        self.cycle_anchor = anchor
+        self.cycle_start, self.cycle_end = now, cycle_containing(anchor, now)[1]
+        self.cycle_spent = 0
 
     def expects(self, moment: datetime) -> None:
         """Something ends by itself at `moment`: look at the account then at the latest."""
@@ -243,14 +262,21 @@ class Book:
             return to_spend
         return min(to_spend, self.available + (self.overdraft_limit if self.overdraft_kind == "fixed" else 0))
 
-    def add_grant(self, grant: Grant) -> None:
-        """Take a grant in, at its place in the spending order."""
+    def check_room_for_grant(self) -> None:
+        """Raise AccountFull where the account has as many grants as it may."""
         if len(self.grants) >= MAX_GRANTS:
             raise AccountFull(f"the account has {MAX_GRANTS} grants with something left", grants=len(self.grants))
+
+    def add_grant(self, grant: Grant) -> None:
+        """Take a grant in, at its place in the spending order."""
         self.grants.append(grant)
         self.grants.sort(key=_spending_order)
         if grant.expires_at is not None:
             self.expects(grant.expires_at)
+
+    def grant(self, grant_id: str) -> Grant | None:
+        """A grant that has something left."""
+        return next((grant for grant in self.grants if grant.grant_id == grant_id), None)
 
     def pay_overdrawn(self) -> GrantUses:
         """Let free credit pay what is overdrawn; what was taken from which grant, and how much was paid."""
@@ -292,23 +318,39 @@ class Book:
                 uses.append((grant_id, part))
         self.unbacked -= hold.unbacked
         if amount:
-            more, left = self._take_free(amount)
-            uses.extend(more)
-            if left:
-                self.overdrawn += left
-                uses.append(("", left))
+            uses.extend(self.spend_free(amount))
         self._drop_spent_grants()
         return tuple(uses)
 
-    def expire_grants(self, now: datetime) -> GrantUses:
-        """Take away what is past its expiry and not reserved by an open hold; what was taken from which grant."""
-        uses = []
-        for grant in self.grants:
-            if grant.expires_at is not None and grant.expires_at <= now and grant.free > 0:
-                uses.append((grant.grant_id, grant.free))
-                grant.remaining = grant.reserved
+    def spend_free(self, amount: int) -> GrantUses:
+        """Spend free credit, then overdraw; what was taken from which grant, and under the empty name from none."""
+        uses, left = self._take_free(amount)
         self._drop_spent_grants()
-        return tuple(uses)
+        if left:
+            self.overdrawn += left
+            return (*uses, ("", left))
+        return uses
+
+    def next_expiring(self, until: datetime) -> Grant | None:
+        """The grant that expires first of those that have by `until`, and have something no open hold reserves."""
+        due = [g for g in self.grants if g.expires_at is not None and g.expires_at <= until and g.free > 0]
+        return min(due, key=lambda grant: grant.expires_at or _LAST, default=None)
+
+    def take_expired(self, grant: Grant) -> int:
+        """Take away what is free of a grant that has expired; how much it was."""
+        free = grant.free
+        grant.remaining = grant.reserved
+        self._drop_spent_grants()
+        return free
+
+    def take_from(self, grant_id: str, amount: int) -> int:
+        """Take up to `amount` of what one grant has free; how much it was."""
+        grant = self.grant(grant_id)
+        part = min(grant.free, amount) if grant else 0
+        if grant:
+            grant.remaining -= part
+            self._drop_spent_grants()
+        return part
 
     def next_grant_expiry(self, now: datetime) -> datetime | None:
         """When the next grant expires, also one that is all reserved: its hold may end before that.
@@ -389,18 +431,6 @@ def limit_exceeded(limit: Limit, required: int, now: datetime) -> LimitExceeded:
         required=required,
         resetsAt="" if lasting else limit.window_end.isoformat(),
     )
-
-
-def set_limit(limits: list[Limit], new: Limit) -> Limit:
-    """Make a limit or change the one with its id, whose use stays counted. Raises AccountFull."""
-    for limit in limits:
-        if limit.limit_id == new.limit_id:
-            limit.amount, limit.mode, limit.warn_percent = new.amount, new.mode, new.warn_percent
-            return limit
-    if len(limits) >= MAX_LIMITS:
-        raise AccountFull(f"{new.scope} {new.subject} has {MAX_LIMITS} limits", limits=len(limits))
-    limits.append(new)
-    return new
 
 
 def lapses_at(now: datetime, ttl_seconds: int) -> datetime:

@@ -4,84 +4,126 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from services.ledger.errors import AccountNotFound, HoldNotFound, IdempotencyConflict
-from services.ledger.model.book import Book, Entry, GrantUses, Hold, Limit
-from services.ledger.model.operations import ReleaseHold, SettleHold
-from services.ledger.model.rows import Changes, Loaded, PastRequest
+from services.ledger.errors import AccountClosed, AccountNotFound, HoldNotFound, IdempotencyConflict, ResultArchived
+from services.ledger.model.book import Book, Entry, Grant, GrantUses, Hold, Limit
+from services.ledger.model.operations import LimitWarning, Usage, UsageRow
+from services.ledger.model.rows import Changes, GrantRow, Loaded, PastRequest, transaction_id, usage_id
+from services.ledger.model.windows import cycle_containing
 
 
 class Moves:
     """The moves on what was loaded, at one moment; what they change is collected in `changes`."""
 
     def __init__(self, loaded: Loaded, now: datetime) -> None:
-        self._loaded = loaded
-        self._now = now
+        self.loaded = loaded
+        self.now = now
         self.changes = Changes()
-        self._touched: set[str] = set()
 
     # What happens by itself
 
-    def _let_happen(self, account_id: str) -> None:
-        """Let holds lapse and grants expire, as of now; then `next_event_at` is exact."""
-        self._touched.add(account_id)
-        book = self._loaded.books.get(account_id)
+    def let_happen(self, account_id: str) -> None:
+        """Let holds lapse and grants expire, each at its own time; then it is now, and `next_event_at` is exact."""
+        book = self.loaded.books.get(account_id)
         if book is None:
             return
         # Another replica's clock may be ahead of ours: an account's time never goes back.
-        book.touched_at = max(self._now, book.touched_at)
-        now = book.touched_at
-        book.turn_cycle(now)
-        if book.next_event_at is None or now < book.next_event_at:
-            return
-        self.changes.books[account_id] = book
-        for hold in self._loaded.lapsed.get(account_id, ()):
-            self._give_back(book, hold, "expired", "hold_expired", "the hold lapsed")
-        self._expire_grants(book)
-        upcoming = (book.next_grant_expiry(now), self._loaded.next_lapse.get(account_id))
-        book.next_event_at = min((moment for moment in upcoming if moment is not None), default=None)
+        now = max(self.now, book.touched_at)
+        if book.next_event_at is not None and now >= book.next_event_at:
+            for hold in self.loaded.lapsed.get(account_id, ()):
+                self.expire_grants(book, hold.expires_at)
+                _come_to(book, hold.expires_at)
+                self.give_back(book, hold, "expired", "hold_expired", "the hold lapsed")
+            self.expire_grants(book, now)
+            self.changes.books[account_id] = book
+            upcoming = (book.next_grant_expiry(now), self.loaded.next_lapse.get(account_id))
+            book.next_event_at = min((moment for moment in upcoming if moment is not None), default=None)
+        _come_to(book, now)
 
-    def _expire_grants(self, book: Book) -> None:
-        uses = book.expire_grants(book.touched_at)
-        if uses:
-            amount = sum(part for _, part in uses)
-            self._post(book, "expiry", available=-amount, expired=amount, uses=uses)
+    def expire_grants(self, book: Book, until: datetime) -> None:
+        """Let grants expire that do so by `until`, in order; what rolls over goes on for one more cycle."""
+        while (grant := book.next_expiring(until)) is not None:
+            assert grant.expires_at is not None
+            _come_to(book, grant.expires_at)
+            taken = book.take_expired(grant)
+            carried = min(taken, grant.rollover_cap)
+            uses: GrantUses = ((grant.grant_id, taken),)
+            if carried:
+                ends = cycle_containing(book.cycle_anchor, grant.expires_at)[1]
+                made = self.new_grant(book, carried, source=grant.source, priority=grant.priority, expires_at=ends)
+                uses += ((made.grant_id, -carried),)
+            self._count_expired(book, grant.grant_id, taken - carried)
+            self.post(book, "expiry", available=carried - taken, expired=taken - carried, uses=uses)
+
+    def _count_expired(self, book: Book, grant_id: str, amount: int) -> None:
+        key = (book.account_id, grant_id)
+        self.changes.expired[key] = self.changes.expired.get(key, 0) + amount
+        if key in self.loaded.grants:
+            self.loaded.grants[key].expired += amount
+
+    def take_back_expired(self, book: Book, grant_id: str, amount: int) -> int:
+        """Take up to `amount` of what expired of a grant as if it had not been given; how much it was."""
+        row = self.loaded.grants.get((book.account_id, grant_id))
+        part = min(row.expired, amount) if row else 0
+        if part:
+            self._count_expired(book, grant_id, -part)
+        return part
 
     # Reading
 
-    def _book(self, account_id: str) -> Book:
-        book = self._loaded.books.get(account_id)
+    def book(self, account_id: str) -> Book:
+        """The account. Raises AccountNotFound."""
+        book = self.loaded.books.get(account_id)
         if book is None:
             raise AccountNotFound(f"there is no account {account_id}", accountId=account_id)
         return book
 
-    def _hold(self, operation: SettleHold | ReleaseHold) -> Hold:
-        hold = self._loaded.holds.get((operation.account_id, operation.hold_id))
+    def open_book(self, account_id: str) -> Book:
+        """The account, not closed. Raises AccountNotFound, AccountClosed."""
+        book = self.book(account_id)
+        if book.status == "closed":
+            raise AccountClosed(f"account {account_id} is closed", accountId=account_id)
+        return book
+
+    def hold(self, account_id: str, hold_id: str) -> Hold:
+        """The hold. Raises HoldNotFound."""
+        hold = self.loaded.holds.get((account_id, hold_id))
         if hold is None:
-            raise HoldNotFound(f"the account has no hold {operation.hold_id}", holdId=operation.hold_id)
+            raise HoldNotFound(f"the account has no hold {hold_id}", holdId=hold_id)
         return hold
 
-    def _applying(self, account_id: str, key_id: str, workspace: str) -> list[Limit]:
-        """The limits that a call with this key in this workspace counts against."""
-        subjects = self._loaded.subjects
-        limits = list(self._loaded.books[account_id].limits)
+    def applying(self, book: Book, key_id: str, workspace: str) -> list[Limit]:
+        """The limits that a call with this key in this workspace counts against, in their present windows."""
+        subjects = self.loaded.subjects
+        limits = list(book.limits)
         if key_id:
-            limits += subjects.get((account_id, "key", key_id), ())
+            limits += subjects.get((book.account_id, "key", key_id), ())
         if workspace:
-            limits += subjects.get((account_id, "workspace", workspace), ())
-        book = self._loaded.books[account_id]
+            limits += subjects.get((book.account_id, "workspace", workspace), ())
         for limit in limits:
-            limit.turn(book.cycle_anchor, book.touched_at)
+            limit.turn(book, book.touched_at)
         return limits
 
-    def _replayed(self, account_id: str, request_id: str, body_hash: bytes) -> PastRequest | None:
-        past = self._loaded.requests.get((account_id, request_id))
+    def replayed(self, account_id: str, request_id: str, body_hash: bytes) -> PastRequest | None:
+        """The request of this key, if it was done before. Raises IdempotencyConflict where it was another one."""
+        past = self.loaded.requests.get((account_id, request_id)) if request_id else None
         if past is not None and past.body_hash != body_hash:
             raise IdempotencyConflict(f"request_id {request_id} was used for another request", requestId=request_id)
         return past
 
+    def entry_of(self, account_id: str, past: PastRequest) -> Entry:
+        """The entry that a request wrote. Raises ResultArchived where its month is gone."""
+        return self.entry(account_id, past.sequence)
+
+    def entry(self, account_id: str, sequence: int) -> Entry:
+        """An entry that was read. Raises ResultArchived where its month is gone."""
+        entry = self.loaded.entries.get((account_id, sequence))
+        if entry is None:
+            raise ResultArchived("this was done before, and its result is archived", accountId=account_id)
+        return entry
+
     # Writing
 
-    def _post(
+    def post(
         self,
         book: Book,
         entry_type: str,
@@ -94,10 +136,13 @@ class Moves:
         uses: GrantUses = (),
         description: str = "",
         request_id: str = "",
-        hold: Hold | None = None,
+        hold_id: str = "",
         usage_id: str = "",
+        key_id: str = "",
+        workspace: str = "",
         provider: str = "",
         model: str = "",
+        original_id: str = "",
     ) -> Entry:
         """Write one journal entry and move the book's balances by it."""
         assert funding + available + held + spent + expired == 0, entry_type
@@ -109,61 +154,125 @@ class Moves:
         book.cycle_spent += spent
         book.expired += expired
         entry = Entry(
-            account_id=book.account_id,
-            sequence=book.sequence,
-            created_at=book.touched_at,
-            type=entry_type,
-            funding=funding,
-            available=available,
-            held=held,
-            spent=spent,
-            expired=expired,
-            balance_after=book.available,
-            grant_uses=uses,
-            description=description,
-            request_id=request_id,
-            hold_id=hold.hold_id if hold else "",
-            usage_id=usage_id,
-            key_id=hold.key_id if hold else "",
-            workspace=hold.workspace if hold else "",
-            provider=provider,
-            model=model,
-        )
+            book.account_id, book.sequence, book.touched_at, entry_type, funding, available, held, spent, expired,
+            book.available, uses, description, request_id, hold_id, usage_id, key_id, workspace, provider, model,
+            original_id,
+        )  # fmt: skip
         book.last_hash = entry.hash = entry.chained(book.last_hash)
         self.changes.books[book.account_id] = book
         self.changes.entries.append(entry)
-        self._loaded.entries[book.account_id, entry.sequence] = entry
+        self.loaded.entries[book.account_id, entry.sequence] = entry
         return entry
 
-    def _remember(self, account_id: str, request_id: str, body_hash: bytes, sequence: int) -> None:
-        past = PastRequest(body_hash, sequence)
-        self.changes.requests[account_id, request_id] = past
-        self._loaded.requests[account_id, request_id] = past
+    def new_grant(
+        self,
+        book: Book,
+        amount: int,
+        *,
+        source: str,
+        priority: int,
+        expires_at: datetime | None = None,
+        rollover_cap: int = 0,
+    ) -> Grant:
+        """Give a grant, named for the entry that is posted next."""
+        order = book.sequence + 1
+        grant = Grant(f"grant-{order}", source, priority, order, expires_at, amount, amount, 0, rollover_cap)
+        row = GrantRow(grant, book.touched_at)
+        self.changes.grants[book.account_id, grant.grant_id] = row
+        self.loaded.grants[book.account_id, grant.grant_id] = row
+        book.add_grant(grant)
+        return grant
 
-    def _counted(self, limits: list[Limit], account_id: str) -> None:
-        """Their use has changed: write the rows they are in."""
+    def remember(self, account_id: str, request_id: str, body_hash: bytes, sequence: int = 0) -> None:
+        """Keep that a request was done, and the entry it wrote, so that it is not done again."""
+        if request_id:
+            past = PastRequest(body_hash, sequence)
+            self.changes.requests[account_id, request_id] = past
+            self.loaded.requests[account_id, request_id] = past
+
+    def count(self, limits: list[Limit], book: Book) -> None:
+        """The use of these limits has changed: write the rows they are in."""
         for limit in limits:
             if limit.subject:
-                key = (account_id, limit.scope, limit.subject)
-                self.changes.subjects[key] = self._loaded.subjects[key]
-        self.changes.books[account_id] = self._loaded.books[account_id]
+                key = (book.account_id, limit.scope, limit.subject)
+                self.changes.subjects[key] = self.loaded.subjects[key]
+        self.changes.books[book.account_id] = book
 
-    def _give_back(self, book: Book, hold: Hold, status: str, entry_type: str, description: str) -> None:
+    def record(
+        self,
+        book: Book,
+        usage: Usage,
+        *,
+        entry: Entry | None,
+        amount: int,
+        tokens: int,
+        requests: int,
+        key_id: str,
+        workspace: str,
+        hold_id: str = "",
+        billable: bool = True,
+        counted_at: datetime,
+    ) -> None:
+        """Write the usage record whose number `number_usage` took. `entry` paid for it."""
+        self.changes.usage.append(
+            UsageRow(
+                book.account_id,
+                book.usage_sequence,
+                book.touched_at,
+                key_id,
+                workspace,
+                hold_id,
+                transaction_id(entry.created_at, entry.sequence) if entry else "",
+                amount,
+                billable,
+                tokens,
+                requests,
+                counted_at,
+                usage,
+            )
+        )
+
+    def number_usage(self, book: Book) -> str:
+        """The id of the usage record that is written next."""
+        book.usage_sequence += 1
+        return usage_id(book.touched_at, book.usage_sequence)
+
+    def give_back(self, book: Book, hold: Hold, status: str, entry_type: str, description: str) -> None:
         """Free a whole hold: its money, and its share of the limits that it counted in."""
         hold.status, hold.ended_at = status, book.touched_at
-        limits = self._applying(book.account_id, hold.key_id, hold.workspace)
+        limits = self.applying(book, hold.key_id, hold.workspace)
         for limit in limits:
             if limit.counts(hold):
                 limit.held -= hold.asked(limit.unit)
         book.spend_hold(hold, 0)
-        self._counted(limits, book.account_id)
-        hold.end_sequence = self._post(
+        self.count(limits, book)
+        hold.end_sequence = self.post(
             book,
             entry_type,
             held=-hold.amount,
             available=hold.amount,
             uses=book.pay_overdrawn(),
             description=description,
-            hold=hold,
+            hold_id=hold.hold_id,
+            key_id=hold.key_id,
+            workspace=hold.workspace,
         ).sequence
         self.changes.holds[hold.account_id, hold.hold_id] = hold
+
+
+def _come_to(book: Book, moment: datetime) -> None:
+    """It is `moment` now at the account; its cycle turns if that is past its end."""
+    book.touched_at = max(book.touched_at, moment)
+    book.turn_cycle(book.touched_at)
+
+
+def warnings_of(limits: list[Limit]) -> tuple[LimitWarning, ...]:
+    """What an answer should warn of: limits past their warning share, or exceeded."""
+    found = []
+    for limit in limits:
+        counted = limit.used + limit.held
+        if counted > limit.amount:
+            found.append(LimitWarning("LIMIT_EXCEEDED", limit.copy()))
+        elif counted * 100 >= limit.amount * limit.warn_percent:
+            found.append(LimitWarning("LIMIT_NEAR", limit.copy()))
+    return tuple(found)

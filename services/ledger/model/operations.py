@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from services.ledger.errors import LedgerError
 from services.ledger.model.book import Book, Entry, Hold, Limit
@@ -43,6 +45,11 @@ class Usage:
     started_at: datetime | None
     provider_request_id: str
     service_tier: str
+    units: Mapping[str, int]
+
+
+# Of a settlement or debit that came without a report.
+NOT_REPORTED = Usage("", "", "", "", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, "ok", False, None, "", "standard", {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,15 @@ class UsageRow:
     transaction_id: str
     billed: int
     billable: bool
+    # What limits count, in the window that this moment is in.
+    tokens: int
+    requests: int
+    counted_at: datetime
     usage: Usage
+
+    def counted(self, unit: str) -> int:
+        """What it counts against a limit of this unit."""
+        return self.billed if unit == "nanos" else self.tokens if unit == "tokens" else self.requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +89,20 @@ class OpenAccount:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateAccount:
+    """Change what is said of an account; None leaves a thing as it is."""
+
+    account_id: str
+    display_name: str | None
+    overdraft: tuple[str, int] | None
+    cycle_anchor: datetime | None
+    request_id: str
+    body_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class SetStatus:
-    """Suspend or resume an account."""
+    """Suspend, resume or close an account."""
 
     account_id: str
     status: str
@@ -93,6 +120,48 @@ class Credit:
     source: str
     priority: int
     expires_at: datetime | None
+    rollover_cap: int
+    description: str
+    request_id: str
+    body_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Debit:
+    """Spend at once."""
+
+    account_id: str
+    amount: int
+    tokens: int
+    requests: int
+    key_id: str
+    workspace: str
+    usage: Usage | None
+    description: str
+    request_id: str
+    body_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Adjust:
+    """Correct a balance by hand; a negative amount takes."""
+
+    account_id: str
+    amount: int
+    description: str
+    request_id: str
+    body_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Give a deduction back (`refund`) or take a credit back (`reversal`); amount None: all that is left of it."""
+
+    account_id: str
+    kind: Literal["refund", "reversal"]
+    transaction_id: str
+    sequence: int
+    amount: int | None
     description: str
     request_id: str
     body_hash: bytes
@@ -113,6 +182,19 @@ class CreateHold:
     workspace: str
     ttl_seconds: int
     billable: bool
+    body_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendHold:
+    """Make a hold larger or longer; a TTL of 0 leaves its end as it is."""
+
+    account_id: str
+    hold_id: str
+    amount: int
+    tokens: int
+    ttl_seconds: int
+    request_id: str
     body_hash: bytes
 
 
@@ -139,8 +221,17 @@ class ReleaseHold:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """What a limit's subject has used since `since`, by usage records up to number `through`; in the limit's unit."""
+
+    since: datetime
+    through: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
 class SetLimit:
-    """Make a limit or change it."""
+    """Make a limit or change it. `counted` was read before the account was locked: a window may hold many records."""
 
     account_id: str
     scope: str
@@ -152,6 +243,7 @@ class SetLimit:
     warn_percent: int
     request_id: str
     body_hash: bytes
+    counted: Counted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +255,8 @@ class DeleteLimit:
     subject: str
     unit: str
     window: str
+    request_id: str
+    body_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +266,22 @@ class Touch:
     account_id: str
 
 
-Operation = OpenAccount | SetStatus | Credit | CreateHold | SettleHold | ReleaseHold | SetLimit | DeleteLimit | Touch
+Operation = (
+    OpenAccount
+    | UpdateAccount
+    | SetStatus
+    | Credit
+    | Debit
+    | Adjust
+    | Undo
+    | CreateHold
+    | ExtendHold
+    | SettleHold
+    | ReleaseHold
+    | SetLimit
+    | DeleteLimit
+    | Touch
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +293,10 @@ class AccountState:
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """One journal entry was written."""
+    """One journal entry was written; how much of it was undone since."""
 
     entry: Entry
+    undone: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +308,16 @@ class LimitWarning:
 
 
 @dataclass(frozen=True, slots=True)
+class Debited:
+    """A debit was booked."""
+
+    entry: Entry
+    warnings: tuple[LimitWarning, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class HoldMade:
-    """A hold was made; `available` is what was left after it."""
+    """A hold was made or extended; `available` is what was left after it."""
 
     hold: Hold
     available: int
@@ -237,7 +355,7 @@ class Done:
     """Nothing to say."""
 
 
-Answer = AccountState | Posted | HoldMade | HoldSettled | HoldReleased | LimitState | Done
+Answer = AccountState | Posted | Debited | HoldMade | HoldSettled | HoldReleased | LimitState | Done
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from services.ledger.model.operations import UsageRow
 HoldKey = tuple[str, str]
 SubjectKey = tuple[str, str, str]
 RequestKey = tuple[str, str]
+GrantKey = tuple[str, str]
+EntryKey = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,15 @@ class PastRequest:
 
     body_hash: bytes
     sequence: int
+
+
+@dataclass(slots=True)
+class GrantRow:
+    """What stays known of a grant when nothing is left of it. `expired`: what of it ran out unspent."""
+
+    grant: Grant
+    created_at: datetime
+    expired: int = 0
 
 
 @dataclass(slots=True)
@@ -33,8 +44,15 @@ class Loaded:
     # The limits of the keys and workspaces that operations name, by (account, scope, subject).
     subjects: dict[SubjectKey, list[Limit]] = field(default_factory=dict)
     requests: dict[RequestKey, PastRequest] = field(default_factory=dict)
-    # The entries that replayed requests wrote, by (account, sequence).
-    entries: dict[tuple[str, int], Entry] = field(default_factory=dict)
+    # The entries that replayed requests wrote and those to be undone.
+    entries: dict[EntryKey, Entry] = field(default_factory=dict)
+    # How much of those to be undone was undone before, and the grants they name.
+    undone: dict[EntryKey, int] = field(default_factory=dict)
+    grants: dict[GrantKey, GrantRow] = field(default_factory=dict)
+    # Holds asked for by a name that one had which ended long ago.
+    ended: set[HoldKey] = field(default_factory=set)
+    # Of accounts that get a new limit: usage records newer than what was counted before the lock.
+    usage: dict[str, list[UsageRow]] = field(default_factory=dict)
     # When the next open hold that has not lapsed yet will, of accounts where something is due.
     next_lapse: dict[str, datetime | None] = field(default_factory=dict)
 
@@ -47,7 +65,12 @@ class Changes:
     books: dict[str, Book] = field(default_factory=dict)
     holds: dict[HoldKey, Hold] = field(default_factory=dict)
     subjects: dict[SubjectKey, list[Limit]] = field(default_factory=dict)
-    grants: list[tuple[str, Grant, datetime]] = field(default_factory=list)
+    grants: dict[GrantKey, GrantRow] = field(default_factory=dict)
+    # What expired of which grant, less what reversals took back of that.
+    expired: dict[GrantKey, int] = field(default_factory=dict)
+    # Accounts of which more is changed than balances, grants and limits.
+    reworded: set[str] = field(default_factory=set)
+    undone: dict[EntryKey, int] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     usage: list[UsageRow] = field(default_factory=list)
     requests: dict[RequestKey, PastRequest] = field(default_factory=dict)
@@ -59,6 +82,16 @@ class Changes:
 def transaction_id(created_at: datetime, sequence: int) -> str:
     """`txn-{yyyymm}-{sequence}`: readable, unique within the account, and says which partition it is in."""
     return f"txn-{created_at:%Y%m}-{sequence}"
+
+
+# As many as 64 bits hold for certain.
+_MAX_SEQUENCE_DIGITS = 18
+
+
+def sequence_of(transaction: str) -> int:
+    """The number in a transaction's id; 0, which no transaction has, where there is none."""
+    digits = transaction.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() and digits.isascii() and len(digits) <= _MAX_SEQUENCE_DIGITS else 0
 
 
 def usage_id(created_at: datetime, number: int) -> str:

@@ -30,15 +30,13 @@ def cycle_containing(anchor: datetime, now: datetime) -> tuple[datetime, datetim
     return add_months(anchor, number), add_months(anchor, number + 1)
 
 
-def window_containing(window: str, anchor: datetime, now: datetime) -> tuple[datetime, datetime]:
-    """Start (inclusive) and end (exclusive) of the window of this kind that `now` is in."""
+def window_containing(window: str, now: datetime) -> tuple[datetime, datetime]:
+    """Start (inclusive) and end (exclusive) of the `day`, `month` or `lifetime` that `now` is in, UTC."""
     if window == "day":
         start = now.replace(hour=0, minute=0, second=0, microsecond=0)
         return start, start + timedelta(days=1)
     if window == "month":
         start = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
         return start, add_months(start, 1)
-    if window == "cycle":
-        return cycle_containing(anchor, now)
     assert window == "lifetime", window
     return _BEGINNING, _END

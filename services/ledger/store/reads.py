@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.ledger import tables
 from services.ledger.model.book import Book, Entry, Hold, Limit
-from services.ledger.store.batches import book_of, entry_of, hold_of
+from services.ledger.store.columns import book_of, entry_of, hold_of
 from services.ledger.store.documents import limits_of
 from services.ledger.store.summaries import Summaries
 

@@ -12,6 +12,7 @@ from sqlalchemy import Row, func, literal_column
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.ledger import tables
+from services.ledger.model.operations import SetLimit
 
 MAX_SUMMARIES = 10_000
 
@@ -70,6 +71,21 @@ class Summaries:
         query = _narrowed(sa.select(*columns), wanted).group_by(*keys).order_by(*keys).limit(MAX_SUMMARIES)
         async with self._engine.connect() as connection:
             return list((await connection.execute(query)).all())
+
+    async def counted(self, limit: SetLimit, since: datetime, through: int) -> int:
+        """What limits count of a limit's subject since a moment, by records up to number `through`; in its unit."""
+        column = {"nanos": _USAGE.billed, "tokens": _USAGE.tokens, "requests": _USAGE.requests}[limit.unit]
+        # Booked after it was counted, so that older partitions are left out.
+        query = sa.select(_sum(column)).where(
+            _USAGE.account_id == limit.account_id,
+            _USAGE.usage_number <= through,
+            _USAGE.counted_at >= since,
+            _USAGE.created_at >= since,
+        )
+        if limit.subject:
+            query = query.where((_USAGE.key_id if limit.scope == "key" else _USAGE.workspace) == limit.subject)
+        async with self._engine.connect() as connection:
+            return int((await connection.execute(query)).scalar_one())
 
     async def active_accounts(self, wanted: SummaryFilter) -> int:
         """How many accounts have any of this usage."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 from sqlalchemy import Row
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from tollkeeper.ledger.v1 import resources_pb2 as resources
 
 from services.kit.errors import DETAILS_KEY, ServiceError, wire_form
+from services.kit.times import timestamp
 from services.ledger.errors import LedgerError
 from services.ledger.model.book import Book, Entry, Grant, Hold, Limit
 from services.ledger.model.operations import (
     AccountState,
+    Debited,
     Done,
     HoldMade,
     HoldReleased,
@@ -29,22 +30,16 @@ from services.ledger.model.rows import transaction_id, usage_id
 from services.ledger.service import BalanceView
 
 
-def _stamp(moment: datetime | None) -> Timestamp | None:
-    if moment is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
-
-
 def result_message(result: Result) -> pb.OperationResult:
     """One operation's result."""
     message = pb.OperationResult(replayed=result.replayed)
     match result.outcome:
         case AccountState(book):
             message.account.CopyFrom(account_message(book))
-        case Posted(entry):
-            message.transaction.CopyFrom(transaction_message(entry))
+        case Posted(entry, undone):
+            message.transaction.CopyFrom(transaction_message(entry, undone))
+        case Debited() as debited:
+            message.debit.CopyFrom(debited_message(debited))
         case HoldMade() as made:
             message.hold.CopyFrom(hold_made_message(made))
         case HoldSettled() as settled:
@@ -73,8 +68,8 @@ def account_message(book: Book) -> resources.Account:
         display_name=book.display_name,
         status=book.status,
         overdraft=resources.Overdraft(kind=book.overdraft_kind, limit_nanos=book.overdraft_limit),
-        created_at=_stamp(book.created_at),
-        cycle_anchor=_stamp(book.cycle_anchor),
+        created_at=timestamp(book.created_at),
+        cycle_anchor=timestamp(book.cycle_anchor),
         last_sequence=book.sequence,
         status_reason=book.status_reason,
     )
@@ -92,10 +87,10 @@ def balance_message(view: BalanceView) -> resources.Balance:
         expired_nanos=book.expired,
         overdrawn_nanos=book.overdrawn,
         cycle_spent_nanos=book.cycle_spent,
-        cycle_start=_stamp(view.cycle_start),
-        cycle_end=_stamp(view.cycle_end),
+        cycle_start=timestamp(book.cycle_start),
+        cycle_end=timestamp(book.cycle_end),
         grants=[_grant_message(book, grant, view.granted_at.get(grant.grant_id)) for grant in book.grants],
-        as_of=_stamp(view.as_of),
+        as_of=timestamp(view.as_of),
         last_sequence=book.sequence,
     )
 
@@ -108,8 +103,9 @@ def _grant_message(book: Book, grant: Grant, created_at: datetime | None) -> res
         amount_nanos=grant.amount,
         remaining_nanos=grant.remaining,
         reserved_nanos=grant.reserved,
-        created_at=_stamp(created_at),
-        expires_at=_stamp(grant.expires_at),
+        created_at=timestamp(created_at),
+        expires_at=timestamp(grant.expires_at),
+        rollover_cap_nanos=grant.rollover_cap,
         transaction_id=transaction_id(created_at or book.created_at, grant.order),
     )
 
@@ -125,10 +121,10 @@ def hold_message(hold: Hold) -> resources.Hold:
         amount_nanos=hold.amount,
         tokens=hold.tokens,
         requests=hold.requests,
-        created_at=_stamp(hold.created_at),
-        expires_at=_stamp(hold.expires_at),
+        created_at=timestamp(hold.created_at),
+        expires_at=timestamp(hold.expires_at),
         settled_nanos=hold.settled,
-        ended_at=_stamp(hold.ended_at),
+        ended_at=timestamp(hold.ended_at),
     )
 
 
@@ -146,7 +142,7 @@ def limit_message(account_id: str, limit: Limit) -> resources.Limit:
         warn_percent=limit.warn_percent,
         used=limit.used,
         held=limit.held,
-        resets_at=None if limit.window == "lifetime" else _stamp(limit.window_end),
+        resets_at=None if limit.window == "lifetime" else timestamp(limit.window_end),
     )
 
 
@@ -175,8 +171,16 @@ def hold_settled_message(settled: HoldSettled) -> pb.SettleHoldResponse:
     )
 
 
-def transaction_message(entry: Entry) -> resources.Transaction:
-    """A journal entry."""
+def debited_message(debited: Debited) -> pb.DebitAccountResponse:
+    """What a debit did."""
+    entry = debited.entry
+    return pb.DebitAccountResponse(
+        transaction=transaction_message(entry), warnings=_warning_messages(entry.account_id, debited.warnings)
+    )
+
+
+def transaction_message(entry: Entry, undone: int = 0) -> resources.Transaction:
+    """A journal entry, and how much of it was undone."""
     moves = {
         "funding": entry.funding,
         "available": entry.available,
@@ -199,9 +203,11 @@ def transaction_message(entry: Entry) -> resources.Transaction:
         request_id=entry.request_id,
         hold_id=entry.hold_id,
         usage_id=entry.usage_id,
+        original_transaction_id=entry.original_id,
+        refunded_nanos=undone,
         key_id=entry.key_id,
         workspace=entry.workspace,
-        created_at=_stamp(entry.created_at),
+        created_at=timestamp(entry.created_at),
         hash=entry.hash.hex(),
     )
 
@@ -236,7 +242,7 @@ def usage_message(row: Row[Any]) -> resources.UsageRecord:
         account_id=row.account_id,
         key_id=row.key_id,
         workspace=row.workspace,
-        created_at=_stamp(row.created_at),
+        created_at=timestamp(row.created_at),
         billed_nanos=row.billed,
         billable=row.billable,
         hold_id=row.hold_id,
@@ -258,7 +264,8 @@ def usage_message(row: Row[Any]) -> resources.UsageRecord:
         duration_milliseconds=row.duration_milliseconds,
         status=row.status,
         estimated=row.estimated,
-        started_at=_stamp(row.started_at),
+        started_at=timestamp(row.started_at),
         provider_request_id=row.provider_request_id,
         service_tier=row.service_tier,
+        units=row.units,
     )

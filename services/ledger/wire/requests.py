@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from tollkeeper.ledger.v1 import resources_pb2 as resources
 
 from services.kit.amounts import request_amount
+from services.kit.times import moment_of
 from services.kit.validation import Violations, is_identifier
 from services.ledger.model.book import MAX_AMOUNT
 from services.ledger.model.operations import (
     CREDIT_TYPES,
+    Adjust,
     CreateHold,
     Credit,
+    Debit,
     DeleteLimit,
+    ExtendHold,
     OpenAccount,
     Operation,
     ReleaseHold,
     SetLimit,
     SetStatus,
     SettleHold,
+    Undo,
+    UpdateAccount,
     Usage,
 )
+from services.ledger.model.rows import sequence_of
 from services.ledger.model.windows import WINDOWS
 from services.ledger.store.reads import HOLD_MOVES
 
 MAX_TTL_SECONDS = 86_400
 DEFAULT_TTL_SECONDS = 300
 MAX_COUNT = 10**12
+MAX_UNITS = 20
+_UPDATABLE = ("display_name", "overdraft", "cycle_anchor")
 TYPES = (*CREDIT_TYPES.values(), "usage_deduction", "expiry", "reversal", *HOLD_MOVES)
 SCOPES = ("account", "plan", "key", "workspace")
 UNITS = ("nanos", "tokens", "requests")
-
-_UTC_YEARS = (1970, 9999)
 
 
 def body_hash(request: Message) -> bytes:
@@ -48,13 +53,9 @@ def body_hash(request: Message) -> bytes:
 
 def open_account(v: Violations, request: pb.OpenAccountRequest) -> OpenAccount:
     """OpenAccount, checked."""
-    kind = request.overdraft.kind or "none"
+    kind, limit = _overdraft(v, "overdraft", request.overdraft)
     v.identifier("account_id", request.account_id)
     v.text("display_name", request.display_name, max_length=200)
-    v.one_of("overdraft.kind", kind, ("none", "fixed", "unlimited"))
-    v.between("overdraft.limit_nanos", request.overdraft.limit_nanos, 0, MAX_AMOUNT)
-    if request.overdraft.limit_nanos and kind != "fixed":
-        v.add("overdraft.limit_nanos", "must be 0 unless overdraft.kind is fixed")
     v.identifier("request_id", request.request_id, required=False)
     words = pb.OpenAccountRequest()
     words.CopyFrom(request)
@@ -63,16 +64,53 @@ def open_account(v: Violations, request: pb.OpenAccountRequest) -> OpenAccount:
         account_id=request.account_id,
         display_name=request.display_name,
         overdraft_kind=kind,
-        overdraft_limit=request.overdraft.limit_nanos,
-        cycle_anchor=moment(v, "cycle_anchor", request.cycle_anchor) if request.HasField("cycle_anchor") else None,
+        overdraft_limit=limit,
+        cycle_anchor=moment_of(v, "cycle_anchor", request.cycle_anchor) if request.HasField("cycle_anchor") else None,
         body_hash=body_hash(words),
     )
 
 
+def _overdraft(v: Violations, field: str, overdraft: resources.Overdraft) -> tuple[str, int]:
+    """Kind and limit."""
+    kind = overdraft.kind or "none"
+    v.one_of(f"{field}.kind", kind, ("none", "fixed", "unlimited"))
+    v.between(f"{field}.limit_nanos", overdraft.limit_nanos, 0, MAX_AMOUNT)
+    if overdraft.limit_nanos and kind != "fixed":
+        v.add(f"{field}.limit_nanos", "must be 0 unless overdraft.kind is fixed")
+    return kind, overdraft.limit_nanos
+
+
+def update_account(v: Violations, request: pb.UpdateAccountRequest) -> UpdateAccount:
+    """UpdateAccount, checked. A field in the mask that is not given is set to its default."""
+    account, mask = request.account, list(request.update_mask.paths)
+    v.identifier("account.account_id", account.account_id)
+    v.identifier("request_id", request.request_id)
+    v.count("update_mask", mask, at_least=1, at_most=len(_UPDATABLE))
+    for number, path in enumerate(mask[: len(_UPDATABLE)]):
+        v.one_of(f"update_mask.paths[{number}]", path, _UPDATABLE)
+    anchor = None
+    if "cycle_anchor" in mask:
+        v.present("account.cycle_anchor", given=account.HasField("cycle_anchor"))
+        anchor = moment_of(v, "account.cycle_anchor", account.cycle_anchor)
+    if "display_name" in mask:
+        v.text("account.display_name", account.display_name, max_length=200)
+    return UpdateAccount(
+        account_id=account.account_id,
+        display_name=account.display_name if "display_name" in mask else None,
+        overdraft=_overdraft(v, "account.overdraft", account.overdraft) if "overdraft" in mask else None,
+        cycle_anchor=anchor,
+        request_id=request.request_id,
+        body_hash=body_hash(request),
+    )
+
+
 def set_status(
-    v: Violations, request: pb.SuspendAccountRequest | pb.ResumeAccountRequest, status: str, why: str
+    v: Violations,
+    request: pb.SuspendAccountRequest | pb.ResumeAccountRequest | pb.CloseAccountRequest,
+    status: str,
+    why: str,
 ) -> SetStatus:
-    """SuspendAccount and ResumeAccount, checked."""
+    """SuspendAccount, ResumeAccount and CloseAccount, checked."""
     v.identifier("account_id", request.account_id)
     v.identifier("request_id", request.request_id)
     v.text("reason", why, max_length=500)
@@ -86,20 +124,123 @@ def credit(v: Violations, request: pb.CreditAccountRequest) -> Credit:
     v.text("description", request.description, max_length=500)
     source = request.source or "purchase"
     v.one_of("source", source, tuple(CREDIT_TYPES))
-    amount = request_amount(v, request.amount_nanos if request.HasField("amount_nanos") else None, request.amount_usd)
-    if amount:
-        v.between("amount_usd" if request.amount_usd else "amount_nanos", amount, 1, MAX_AMOUNT)
+    amount = _amount(v, request.amount_nanos if request.HasField("amount_nanos") else None, request.amount_usd)
     priority = request.priority if request.HasField("priority") else 100
     v.between("priority", priority, 0, 1000)
-    if request.rollover_cap_nanos:
-        v.add("rollover_cap_nanos", "rollover is not supported yet; leave it out")
+    v.between("rollover_cap_nanos", request.rollover_cap_nanos, 0, MAX_AMOUNT)
+    if request.rollover_cap_nanos and not request.HasField("expires_at"):
+        v.add("rollover_cap_nanos", "must be 0 for credit that does not expire")
     return Credit(
         account_id=request.account_id,
         amount=amount,
         source=source,
         priority=priority,
-        expires_at=moment(v, "expires_at", request.expires_at) if request.HasField("expires_at") else None,
+        expires_at=moment_of(v, "expires_at", request.expires_at) if request.HasField("expires_at") else None,
+        rollover_cap=request.rollover_cap_nanos,
         description=request.description,
+        request_id=request.request_id,
+        body_hash=body_hash(request),
+    )
+
+
+def _amount(v: Violations, nanos: int | None, usd: str) -> int:
+    """A positive amount, given one way or the other."""
+    amount = request_amount(v, nanos, usd)
+    return v.between("amount_usd" if usd else "amount_nanos", amount, 1, MAX_AMOUNT) if amount else amount
+
+
+def adjust(v: Violations, request: pb.AdjustBalanceRequest) -> Adjust:
+    """AdjustBalance, checked."""
+    v.identifier("account_id", request.account_id)
+    v.identifier("request_id", request.request_id)
+    v.text("description", request.description, max_length=500)
+    direction = v.one_of("direction", request.direction or "credit", ("credit", "debit"))
+    amount = _amount(v, request.amount_nanos if request.HasField("amount_nanos") else None, request.amount_usd)
+    return Adjust(
+        account_id=request.account_id,
+        amount=-amount if direction == "debit" else amount,
+        description=request.description,
+        request_id=request.request_id,
+        body_hash=body_hash(request),
+    )
+
+
+def refund(v: Violations, request: pb.RefundTransactionRequest) -> Undo:
+    """RefundTransaction, checked."""
+    whole = not request.HasField("amount_nanos") and not request.amount_usd
+    nanos = request.amount_nanos if request.HasField("amount_nanos") else None
+    return _undo(v, request, "refund", None if whole else _amount(v, nanos, request.amount_usd))
+
+
+def reverse(v: Violations, request: pb.ReverseTransactionRequest) -> Undo:
+    """ReverseTransaction, checked."""
+    return _undo(
+        v, request, "reversal", _amount(v, request.amount_nanos, "") if request.HasField("amount_nanos") else None
+    )
+
+
+def _undo(
+    v: Violations,
+    request: pb.RefundTransactionRequest | pb.ReverseTransactionRequest,
+    kind: Literal["refund", "reversal"],
+    amount: int | None,
+) -> Undo:
+    v.identifier("account_id", request.account_id)
+    v.identifier("request_id", request.request_id)
+    v.identifier("transaction_id", request.transaction_id)
+    v.text("description", request.description, max_length=500)
+    return Undo(
+        account_id=request.account_id,
+        kind=kind,
+        transaction_id=request.transaction_id,
+        sequence=sequence_of(request.transaction_id),
+        amount=amount,
+        description=request.description,
+        request_id=request.request_id,
+        body_hash=body_hash(request),
+    )
+
+
+def debit(v: Violations, request: pb.DebitAccountRequest) -> Debit:
+    """DebitAccount, checked."""
+    v.identifier("account_id", request.account_id)
+    v.identifier("request_id", request.request_id)
+    v.identifier("key_id", request.key_id, required=False)
+    v.identifier("workspace", request.workspace, required=False)
+    v.text("description", request.description, max_length=500)
+    v.between("amount_nanos", request.amount_nanos, 0, MAX_AMOUNT)
+    v.between("tokens", request.tokens, 0, MAX_COUNT)
+    v.between("requests", request.requests, 0, MAX_COUNT)
+    return Debit(
+        account_id=request.account_id,
+        amount=request.amount_nanos,
+        tokens=request.tokens,
+        requests=request.requests,
+        key_id=request.key_id,
+        workspace=request.workspace,
+        usage=_usage(v, request.usage) if request.HasField("usage") else None,
+        description=request.description,
+        request_id=request.request_id,
+        body_hash=body_hash(request),
+    )
+
+
+def extend_hold(v: Violations, request: pb.ExtendHoldRequest) -> ExtendHold:
+    """ExtendHold, checked."""
+    v.identifier("account_id", request.account_id)
+    v.identifier("hold_id", request.hold_id)
+    v.identifier("request_id", request.request_id)
+    v.between("additional_nanos", request.additional_nanos, 0, MAX_AMOUNT)
+    v.between("additional_tokens", request.additional_tokens, 0, MAX_COUNT)
+    v.between("ttl_seconds", request.ttl_seconds, 0, MAX_TTL_SECONDS)
+    if not request.additional_nanos and not request.additional_tokens and not request.ttl_seconds:
+        v.add("additional_nanos", "give additional_nanos, additional_tokens or ttl_seconds")
+    return ExtendHold(
+        account_id=request.account_id,
+        hold_id=request.hold_id,
+        amount=request.additional_nanos,
+        tokens=request.additional_tokens,
+        ttl_seconds=request.ttl_seconds,
         request_id=request.request_id,
         body_hash=body_hash(request),
     )
@@ -170,6 +311,10 @@ def _usage(v: Violations, report: resources.UsageReport) -> Usage:
     for name in ("duration_milliseconds", "price_version"):
         v.between(f"usage.{name}", getattr(report, name), 0, MAX_COUNT)
     v.one_of("usage.status", report.status or "ok", ("ok", "cut", "failed"))
+    v.count("usage.units", report.units, at_most=MAX_UNITS)
+    for name, count in sorted(report.units.items())[:MAX_UNITS]:
+        v.text("usage.units", name, max_length=40, required=True)
+        v.between(f"usage.units[{name[:40]}]", count, 0, MAX_COUNT)
     return Usage(
         session=report.session,
         provider=report.provider,
@@ -187,9 +332,10 @@ def _usage(v: Violations, report: resources.UsageReport) -> Usage:
         duration_milliseconds=report.duration_milliseconds,
         status=report.status or "ok",
         estimated=report.estimated,
-        started_at=moment(v, "usage.started_at", report.started_at) if report.HasField("started_at") else None,
+        started_at=moment_of(v, "usage.started_at", report.started_at) if report.HasField("started_at") else None,
         provider_request_id=report.provider_request_id,
         service_tier=report.service_tier or "standard",
+        units=dict(report.units),
     )
 
 
@@ -254,13 +400,20 @@ def delete_limit(v: Violations, request: pb.DeleteLimitRequest) -> DeleteLimit:
     known = scope in SCOPES and unit in UNITS and window in WINDOWS
     if not known or not (is_identifier(subject) if scope in {"key", "workspace"} else subject == ""):
         v.add("limit_id", "must be the limit_id of a limit")
-    return DeleteLimit(request.account_id, scope, subject, unit, window)
+    v.identifier("request_id", request.request_id, required=False)
+    return DeleteLimit(request.account_id, scope, subject, unit, window, request.request_id, body_hash(request))
 
 
 _OPERATIONS: dict[str, Any] = {
     "open_account": open_account,
+    "update_account": update_account,
     "credit": credit,
+    "debit": debit,
+    "adjust": adjust,
+    "refund": refund,
+    "reverse": reverse,
     "hold": create_hold,
+    "extend": extend_hold,
     "settle": settle_hold,
     "release": release_hold,
     "set_limit": set_limit,
@@ -276,20 +429,5 @@ def operation_of(v: Violations, message: pb.Operation) -> Operation | None:
     if kind is None:
         v.add("kind", "is required: say what to do")
         return None
-    if kind not in _OPERATIONS:
-        v.add(kind, "is not served yet")
-        return None
     operation: Operation = _OPERATIONS[kind](v, getattr(message, kind))
     return operation
-
-
-def moment(v: Violations, field: str, stamp: Timestamp) -> datetime:
-    """A contract's time, to the microsecond."""
-    try:
-        found = stamp.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        found = None
-    if found is None or not _UTC_YEARS[0] <= found.year < _UTC_YEARS[1]:
-        v.add(field, "must be a time between the years 1970 and 9998")
-        return datetime(1970, 1, 1, tzinfo=UTC)
-    return found

@@ -784,7 +784,7 @@ class DebitAccountRequest(_message.Message):
     """Idempotency key."""
     @_builtins.property
     def usage(self) -> _resources_pb2.UsageReport:
-        """What was used, if it is to be kept as a usage record."""
+        """What was used, kept as a usage record in the same transaction."""
 
     def __init__(
         self,
@@ -1101,7 +1101,7 @@ class ExtendHoldRequest(_message.Message):
     additional_tokens: _builtins.int
     """How many more tokens."""
     ttl_seconds: _builtins.int
-    """After how many seconds from now it lapses. 0: as before."""
+    """After how many seconds from now it lapses, where that is later than before. At most 86 400. 0: as before."""
     request_id: _builtins.str
     """Idempotency key."""
     def __init__(
@@ -1179,7 +1179,7 @@ class SettleHoldResponse(_message.Message):
     WAS_EXPIRED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     usage_id: _builtins.str
-    """The usage record's id, where one was written."""
+    """The usage record's id."""
     available_nanos: _builtins.int
     """Available after it."""
     was_expired: _builtins.bool
@@ -1409,19 +1409,23 @@ class DeleteLimitRequest(_message.Message):
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     LIMIT_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose."""
     limit_id: _builtins.str
     """Which, as in `Limit.limit_id`."""
+    request_id: _builtins.str
+    """Idempotency key. Default: none; ending a limit that is not there changes nothing."""
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         limit_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "limit_id", b"limit_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "limit_id", b"limit_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

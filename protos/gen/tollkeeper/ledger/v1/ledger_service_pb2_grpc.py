@@ -115,7 +115,8 @@ class AccountServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAccount(self, request, context):
-        """Changes the display name, overdraft or cycle anchor, as `update_mask` names them.
+        """Changes the display name, overdraft or cycle anchor, as `update_mask` names them. A new anchor ends the present cycle:
+        a new one begins now and lasts until the anchor's next day and time of the month.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,7 +137,8 @@ class AccountServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CloseAccount(self, request, context):
-        """Closes an account for good. Errors: FAILED_PRECONDITION (ACCOUNT_HAS_HOLDS) while holds are open.
+        """Closes an account for good; what it has left stays in its book. Errors: FAILED_PRECONDITION (ACCOUNT_HAS_HOLDS) while
+        holds are open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -605,7 +607,7 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DebitAccount(self, request, context):
-        """Spends at once, without a hold. Checks balance and limits as a hold does.
+        """Spends at once, without a hold. Checks balance and limits as a hold does, and is refused as one is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -619,15 +621,20 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefundTransaction(self, request, context):
-        """Gives back a usage deduction, wholly or in part, to the grants that paid for it.
-        Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL), naming what is left to refund.
+        """Gives back a usage deduction, wholly or in part, to the grants that paid for it, the last one first. What belongs to a
+        grant that has expired since, or that a later credit has paid, comes back as a grant of source `refund`.
+        Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL, naming what is left to refund; NOT_REFUNDABLE where the
+        transaction is no deduction), NOT_FOUND (TRANSACTION_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReverseTransaction(self, request, context):
-        """Takes back a credit (a payment that was refunded or disputed), wholly or in part; may overdraw.
+        """Takes back a credit (a payment that was refunded or disputed), wholly or in part: first what is left of its grant,
+        then what of it has expired, then other credit; may overdraw.
+        Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL, naming what is left to take back; NOT_REFUNDABLE where the
+        transaction is no credit), NOT_FOUND (TRANSACTION_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -643,7 +650,8 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExtendHold(self, request, context):
-        """Makes an open hold larger, longer, or both, or refuses and leaves it as it was.
+        """Makes an open hold larger, longer, or both, or refuses and leaves it as it was. A repeated request gives the hold as it
+        stands. Errors: as CreateHold, and FAILED_PRECONDITION (HOLD_ENDED), NOT_FOUND (HOLD_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1314,7 +1322,8 @@ class JournalServiceServicer:
 
     def StreamUsage(self, request, context):
         """Every account's usage records in the order they were committed, from a cursor on, and then as they come. A reader
-        that keeps the cursor with its own work misses none and sees none twice.
+        that keeps the cursor with its own work misses none and sees none twice. Each account's records come in the order of
+        their numbers. Errors: INVALID_ARGUMENT for a cursor that is not one of this feed's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,13 +49,17 @@ class AccountServiceStub:
     ListAccounts: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAccountsRequest, _ledger_service_pb2.ListAccountsResponse]
     """All accounts by id, filtered and paged."""
     UpdateAccount: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.UpdateAccountRequest, _resources_pb2.Account]
-    """Changes the display name, overdraft or cycle anchor, as `update_mask` names them."""
+    """Changes the display name, overdraft or cycle anchor, as `update_mask` names them. A new anchor ends the present cycle:
+    a new one begins now and lasts until the anchor's next day and time of the month.
+    """
     SuspendAccount: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.SuspendAccountRequest, _resources_pb2.Account]
     """No new holds or debits from here on; calls under way still settle."""
     ResumeAccount: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ResumeAccountRequest, _resources_pb2.Account]
     """Ends a suspension."""
     CloseAccount: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.CloseAccountRequest, _resources_pb2.Account]
-    """Closes an account for good. Errors: FAILED_PRECONDITION (ACCOUNT_HAS_HOLDS) while holds are open."""
+    """Closes an account for good; what it has left stays in its book. Errors: FAILED_PRECONDITION (ACCOUNT_HAS_HOLDS) while
+    holds are open.
+    """
     GetBalance: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetBalanceRequest, _resources_pb2.Balance]
     """What the account has, now or at a past time."""
     ListGrants: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListGrantsRequest, _ledger_service_pb2.ListGrantsResponse]
@@ -77,13 +81,17 @@ class AccountServiceAsyncStub(AccountServiceStub):
     ListAccounts: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAccountsRequest, _ledger_service_pb2.ListAccountsResponse]  # type: ignore[assignment]
     """All accounts by id, filtered and paged."""
     UpdateAccount: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.UpdateAccountRequest, _resources_pb2.Account]  # type: ignore[assignment]
-    """Changes the display name, overdraft or cycle anchor, as `update_mask` names them."""
+    """Changes the display name, overdraft or cycle anchor, as `update_mask` names them. A new anchor ends the present cycle:
+    a new one begins now and lasts until the anchor's next day and time of the month.
+    """
     SuspendAccount: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SuspendAccountRequest, _resources_pb2.Account]  # type: ignore[assignment]
     """No new holds or debits from here on; calls under way still settle."""
     ResumeAccount: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ResumeAccountRequest, _resources_pb2.Account]  # type: ignore[assignment]
     """Ends a suspension."""
     CloseAccount: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.CloseAccountRequest, _resources_pb2.Account]  # type: ignore[assignment]
-    """Closes an account for good. Errors: FAILED_PRECONDITION (ACCOUNT_HAS_HOLDS) while holds are open."""
+    """Closes an account for good; what it has left stays in its book. Errors: FAILED_PRECONDITION (ACCOUNT_HAS_HOLDS) while
+    holds are open.
+    """
     GetBalance: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetBalanceRequest, _resources_pb2.Balance]  # type: ignore[assignment]
     """What the account has, now or at a past time."""
     ListGrants: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListGrantsRequest, _ledger_service_pb2.ListGrantsResponse]  # type: ignore[assignment]
@@ -122,7 +130,9 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.UpdateAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Account, _abc.Awaitable[_resources_pb2.Account]]:
-        """Changes the display name, overdraft or cycle anchor, as `update_mask` names them."""
+        """Changes the display name, overdraft or cycle anchor, as `update_mask` names them. A new anchor ends the present cycle:
+        a new one begins now and lasts until the anchor's next day and time of the month.
+        """
 
     def SuspendAccount(
         self,
@@ -143,7 +153,9 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.CloseAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Account, _abc.Awaitable[_resources_pb2.Account]]:
-        """Closes an account for good. Errors: FAILED_PRECONDITION (ACCOUNT_HAS_HOLDS) while holds are open."""
+        """Closes an account for good; what it has left stays in its book. Errors: FAILED_PRECONDITION (ACCOUNT_HAS_HOLDS) while
+        holds are open.
+        """
 
     def GetBalance(
         self,
@@ -180,22 +192,30 @@ class LedgerServiceStub:
     CreditAccount: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.CreditAccountRequest, _resources_pb2.Transaction]
     """Gives credit: one new grant, after any overdrawn amount is paid."""
     DebitAccount: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.DebitAccountRequest, _ledger_service_pb2.DebitAccountResponse]
-    """Spends at once, without a hold. Checks balance and limits as a hold does."""
+    """Spends at once, without a hold. Checks balance and limits as a hold does, and is refused as one is."""
     AdjustBalance: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.AdjustBalanceRequest, _resources_pb2.Transaction]
     """Corrects a balance by hand, up or down; taking more than is available overdraws."""
     RefundTransaction: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.RefundTransactionRequest, _resources_pb2.Transaction]
-    """Gives back a usage deduction, wholly or in part, to the grants that paid for it.
-    Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL), naming what is left to refund.
+    """Gives back a usage deduction, wholly or in part, to the grants that paid for it, the last one first. What belongs to a
+    grant that has expired since, or that a later credit has paid, comes back as a grant of source `refund`.
+    Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL, naming what is left to refund; NOT_REFUNDABLE where the
+    transaction is no deduction), NOT_FOUND (TRANSACTION_NOT_FOUND).
     """
     ReverseTransaction: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ReverseTransactionRequest, _resources_pb2.Transaction]
-    """Takes back a credit (a payment that was refunded or disputed), wholly or in part; may overdraw."""
+    """Takes back a credit (a payment that was refunded or disputed), wholly or in part: first what is left of its grant,
+    then what of it has expired, then other credit; may overdraw.
+    Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL, naming what is left to take back; NOT_REFUNDABLE where the
+    transaction is no credit), NOT_FOUND (TRANSACTION_NOT_FOUND).
+    """
     CreateHold: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.CreateHoldRequest, _ledger_service_pb2.CreateHoldResponse]
     """Sets money and limit use aside for one call, or refuses as a whole and says what stood in the way.
     Errors: RESOURCE_EXHAUSTED (INSUFFICIENT_CREDIT, HTTP 402; LIMIT_EXCEEDED, HTTP 429, naming the limit),
     PERMISSION_DENIED (ACCOUNT_SUSPENDED), FAILED_PRECONDITION (ACCOUNT_CLOSED), NOT_FOUND (ACCOUNT_NOT_FOUND).
     """
     ExtendHold: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ExtendHoldRequest, _ledger_service_pb2.CreateHoldResponse]
-    """Makes an open hold larger, longer, or both, or refuses and leaves it as it was."""
+    """Makes an open hold larger, longer, or both, or refuses and leaves it as it was. A repeated request gives the hold as it
+    stands. Errors: as CreateHold, and FAILED_PRECONDITION (HOLD_ENDED), NOT_FOUND (HOLD_NOT_FOUND).
+    """
     SettleHold: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.SettleHoldRequest, _ledger_service_pb2.SettleHoldResponse]
     """Books what a call really used and gives the rest of its hold back, once. More than held is taken from what is
     available, and overdraws if it must: what was used is owed. A hold that has expired is settled all the same.
@@ -223,22 +243,30 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     CreditAccount: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.CreditAccountRequest, _resources_pb2.Transaction]  # type: ignore[assignment]
     """Gives credit: one new grant, after any overdrawn amount is paid."""
     DebitAccount: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.DebitAccountRequest, _ledger_service_pb2.DebitAccountResponse]  # type: ignore[assignment]
-    """Spends at once, without a hold. Checks balance and limits as a hold does."""
+    """Spends at once, without a hold. Checks balance and limits as a hold does, and is refused as one is."""
     AdjustBalance: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.AdjustBalanceRequest, _resources_pb2.Transaction]  # type: ignore[assignment]
     """Corrects a balance by hand, up or down; taking more than is available overdraws."""
     RefundTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.RefundTransactionRequest, _resources_pb2.Transaction]  # type: ignore[assignment]
-    """Gives back a usage deduction, wholly or in part, to the grants that paid for it.
-    Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL), naming what is left to refund.
+    """Gives back a usage deduction, wholly or in part, to the grants that paid for it, the last one first. What belongs to a
+    grant that has expired since, or that a later credit has paid, comes back as a grant of source `refund`.
+    Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL, naming what is left to refund; NOT_REFUNDABLE where the
+    transaction is no deduction), NOT_FOUND (TRANSACTION_NOT_FOUND).
     """
     ReverseTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ReverseTransactionRequest, _resources_pb2.Transaction]  # type: ignore[assignment]
-    """Takes back a credit (a payment that was refunded or disputed), wholly or in part; may overdraw."""
+    """Takes back a credit (a payment that was refunded or disputed), wholly or in part: first what is left of its grant,
+    then what of it has expired, then other credit; may overdraw.
+    Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL, naming what is left to take back; NOT_REFUNDABLE where the
+    transaction is no credit), NOT_FOUND (TRANSACTION_NOT_FOUND).
+    """
     CreateHold: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.CreateHoldRequest, _ledger_service_pb2.CreateHoldResponse]  # type: ignore[assignment]
     """Sets money and limit use aside for one call, or refuses as a whole and says what stood in the way.
     Errors: RESOURCE_EXHAUSTED (INSUFFICIENT_CREDIT, HTTP 402; LIMIT_EXCEEDED, HTTP 429, naming the limit),
     PERMISSION_DENIED (ACCOUNT_SUSPENDED), FAILED_PRECONDITION (ACCOUNT_CLOSED), NOT_FOUND (ACCOUNT_NOT_FOUND).
     """
     ExtendHold: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ExtendHoldRequest, _ledger_service_pb2.CreateHoldResponse]  # type: ignore[assignment]
-    """Makes an open hold larger, longer, or both, or refuses and leaves it as it was."""
+    """Makes an open hold larger, longer, or both, or refuses and leaves it as it was. A repeated request gives the hold as it
+    stands. Errors: as CreateHold, and FAILED_PRECONDITION (HOLD_ENDED), NOT_FOUND (HOLD_NOT_FOUND).
+    """
     SettleHold: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SettleHoldRequest, _ledger_service_pb2.SettleHoldResponse]  # type: ignore[assignment]
     """Books what a call really used and gives the rest of its hold back, once. More than held is taken from what is
     available, and overdraws if it must: what was used is owed. A hold that has expired is settled all the same.
@@ -278,7 +306,7 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.DebitAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.DebitAccountResponse, _abc.Awaitable[_ledger_service_pb2.DebitAccountResponse]]:
-        """Spends at once, without a hold. Checks balance and limits as a hold does."""
+        """Spends at once, without a hold. Checks balance and limits as a hold does, and is refused as one is."""
 
     def AdjustBalance(
         self,
@@ -292,8 +320,10 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.RefundTransactionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Transaction, _abc.Awaitable[_resources_pb2.Transaction]]:
-        """Gives back a usage deduction, wholly or in part, to the grants that paid for it.
-        Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL), naming what is left to refund.
+        """Gives back a usage deduction, wholly or in part, to the grants that paid for it, the last one first. What belongs to a
+        grant that has expired since, or that a later credit has paid, comes back as a grant of source `refund`.
+        Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL, naming what is left to refund; NOT_REFUNDABLE where the
+        transaction is no deduction), NOT_FOUND (TRANSACTION_NOT_FOUND).
         """
 
     def ReverseTransaction(
@@ -301,7 +331,11 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.ReverseTransactionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Transaction, _abc.Awaitable[_resources_pb2.Transaction]]:
-        """Takes back a credit (a payment that was refunded or disputed), wholly or in part; may overdraw."""
+        """Takes back a credit (a payment that was refunded or disputed), wholly or in part: first what is left of its grant,
+        then what of it has expired, then other credit; may overdraw.
+        Errors: FAILED_PRECONDITION (REFUND_EXCEEDS_ORIGINAL, naming what is left to take back; NOT_REFUNDABLE where the
+        transaction is no credit), NOT_FOUND (TRANSACTION_NOT_FOUND).
+        """
 
     def CreateHold(
         self,
@@ -318,7 +352,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.ExtendHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.CreateHoldResponse, _abc.Awaitable[_ledger_service_pb2.CreateHoldResponse]]:
-        """Makes an open hold larger, longer, or both, or refuses and leaves it as it was."""
+        """Makes an open hold larger, longer, or both, or refuses and leaves it as it was. A repeated request gives the hold as it
+        stands. Errors: as CreateHold, and FAILED_PRECONDITION (HOLD_ENDED), NOT_FOUND (HOLD_NOT_FOUND).
+        """
 
     def SettleHold(
         self,
@@ -398,7 +434,8 @@ class JournalServiceStub:
     """Usage records or transactions as a CSV or Parquet file, in pieces."""
     StreamUsage: _grpc.UnaryStreamMultiCallable[_ledger_service_pb2.StreamUsageRequest, _ledger_service_pb2.StreamUsageResponse]
     """Every account's usage records in the order they were committed, from a cursor on, and then as they come. A reader
-    that keeps the cursor with its own work misses none and sees none twice.
+    that keeps the cursor with its own work misses none and sees none twice. Each account's records come in the order of
+    their numbers. Errors: INVALID_ARGUMENT for a cursor that is not one of this feed's.
     """
 
 @_typing.type_check_only
@@ -424,7 +461,8 @@ class JournalServiceAsyncStub(JournalServiceStub):
     """Usage records or transactions as a CSV or Parquet file, in pieces."""
     StreamUsage: _aio.UnaryStreamMultiCallable[_ledger_service_pb2.StreamUsageRequest, _ledger_service_pb2.StreamUsageResponse]  # type: ignore[assignment]
     """Every account's usage records in the order they were committed, from a cursor on, and then as they come. A reader
-    that keeps the cursor with its own work misses none and sees none twice.
+    that keeps the cursor with its own work misses none and sees none twice. Each account's records come in the order of
+    their numbers. Errors: INVALID_ARGUMENT for a cursor that is not one of this feed's.
     """
 
 class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -492,7 +530,8 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ledger_service_pb2.StreamUsageResponse], _abc.AsyncIterator[_ledger_service_pb2.StreamUsageResponse]]:
         """Every account's usage records in the order they were committed, from a cursor on, and then as they come. A reader
-        that keeps the cursor with its own work misses none and sees none twice.
+        that keeps the cursor with its own work misses none and sees none twice. Each account's records come in the order of
+        their numbers. Errors: INVALID_ARGUMENT for a cursor that is not one of this feed's.
         """
 
 def add_JournalServiceServicer_to_server(servicer: JournalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

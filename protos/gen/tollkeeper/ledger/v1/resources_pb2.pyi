@@ -215,7 +215,9 @@ class Grant(_message.Message):
     remaining_nanos: _builtins.int
     """Not yet spent, expired or taken back; includes what open holds reserve."""
     reserved_nanos: _builtins.int
-    """The part of `remaining_nanos` that open holds reserve. It does not expire while they are open."""
+    """The part of `remaining_nanos` that open holds reserve. It does not expire while they are open. 0 in balances of past
+    times.
+    """
     rollover_cap_nanos: _builtins.int
     """At expiry up to this much of what is left is carried into a new grant for one more cycle. 0: nothing."""
     transaction_id: _builtins.str
@@ -548,6 +550,26 @@ class UsageReport(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class UnitsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SESSION_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
@@ -567,6 +589,7 @@ class UsageReport(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     PROVIDER_REQUEST_ID_FIELD_NUMBER: _builtins.int
     SERVICE_TIER_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """The conversation or job that the call belongs to, as told by the client. At most 200 characters."""
     provider: _builtins.str
@@ -607,6 +630,12 @@ class UsageReport(_message.Message):
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When the request arrived. Default: when it is booked."""
 
+    @_builtins.property
+    def units(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Further counts that a price may depend on, by the price component's name, e.g. `cache_write_1h`, `audio_input`,
+        `image`. At most 20, none negative.
+        """
+
     def __init__(
         self,
         *,
@@ -629,10 +658,11 @@ class UsageReport(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         provider_request_id: _builtins.str = ...,
         service_tier: _builtins.str = ...,
+        units: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_write_tokens", b"cache_write_tokens", "cached_tokens", b"cached_tokens", "cost_nanos", b"cost_nanos", "duration_milliseconds", b"duration_milliseconds", "endpoint", b"endpoint", "estimated", b"estimated", "input_cost_nanos", b"input_cost_nanos", "input_tokens", b"input_tokens", "model", b"model", "output_cost_nanos", b"output_cost_nanos", "output_tokens", b"output_tokens", "price_version", b"price_version", "provider", b"provider", "provider_request_id", b"provider_request_id", "reasoning_tokens", b"reasoning_tokens", "service_tier", b"service_tier", "session", b"session", "started_at", b"started_at", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_write_tokens", b"cache_write_tokens", "cached_tokens", b"cached_tokens", "cost_nanos", b"cost_nanos", "duration_milliseconds", b"duration_milliseconds", "endpoint", b"endpoint", "estimated", b"estimated", "input_cost_nanos", b"input_cost_nanos", "input_tokens", b"input_tokens", "model", b"model", "output_cost_nanos", b"output_cost_nanos", "output_tokens", b"output_tokens", "price_version", b"price_version", "provider", b"provider", "provider_request_id", b"provider_request_id", "reasoning_tokens", b"reasoning_tokens", "service_tier", b"service_tier", "session", b"session", "started_at", b"started_at", "status", b"status", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -640,9 +670,29 @@ Global___UsageReport: _TypeAlias = UsageReport  # noqa: Y015
 
 @_typing.final
 class UsageRecord(_message.Message):
-    """One model call, as booked."""
+    """One settlement or debit, as booked. Every one writes a record, with what was reported of the call."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class UnitsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     USAGE_ID_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
@@ -673,6 +723,7 @@ class UsageRecord(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     PROVIDER_REQUEST_ID_FIELD_NUMBER: _builtins.int
     SERVICE_TIER_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
     usage_id: _builtins.str
     """Made by the ledger; unique within the account."""
     account_id: _builtins.str
@@ -735,6 +786,10 @@ class UsageRecord(_message.Message):
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When the request arrived. Default: when it is booked."""
 
+    @_builtins.property
+    def units(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Further counts that a price may depend on, by the price component's name."""
+
     def __init__(
         self,
         *,
@@ -767,10 +822,11 @@ class UsageRecord(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         provider_request_id: _builtins.str = ...,
         service_tier: _builtins.str = ...,
+        units: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "billable", b"billable", "billed_nanos", b"billed_nanos", "cache_write_tokens", b"cache_write_tokens", "cached_tokens", b"cached_tokens", "cost_nanos", b"cost_nanos", "created_at", b"created_at", "duration_milliseconds", b"duration_milliseconds", "endpoint", b"endpoint", "estimated", b"estimated", "hold_id", b"hold_id", "input_cost_nanos", b"input_cost_nanos", "input_tokens", b"input_tokens", "key_id", b"key_id", "model", b"model", "output_cost_nanos", b"output_cost_nanos", "output_tokens", b"output_tokens", "price_version", b"price_version", "provider", b"provider", "provider_request_id", b"provider_request_id", "reasoning_tokens", b"reasoning_tokens", "service_tier", b"service_tier", "session", b"session", "started_at", b"started_at", "status", b"status", "total_tokens", b"total_tokens", "transaction_id", b"transaction_id", "usage_id", b"usage_id", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "billable", b"billable", "billed_nanos", b"billed_nanos", "cache_write_tokens", b"cache_write_tokens", "cached_tokens", b"cached_tokens", "cost_nanos", b"cost_nanos", "created_at", b"created_at", "duration_milliseconds", b"duration_milliseconds", "endpoint", b"endpoint", "estimated", b"estimated", "hold_id", b"hold_id", "input_cost_nanos", b"input_cost_nanos", "input_tokens", b"input_tokens", "key_id", b"key_id", "model", b"model", "output_cost_nanos", b"output_cost_nanos", "output_tokens", b"output_tokens", "price_version", b"price_version", "provider", b"provider", "provider_request_id", b"provider_request_id", "reasoning_tokens", b"reasoning_tokens", "service_tier", b"service_tier", "session", b"session", "started_at", b"started_at", "status", b"status", "total_tokens", b"total_tokens", "transaction_id", b"transaction_id", "units", b"units", "usage_id", b"usage_id", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

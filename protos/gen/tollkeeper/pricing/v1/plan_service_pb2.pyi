@@ -117,8 +117,11 @@ class CreatePlanRequest(_message.Message):
 
     PLAN_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key."""
+    reason: _builtins.str
+    """Why. At most 500 characters."""
     @_builtins.property
     def plan(self) -> _resources_pb2.Plan:
         """The plan. `version`, `credit_nanos`, `retired` and `created_at` within are ignored."""
@@ -128,10 +131,11 @@ class CreatePlanRequest(_message.Message):
         *,
         plan: _resources_pb2.Plan | None = ...,
         request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -146,15 +150,20 @@ class UpdatePlanRequest(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Idempotency key."""
+    """Idempotency key. Default: none; what changes nothing makes no version."""
+    reason: _builtins.str
+    """Why. At most 500 characters."""
     @_builtins.property
     def plan(self) -> _resources_pb2.Plan:
         """The plan's id and its new values."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which of its fields change. Over REST: those the body names."""
+        """Which of its fields change; `*`: all. Default: those of `plan` that are set, that is, not 0 or empty. All but
+        `plan_id`, `kind`, and what is worked out: `version`, `credit_nanos`, `created_at`.
+        """
 
     def __init__(
         self,
@@ -162,10 +171,11 @@ class UpdatePlanRequest(_message.Message):
         plan: _resources_pb2.Plan | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "request_id", b"request_id", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "reason", b"reason", "request_id", b"request_id", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,19 +189,23 @@ class RetirePlanRequest(_message.Message):
 
     PLAN_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.str
     """Which plan."""
     request_id: _builtins.str
     """Idempotency key."""
+    reason: _builtins.str
+    """Why. At most 500 characters."""
     def __init__(
         self,
         *,
         plan_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan_id", b"plan_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan_id", b"plan_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -235,25 +249,57 @@ class ListPlanVersionsResponse(_message.Message):
 
     PLANS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AUTHORSHIP_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty on the last page."""
     @_builtins.property
     def plans(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Plan]:
         """Newest first."""
 
+    @_builtins.property
+    def authorship(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanAuthorship]:
+        """Who made each of them, and why; in the same order."""
+
     def __init__(
         self,
         *,
         plans: _abc.Iterable[_resources_pb2.Plan] | None = ...,
         next_page_token: _builtins.str = ...,
+        authorship: _abc.Iterable[Global___PlanAuthorship] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "plans", b"plans"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorship", b"authorship", "next_page_token", b"next_page_token", "plans", b"plans"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPlanVersionsResponse: _TypeAlias = ListPlanVersionsResponse  # noqa: Y015
+
+@_typing.final
+class PlanAuthorship(_message.Message):
+    """Who made a version of a plan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    author: _builtins.str
+    """Who."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanAuthorship: _TypeAlias = PlanAuthorship  # noqa: Y015
 
 @_typing.final
 class TierTemplate(_message.Message):
@@ -692,7 +738,7 @@ class MarginReport(_message.Message):
     """`2026-11`."""
     @_builtins.property
     def plans(self) -> _containers.RepeatedCompositeFieldContainer[Global___MarginLine]:
-        """By plan."""
+        """By plan, those that have customers."""
 
     @_builtins.property
     def total(self) -> Global___MarginLine:
@@ -725,18 +771,21 @@ class MarginLine(_message.Message):
     STRIPE_FEE_NANOS_FIELD_NUMBER: _builtins.int
     PROFIT_NANOS_FIELD_NUMBER: _builtins.int
     MARGIN_BASIS_POINTS_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.str
     """Which plan. Empty in the total."""
     revenue_nanos: _builtins.int
-    """What customers paid."""
+    """What customers paid, as GetMarginReport says."""
     api_cost_nanos: _builtins.int
-    """What providers charged."""
+    """What providers charged for calls booked in the month; at an override's rates where the account has one."""
     stripe_fee_nanos: _builtins.int
     """What Stripe kept."""
     profit_nanos: _builtins.int
     """Revenue − cost − fee."""
     margin_basis_points: _builtins.int
-    """Profit ÷ revenue, in basis points. 0 where there is no revenue."""
+    """Profit ÷ revenue, in basis points, within 32 bits. 0 where there is no revenue."""
+    customers: _builtins.int
+    """Customers on the plan."""
     def __init__(
         self,
         *,
@@ -746,10 +795,11 @@ class MarginLine(_message.Message):
         stripe_fee_nanos: _builtins.int = ...,
         profit_nanos: _builtins.int = ...,
         margin_basis_points: _builtins.int = ...,
+        customers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_cost_nanos", b"api_cost_nanos", "margin_basis_points", b"margin_basis_points", "plan_id", b"plan_id", "profit_nanos", b"profit_nanos", "revenue_nanos", b"revenue_nanos", "stripe_fee_nanos", b"stripe_fee_nanos"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_cost_nanos", b"api_cost_nanos", "customers", b"customers", "margin_basis_points", b"margin_basis_points", "plan_id", b"plan_id", "profit_nanos", b"profit_nanos", "revenue_nanos", b"revenue_nanos", "stripe_fee_nanos", b"stripe_fee_nanos"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

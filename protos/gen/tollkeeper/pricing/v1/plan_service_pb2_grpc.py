@@ -112,28 +112,32 @@ class PlanServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreatePlan(self, request, context):
-        """Makes a plan, in version 1. Errors: ALREADY_EXISTS (PLAN_EXISTS).
+        """Makes a plan, in version 1. Errors: INVALID_ARGUMENT naming every field that is wrong; ALREADY_EXISTS (PLAN_EXISTS;
+        IDEMPOTENCY_CONFLICT where the request id was used with another body).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdatePlan(self, request, context):
-        """Makes a plan's next version; accounts on an earlier one keep it until moved.
+        """Makes a plan's next version; accounts on an earlier one keep it until moved. Where nothing would change, none is made.
+        Errors: INVALID_ARGUMENT naming every field that is wrong; NOT_FOUND (PLAN_NOT_FOUND), ALREADY_EXISTS
+        (IDEMPOTENCY_CONFLICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetirePlan(self, request, context):
-        """Takes a plan off sale; accounts on it keep it.
+        """Takes a plan off sale, by a version of its own; accounts on it keep theirs. UpdatePlan of `retired` puts it on sale
+        again. Errors: NOT_FOUND (PLAN_NOT_FOUND), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPlanVersions(self, request, context):
-        """A plan's versions, newest first.
+        """A plan's versions, newest first. Errors: NOT_FOUND (PLAN_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,21 +158,31 @@ class PlanServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def QuoteOverage(self, request, context):
-        """What use above a plan's limits costs.
+        """What use above a plan's limits costs. Errors: NOT_FOUND (PLAN_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecommendPlan(self, request, context):
-        """The cheapest plan whose budget and limits cover the projected use with 10 % to spare.
+        """The cheapest plan whose budget and limits cover the projected use with 10 % to spare. Errors: NOT_FOUND
+        (PLAN_NOT_FOUND), FAILED_PRECONDITION (NO_PLAN_ON_SALE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMarginReport(self, request, context):
-        """Revenue, API cost, Stripe's fees, profit and margin by plan.
+        """Revenue, API cost, Stripe's fees, profit and margin of a month by plan, over all customers, by the plan and version
+        that each is on now. Revenue is
+        - the plan's monthly price for each `subscription_grant` transaction of the month: credits are granted when an
+        invoice is paid, once per invoice; of a grant that was reversed, the part that was not;
+        - each `credit_purchase` transaction of the month, less what of it was refunded or reversed;
+        - for a metered plan, which leaves no grant in the ledger, its monthly price for each cycle that began in the month;
+        overage is not counted.
+        Each of these is one payment, of which Stripe keeps 2.9 % + $0.30, also where it is refunded; a plan without a price
+        earns nothing and costs its API cost.
+        Errors: FAILED_PRECONDITION (LEDGER_NOT_CONFIGURED, SUBSCRIPTIONS_NOT_CONFIGURED), DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,23 +39,42 @@ class PlanServiceStub:
     ListPlans: _grpc.UnaryUnaryMultiCallable[_plan_service_pb2.ListPlansRequest, _plan_service_pb2.ListPlansResponse]
     """Plans in their newest version."""
     CreatePlan: _grpc.UnaryUnaryMultiCallable[_plan_service_pb2.CreatePlanRequest, _resources_pb2.Plan]
-    """Makes a plan, in version 1. Errors: ALREADY_EXISTS (PLAN_EXISTS)."""
+    """Makes a plan, in version 1. Errors: INVALID_ARGUMENT naming every field that is wrong; ALREADY_EXISTS (PLAN_EXISTS;
+    IDEMPOTENCY_CONFLICT where the request id was used with another body).
+    """
     UpdatePlan: _grpc.UnaryUnaryMultiCallable[_plan_service_pb2.UpdatePlanRequest, _resources_pb2.Plan]
-    """Makes a plan's next version; accounts on an earlier one keep it until moved."""
+    """Makes a plan's next version; accounts on an earlier one keep it until moved. Where nothing would change, none is made.
+    Errors: INVALID_ARGUMENT naming every field that is wrong; NOT_FOUND (PLAN_NOT_FOUND), ALREADY_EXISTS
+    (IDEMPOTENCY_CONFLICT).
+    """
     RetirePlan: _grpc.UnaryUnaryMultiCallable[_plan_service_pb2.RetirePlanRequest, _resources_pb2.Plan]
-    """Takes a plan off sale; accounts on it keep it."""
+    """Takes a plan off sale, by a version of its own; accounts on it keep theirs. UpdatePlan of `retired` puts it on sale
+    again. Errors: NOT_FOUND (PLAN_NOT_FOUND), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+    """
     ListPlanVersions: _grpc.UnaryUnaryMultiCallable[_plan_service_pb2.ListPlanVersionsRequest, _plan_service_pb2.ListPlanVersionsResponse]
-    """A plan's versions, newest first."""
+    """A plan's versions, newest first. Errors: NOT_FOUND (PLAN_NOT_FOUND)."""
     GenerateTiers: _grpc.UnaryUnaryMultiCallable[_plan_service_pb2.GenerateTiersRequest, _plan_service_pb2.GenerateTiersResponse]
     """Prices, budgets, credits, profit and margins for a margin and tier templates."""
     QuoteUserPrice: _grpc.UnaryUnaryMultiCallable[_plan_service_pb2.QuoteUserPriceRequest, _plan_service_pb2.QuoteUserPriceResponse]
     """What a customer pays for an API cost at a margin: cost ÷ (1 − margin)."""
     QuoteOverage: _grpc.UnaryUnaryMultiCallable[_plan_service_pb2.QuoteOverageRequest, _plan_service_pb2.QuoteOverageResponse]
-    """What use above a plan's limits costs."""
+    """What use above a plan's limits costs. Errors: NOT_FOUND (PLAN_NOT_FOUND)."""
     RecommendPlan: _grpc.UnaryUnaryMultiCallable[_plan_service_pb2.RecommendPlanRequest, _plan_service_pb2.RecommendPlanResponse]
-    """The cheapest plan whose budget and limits cover the projected use with 10 % to spare."""
+    """The cheapest plan whose budget and limits cover the projected use with 10 % to spare. Errors: NOT_FOUND
+    (PLAN_NOT_FOUND), FAILED_PRECONDITION (NO_PLAN_ON_SALE).
+    """
     GetMarginReport: _grpc.UnaryUnaryMultiCallable[_plan_service_pb2.GetMarginReportRequest, _plan_service_pb2.MarginReport]
-    """Revenue, API cost, Stripe's fees, profit and margin by plan."""
+    """Revenue, API cost, Stripe's fees, profit and margin of a month by plan, over all customers, by the plan and version
+    that each is on now. Revenue is
+    - the plan's monthly price for each `subscription_grant` transaction of the month: credits are granted when an
+      invoice is paid, once per invoice; of a grant that was reversed, the part that was not;
+    - each `credit_purchase` transaction of the month, less what of it was refunded or reversed;
+    - for a metered plan, which leaves no grant in the ledger, its monthly price for each cycle that began in the month;
+      overage is not counted.
+    Each of these is one payment, of which Stripe keeps 2.9 % + $0.30, also where it is refunded; a plan without a price
+    earns nothing and costs its API cost.
+    Errors: FAILED_PRECONDITION (LEDGER_NOT_CONFIGURED, SUBSCRIPTIONS_NOT_CONFIGURED), DEADLINE_EXCEEDED.
+    """
 
 @_typing.type_check_only
 class PlanServiceAsyncStub(PlanServiceStub):
@@ -67,23 +86,42 @@ class PlanServiceAsyncStub(PlanServiceStub):
     ListPlans: _aio.UnaryUnaryMultiCallable[_plan_service_pb2.ListPlansRequest, _plan_service_pb2.ListPlansResponse]  # type: ignore[assignment]
     """Plans in their newest version."""
     CreatePlan: _aio.UnaryUnaryMultiCallable[_plan_service_pb2.CreatePlanRequest, _resources_pb2.Plan]  # type: ignore[assignment]
-    """Makes a plan, in version 1. Errors: ALREADY_EXISTS (PLAN_EXISTS)."""
+    """Makes a plan, in version 1. Errors: INVALID_ARGUMENT naming every field that is wrong; ALREADY_EXISTS (PLAN_EXISTS;
+    IDEMPOTENCY_CONFLICT where the request id was used with another body).
+    """
     UpdatePlan: _aio.UnaryUnaryMultiCallable[_plan_service_pb2.UpdatePlanRequest, _resources_pb2.Plan]  # type: ignore[assignment]
-    """Makes a plan's next version; accounts on an earlier one keep it until moved."""
+    """Makes a plan's next version; accounts on an earlier one keep it until moved. Where nothing would change, none is made.
+    Errors: INVALID_ARGUMENT naming every field that is wrong; NOT_FOUND (PLAN_NOT_FOUND), ALREADY_EXISTS
+    (IDEMPOTENCY_CONFLICT).
+    """
     RetirePlan: _aio.UnaryUnaryMultiCallable[_plan_service_pb2.RetirePlanRequest, _resources_pb2.Plan]  # type: ignore[assignment]
-    """Takes a plan off sale; accounts on it keep it."""
+    """Takes a plan off sale, by a version of its own; accounts on it keep theirs. UpdatePlan of `retired` puts it on sale
+    again. Errors: NOT_FOUND (PLAN_NOT_FOUND), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+    """
     ListPlanVersions: _aio.UnaryUnaryMultiCallable[_plan_service_pb2.ListPlanVersionsRequest, _plan_service_pb2.ListPlanVersionsResponse]  # type: ignore[assignment]
-    """A plan's versions, newest first."""
+    """A plan's versions, newest first. Errors: NOT_FOUND (PLAN_NOT_FOUND)."""
     GenerateTiers: _aio.UnaryUnaryMultiCallable[_plan_service_pb2.GenerateTiersRequest, _plan_service_pb2.GenerateTiersResponse]  # type: ignore[assignment]
     """Prices, budgets, credits, profit and margins for a margin and tier templates."""
     QuoteUserPrice: _aio.UnaryUnaryMultiCallable[_plan_service_pb2.QuoteUserPriceRequest, _plan_service_pb2.QuoteUserPriceResponse]  # type: ignore[assignment]
     """What a customer pays for an API cost at a margin: cost ÷ (1 − margin)."""
     QuoteOverage: _aio.UnaryUnaryMultiCallable[_plan_service_pb2.QuoteOverageRequest, _plan_service_pb2.QuoteOverageResponse]  # type: ignore[assignment]
-    """What use above a plan's limits costs."""
+    """What use above a plan's limits costs. Errors: NOT_FOUND (PLAN_NOT_FOUND)."""
     RecommendPlan: _aio.UnaryUnaryMultiCallable[_plan_service_pb2.RecommendPlanRequest, _plan_service_pb2.RecommendPlanResponse]  # type: ignore[assignment]
-    """The cheapest plan whose budget and limits cover the projected use with 10 % to spare."""
+    """The cheapest plan whose budget and limits cover the projected use with 10 % to spare. Errors: NOT_FOUND
+    (PLAN_NOT_FOUND), FAILED_PRECONDITION (NO_PLAN_ON_SALE).
+    """
     GetMarginReport: _aio.UnaryUnaryMultiCallable[_plan_service_pb2.GetMarginReportRequest, _plan_service_pb2.MarginReport]  # type: ignore[assignment]
-    """Revenue, API cost, Stripe's fees, profit and margin by plan."""
+    """Revenue, API cost, Stripe's fees, profit and margin of a month by plan, over all customers, by the plan and version
+    that each is on now. Revenue is
+    - the plan's monthly price for each `subscription_grant` transaction of the month: credits are granted when an
+      invoice is paid, once per invoice; of a grant that was reversed, the part that was not;
+    - each `credit_purchase` transaction of the month, less what of it was refunded or reversed;
+    - for a metered plan, which leaves no grant in the ledger, its monthly price for each cycle that began in the month;
+      overage is not counted.
+    Each of these is one payment, of which Stripe keeps 2.9 % + $0.30, also where it is refunded; a plan without a price
+    earns nothing and costs its API cost.
+    Errors: FAILED_PRECONDITION (LEDGER_NOT_CONFIGURED, SUBSCRIPTIONS_NOT_CONFIGURED), DEADLINE_EXCEEDED.
+    """
 
 class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
     """Plans and what follows from them."""
@@ -107,28 +145,35 @@ class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _plan_service_pb2.CreatePlanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Plan, _abc.Awaitable[_resources_pb2.Plan]]:
-        """Makes a plan, in version 1. Errors: ALREADY_EXISTS (PLAN_EXISTS)."""
+        """Makes a plan, in version 1. Errors: INVALID_ARGUMENT naming every field that is wrong; ALREADY_EXISTS (PLAN_EXISTS;
+        IDEMPOTENCY_CONFLICT where the request id was used with another body).
+        """
 
     def UpdatePlan(
         self,
         request: _plan_service_pb2.UpdatePlanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Plan, _abc.Awaitable[_resources_pb2.Plan]]:
-        """Makes a plan's next version; accounts on an earlier one keep it until moved."""
+        """Makes a plan's next version; accounts on an earlier one keep it until moved. Where nothing would change, none is made.
+        Errors: INVALID_ARGUMENT naming every field that is wrong; NOT_FOUND (PLAN_NOT_FOUND), ALREADY_EXISTS
+        (IDEMPOTENCY_CONFLICT).
+        """
 
     def RetirePlan(
         self,
         request: _plan_service_pb2.RetirePlanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Plan, _abc.Awaitable[_resources_pb2.Plan]]:
-        """Takes a plan off sale; accounts on it keep it."""
+        """Takes a plan off sale, by a version of its own; accounts on it keep theirs. UpdatePlan of `retired` puts it on sale
+        again. Errors: NOT_FOUND (PLAN_NOT_FOUND), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+        """
 
     def ListPlanVersions(
         self,
         request: _plan_service_pb2.ListPlanVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_plan_service_pb2.ListPlanVersionsResponse, _abc.Awaitable[_plan_service_pb2.ListPlanVersionsResponse]]:
-        """A plan's versions, newest first."""
+        """A plan's versions, newest first. Errors: NOT_FOUND (PLAN_NOT_FOUND)."""
 
     def GenerateTiers(
         self,
@@ -149,20 +194,32 @@ class PlanServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _plan_service_pb2.QuoteOverageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_plan_service_pb2.QuoteOverageResponse, _abc.Awaitable[_plan_service_pb2.QuoteOverageResponse]]:
-        """What use above a plan's limits costs."""
+        """What use above a plan's limits costs. Errors: NOT_FOUND (PLAN_NOT_FOUND)."""
 
     def RecommendPlan(
         self,
         request: _plan_service_pb2.RecommendPlanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_plan_service_pb2.RecommendPlanResponse, _abc.Awaitable[_plan_service_pb2.RecommendPlanResponse]]:
-        """The cheapest plan whose budget and limits cover the projected use with 10 % to spare."""
+        """The cheapest plan whose budget and limits cover the projected use with 10 % to spare. Errors: NOT_FOUND
+        (PLAN_NOT_FOUND), FAILED_PRECONDITION (NO_PLAN_ON_SALE).
+        """
 
     def GetMarginReport(
         self,
         request: _plan_service_pb2.GetMarginReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_plan_service_pb2.MarginReport, _abc.Awaitable[_plan_service_pb2.MarginReport]]:
-        """Revenue, API cost, Stripe's fees, profit and margin by plan."""
+        """Revenue, API cost, Stripe's fees, profit and margin of a month by plan, over all customers, by the plan and version
+        that each is on now. Revenue is
+        - the plan's monthly price for each `subscription_grant` transaction of the month: credits are granted when an
+          invoice is paid, once per invoice; of a grant that was reversed, the part that was not;
+        - each `credit_purchase` transaction of the month, less what of it was refunded or reversed;
+        - for a metered plan, which leaves no grant in the ledger, its monthly price for each cycle that began in the month;
+          overage is not counted.
+        Each of these is one payment, of which Stripe keeps 2.9 % + $0.30, also where it is refunded; a plan without a price
+        earns nothing and costs its API cost.
+        Errors: FAILED_PRECONDITION (LEDGER_NOT_CONFIGURED, SUBSCRIPTIONS_NOT_CONFIGURED), DEADLINE_EXCEEDED.
+        """
 
 def add_PlanServiceServicer_to_server(servicer: PlanServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -44,7 +44,9 @@ class CalculateCostRequest(_message.Message):
     service_tier: _builtins.str
     """`standard` (default), `batch`, `flex` or `priority`."""
     price_version: _builtins.int
-    """Or by this version."""
+    """Or by this version, whenever in force. With `at` too: by what of this version was in force then, which prices a usage
+    record as it was priced, by its account, moment and version.
+    """
     multiplier_millionths: _builtins.int
     """The plan's price multiplier, in millionths. Default 1 000 000: at cost."""
     @_builtins.property
@@ -695,14 +697,16 @@ class RepriceRequest(_message.Message):
     account_id: _builtins.str
     """Only this account. Empty: all."""
     price_version: _builtins.int
-    """Under this version."""
+    """Under this version, as if it had been in force all the time; an account's overrides as they stood with it, those that
+    were agreed until a moment not for later calls.
+    """
     @_builtins.property
     def from_time(self) -> _timestamp_pb2.Timestamp:
         """Booked at or after."""
 
     @_builtins.property
     def to_time(self) -> _timestamp_pb2.Timestamp:
-        """Booked before."""
+        """Booked before. At most 366 days later."""
 
     def __init__(
         self,
@@ -730,12 +734,15 @@ class RepriceResponse(_message.Message):
     REPRICED_COST_NANOS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     UNPRICED_REQUESTS_FIELD_NUMBER: _builtins.int
+    UNPRICED_COST_NANOS_FIELD_NUMBER: _builtins.int
     cost_nanos: _builtins.int
-    """As priced then."""
+    """As priced then: the provider's cost, of what the other version has a price for."""
     repriced_cost_nanos: _builtins.int
-    """As priced by the other version."""
+    """The same, as priced by the other version."""
     unpriced_requests: _builtins.int
     """Usage records that the other version has no price for."""
+    unpriced_cost_nanos: _builtins.int
+    """What those cost, as priced then."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___RepricedModel]:
         """By model, largest difference first."""
@@ -747,10 +754,11 @@ class RepriceResponse(_message.Message):
         repriced_cost_nanos: _builtins.int = ...,
         models: _abc.Iterable[Global___RepricedModel] | None = ...,
         unpriced_requests: _builtins.int = ...,
+        unpriced_cost_nanos: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nanos", b"cost_nanos", "models", b"models", "repriced_cost_nanos", b"repriced_cost_nanos", "unpriced_requests", b"unpriced_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nanos", b"cost_nanos", "models", b"models", "repriced_cost_nanos", b"repriced_cost_nanos", "unpriced_cost_nanos", b"unpriced_cost_nanos", "unpriced_requests", b"unpriced_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -767,16 +775,19 @@ class RepricedModel(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     COST_NANOS_FIELD_NUMBER: _builtins.int
     REPRICED_COST_NANOS_FIELD_NUMBER: _builtins.int
+    UNPRICED_REQUESTS_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """Which provider."""
     model: _builtins.str
     """Which model."""
     requests: _builtins.int
-    """Calls."""
+    """Calls that the other version has a price for."""
     cost_nanos: _builtins.int
     """As priced then."""
     repriced_cost_nanos: _builtins.int
     """As priced by the other version."""
+    unpriced_requests: _builtins.int
+    """Calls that it has none for."""
     def __init__(
         self,
         *,
@@ -785,10 +796,11 @@ class RepricedModel(_message.Message):
         requests: _builtins.int = ...,
         cost_nanos: _builtins.int = ...,
         repriced_cost_nanos: _builtins.int = ...,
+        unpriced_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nanos", b"cost_nanos", "model", b"model", "provider", b"provider", "repriced_cost_nanos", b"repriced_cost_nanos", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nanos", b"cost_nanos", "model", b"model", "provider", b"provider", "repriced_cost_nanos", b"repriced_cost_nanos", "requests", b"requests", "unpriced_requests", b"unpriced_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -809,7 +821,7 @@ class SetPriceOverrideRequest(_message.Message):
     """Idempotency key."""
     @_builtins.property
     def price_override(self) -> _resources_pb2.PriceOverride:
-        """What is to hold. `version` within is ignored."""
+        """What is to hold, from `effective_from` (default: now; not in the past) on. `version` within is ignored."""
 
     def __init__(
         self,
@@ -836,14 +848,17 @@ class DeletePriceOverrideRequest(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose."""
     provider: _builtins.str
     """Which provider."""
     model: _builtins.str
-    """Which model."""
+    """Which model, or `*`, as it was set."""
     request_id: _builtins.str
     """Idempotency key."""
+    reason: _builtins.str
+    """Why. At most 500 characters."""
     def __init__(
         self,
         *,
@@ -851,10 +866,11 @@ class DeletePriceOverrideRequest(_message.Message):
         provider: _builtins.str = ...,
         model: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "model", b"model", "provider", b"provider", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "model", b"model", "provider", b"provider", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -886,22 +902,26 @@ class ListPriceOverridesRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_ENDED_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose. Empty: everyone's."""
     page_size: _builtins.int
     """1 to 1000, default 100."""
     page_token: _builtins.str
     """From the previous answer."""
+    include_ended: _builtins.bool
+    """Also those that do not hold any more."""
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        include_ended: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "include_ended", b"include_ended", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -919,7 +939,7 @@ class ListPriceOverridesResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def price_overrides(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.PriceOverride]:
-        """By account, provider and model."""
+        """In force or to come, by account, provider, model and version."""
 
     def __init__(
         self,
@@ -973,7 +993,7 @@ class CatalogueChange(_message.Message):
 
     @_builtins.property
     def price_overrides(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.PriceOverride]:
-        """Overrides."""
+        """Overrides, in force or to come; one that came before, of the same version, is replaced: it was ended."""
 
     @_builtins.property
     def plans(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Plan]:

@@ -114,7 +114,7 @@ class PricingServiceServicer:
 
     def CalculateCost(self, request, context):
         """What a call cost. Errors: NOT_FOUND (PRICE_NOT_FOUND), FAILED_PRECONDITION (COMPONENT_NOT_PRICED): never free by
-        mistake.
+        mistake; INVALID_ARGUMENT (COST_TOO_LARGE) where the cost does not fit 64 bits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +128,7 @@ class PricingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EstimateCost(self, request, context):
-        """The most that a call can cost, and a best guess.
+        """The most that a call can cost, and a best guess. Errors: as CalculateCost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,14 +157,15 @@ class PricingServiceServicer:
 
     def PublishPrices(self, request, context):
         """Publishes prices as one new catalogue version, whole or not at all.
-        Errors: INVALID_ARGUMENT naming every field that is wrong; FAILED_PRECONDITION (PRICE_MOVE_TOO_LARGE).
+        Errors: INVALID_ARGUMENT naming every field that is wrong; FAILED_PRECONDITION (PRICE_MOVE_TOO_LARGE);
+        ALREADY_EXISTS (IDEMPOTENCY_CONFLICT) where the request id was used with another body.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCatalogueVersions(self, request, context):
-        """The publications so far, newest first.
+        """The publications and changes of overrides so far, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,21 +179,27 @@ class PricingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Reprice(self, request, context):
-        """What a period's usage would have cost under another version.
+        """What a period's usage would have cost under another version. Reads the ledger's usage records of the period page by
+        page, for as long as the call's deadline allows; `python -m services.pricing reprice` has none.
+        Errors: FAILED_PRECONDITION (LEDGER_NOT_CONFIGURED), NOT_FOUND (PRICE_NOT_FOUND: no such version; ACCOUNT_NOT_FOUND),
+        DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetPriceOverride(self, request, context):
-        """Gives one account a price of its own for a model.
+        """Gives one account a price of its own for a model, as a catalogue version of its own. What it had before stays in force
+        beneath: it holds again when this one ends by itself. Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the
+        catalogue never had a price for the model), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeletePriceOverride(self, request, context):
-        """Ends an override.
+        """Ends all overrides that an account has for a model, those to come too, from now on. Errors: NOT_FOUND
+        (OVERRIDE_NOT_FOUND), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

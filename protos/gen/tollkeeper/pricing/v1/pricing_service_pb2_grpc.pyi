@@ -36,12 +36,12 @@ class PricingServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PricingServiceAsyncStub: ...
     CalculateCost: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.CalculateCostRequest, _resources_pb2.Cost]
     """What a call cost. Errors: NOT_FOUND (PRICE_NOT_FOUND), FAILED_PRECONDITION (COMPONENT_NOT_PRICED): never free by
-    mistake.
+    mistake; INVALID_ARGUMENT (COST_TOO_LARGE) where the cost does not fit 64 bits.
     """
     BatchCalculateCosts: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.BatchCalculateCostsRequest, _pricing_service_pb2.BatchCalculateCostsResponse]
     """What many calls cost, each with its own result."""
     EstimateCost: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.EstimateCostRequest, _pricing_service_pb2.CostEstimate]
-    """The most that a call can cost, and a best guess."""
+    """The most that a call can cost, and a best guess. Errors: as CalculateCost."""
     BatchEstimateCosts: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.BatchEstimateCostsRequest, _pricing_service_pb2.BatchEstimateCostsResponse]
     """The same for many calls, each with its own result."""
     GetPrice: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.GetPriceRequest, _resources_pb2.Price]
@@ -50,18 +50,28 @@ class PricingServiceStub:
     """Prices in force at a time, by provider and model."""
     PublishPrices: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.PublishPricesRequest, _resources_pb2.CatalogueVersion]
     """Publishes prices as one new catalogue version, whole or not at all.
-    Errors: INVALID_ARGUMENT naming every field that is wrong; FAILED_PRECONDITION (PRICE_MOVE_TOO_LARGE).
+    Errors: INVALID_ARGUMENT naming every field that is wrong; FAILED_PRECONDITION (PRICE_MOVE_TOO_LARGE);
+    ALREADY_EXISTS (IDEMPOTENCY_CONFLICT) where the request id was used with another body.
     """
     ListCatalogueVersions: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.ListCatalogueVersionsRequest, _pricing_service_pb2.ListCatalogueVersionsResponse]
-    """The publications so far, newest first."""
+    """The publications and changes of overrides so far, newest first."""
     ImportPrices: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.ImportPricesRequest, _pricing_service_pb2.ImportPricesResponse]
     """Compares a public price map with the catalogue, and publishes the difference unless it is a dry run."""
     Reprice: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.RepriceRequest, _pricing_service_pb2.RepriceResponse]
-    """What a period's usage would have cost under another version."""
+    """What a period's usage would have cost under another version. Reads the ledger's usage records of the period page by
+    page, for as long as the call's deadline allows; `python -m services.pricing reprice` has none.
+    Errors: FAILED_PRECONDITION (LEDGER_NOT_CONFIGURED), NOT_FOUND (PRICE_NOT_FOUND: no such version; ACCOUNT_NOT_FOUND),
+    DEADLINE_EXCEEDED.
+    """
     SetPriceOverride: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.SetPriceOverrideRequest, _resources_pb2.PriceOverride]
-    """Gives one account a price of its own for a model."""
+    """Gives one account a price of its own for a model, as a catalogue version of its own. What it had before stays in force
+    beneath: it holds again when this one ends by itself. Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the
+    catalogue never had a price for the model), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+    """
     DeletePriceOverride: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.DeletePriceOverrideRequest, _pricing_service_pb2.DeletePriceOverrideResponse]
-    """Ends an override."""
+    """Ends all overrides that an account has for a model, those to come too, from now on. Errors: NOT_FOUND
+    (OVERRIDE_NOT_FOUND), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+    """
     ListPriceOverrides: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.ListPriceOverridesRequest, _pricing_service_pb2.ListPriceOverridesResponse]
     """An account's overrides."""
     WatchCatalogue: _grpc.UnaryStreamMultiCallable[_pricing_service_pb2.WatchCatalogueRequest, _pricing_service_pb2.CatalogueChange]
@@ -76,12 +86,12 @@ class PricingServiceAsyncStub(PricingServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CalculateCost: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.CalculateCostRequest, _resources_pb2.Cost]  # type: ignore[assignment]
     """What a call cost. Errors: NOT_FOUND (PRICE_NOT_FOUND), FAILED_PRECONDITION (COMPONENT_NOT_PRICED): never free by
-    mistake.
+    mistake; INVALID_ARGUMENT (COST_TOO_LARGE) where the cost does not fit 64 bits.
     """
     BatchCalculateCosts: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.BatchCalculateCostsRequest, _pricing_service_pb2.BatchCalculateCostsResponse]  # type: ignore[assignment]
     """What many calls cost, each with its own result."""
     EstimateCost: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.EstimateCostRequest, _pricing_service_pb2.CostEstimate]  # type: ignore[assignment]
-    """The most that a call can cost, and a best guess."""
+    """The most that a call can cost, and a best guess. Errors: as CalculateCost."""
     BatchEstimateCosts: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.BatchEstimateCostsRequest, _pricing_service_pb2.BatchEstimateCostsResponse]  # type: ignore[assignment]
     """The same for many calls, each with its own result."""
     GetPrice: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.GetPriceRequest, _resources_pb2.Price]  # type: ignore[assignment]
@@ -90,18 +100,28 @@ class PricingServiceAsyncStub(PricingServiceStub):
     """Prices in force at a time, by provider and model."""
     PublishPrices: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.PublishPricesRequest, _resources_pb2.CatalogueVersion]  # type: ignore[assignment]
     """Publishes prices as one new catalogue version, whole or not at all.
-    Errors: INVALID_ARGUMENT naming every field that is wrong; FAILED_PRECONDITION (PRICE_MOVE_TOO_LARGE).
+    Errors: INVALID_ARGUMENT naming every field that is wrong; FAILED_PRECONDITION (PRICE_MOVE_TOO_LARGE);
+    ALREADY_EXISTS (IDEMPOTENCY_CONFLICT) where the request id was used with another body.
     """
     ListCatalogueVersions: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.ListCatalogueVersionsRequest, _pricing_service_pb2.ListCatalogueVersionsResponse]  # type: ignore[assignment]
-    """The publications so far, newest first."""
+    """The publications and changes of overrides so far, newest first."""
     ImportPrices: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.ImportPricesRequest, _pricing_service_pb2.ImportPricesResponse]  # type: ignore[assignment]
     """Compares a public price map with the catalogue, and publishes the difference unless it is a dry run."""
     Reprice: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.RepriceRequest, _pricing_service_pb2.RepriceResponse]  # type: ignore[assignment]
-    """What a period's usage would have cost under another version."""
+    """What a period's usage would have cost under another version. Reads the ledger's usage records of the period page by
+    page, for as long as the call's deadline allows; `python -m services.pricing reprice` has none.
+    Errors: FAILED_PRECONDITION (LEDGER_NOT_CONFIGURED), NOT_FOUND (PRICE_NOT_FOUND: no such version; ACCOUNT_NOT_FOUND),
+    DEADLINE_EXCEEDED.
+    """
     SetPriceOverride: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.SetPriceOverrideRequest, _resources_pb2.PriceOverride]  # type: ignore[assignment]
-    """Gives one account a price of its own for a model."""
+    """Gives one account a price of its own for a model, as a catalogue version of its own. What it had before stays in force
+    beneath: it holds again when this one ends by itself. Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the
+    catalogue never had a price for the model), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+    """
     DeletePriceOverride: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.DeletePriceOverrideRequest, _pricing_service_pb2.DeletePriceOverrideResponse]  # type: ignore[assignment]
-    """Ends an override."""
+    """Ends all overrides that an account has for a model, those to come too, from now on. Errors: NOT_FOUND
+    (OVERRIDE_NOT_FOUND), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+    """
     ListPriceOverrides: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.ListPriceOverridesRequest, _pricing_service_pb2.ListPriceOverridesResponse]  # type: ignore[assignment]
     """An account's overrides."""
     WatchCatalogue: _aio.UnaryStreamMultiCallable[_pricing_service_pb2.WatchCatalogueRequest, _pricing_service_pb2.CatalogueChange]  # type: ignore[assignment]
@@ -118,7 +138,7 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Cost, _abc.Awaitable[_resources_pb2.Cost]]:
         """What a call cost. Errors: NOT_FOUND (PRICE_NOT_FOUND), FAILED_PRECONDITION (COMPONENT_NOT_PRICED): never free by
-        mistake.
+        mistake; INVALID_ARGUMENT (COST_TOO_LARGE) where the cost does not fit 64 bits.
         """
 
     def BatchCalculateCosts(
@@ -133,7 +153,7 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pricing_service_pb2.EstimateCostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pricing_service_pb2.CostEstimate, _abc.Awaitable[_pricing_service_pb2.CostEstimate]]:
-        """The most that a call can cost, and a best guess."""
+        """The most that a call can cost, and a best guess. Errors: as CalculateCost."""
 
     def BatchEstimateCosts(
         self,
@@ -162,7 +182,8 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.CatalogueVersion, _abc.Awaitable[_resources_pb2.CatalogueVersion]]:
         """Publishes prices as one new catalogue version, whole or not at all.
-        Errors: INVALID_ARGUMENT naming every field that is wrong; FAILED_PRECONDITION (PRICE_MOVE_TOO_LARGE).
+        Errors: INVALID_ARGUMENT naming every field that is wrong; FAILED_PRECONDITION (PRICE_MOVE_TOO_LARGE);
+        ALREADY_EXISTS (IDEMPOTENCY_CONFLICT) where the request id was used with another body.
         """
 
     def ListCatalogueVersions(
@@ -170,7 +191,7 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pricing_service_pb2.ListCatalogueVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pricing_service_pb2.ListCatalogueVersionsResponse, _abc.Awaitable[_pricing_service_pb2.ListCatalogueVersionsResponse]]:
-        """The publications so far, newest first."""
+        """The publications and changes of overrides so far, newest first."""
 
     def ImportPrices(
         self,
@@ -184,21 +205,30 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pricing_service_pb2.RepriceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pricing_service_pb2.RepriceResponse, _abc.Awaitable[_pricing_service_pb2.RepriceResponse]]:
-        """What a period's usage would have cost under another version."""
+        """What a period's usage would have cost under another version. Reads the ledger's usage records of the period page by
+        page, for as long as the call's deadline allows; `python -m services.pricing reprice` has none.
+        Errors: FAILED_PRECONDITION (LEDGER_NOT_CONFIGURED), NOT_FOUND (PRICE_NOT_FOUND: no such version; ACCOUNT_NOT_FOUND),
+        DEADLINE_EXCEEDED.
+        """
 
     def SetPriceOverride(
         self,
         request: _pricing_service_pb2.SetPriceOverrideRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.PriceOverride, _abc.Awaitable[_resources_pb2.PriceOverride]]:
-        """Gives one account a price of its own for a model."""
+        """Gives one account a price of its own for a model, as a catalogue version of its own. What it had before stays in force
+        beneath: it holds again when this one ends by itself. Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the
+        catalogue never had a price for the model), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+        """
 
     def DeletePriceOverride(
         self,
         request: _pricing_service_pb2.DeletePriceOverrideRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pricing_service_pb2.DeletePriceOverrideResponse, _abc.Awaitable[_pricing_service_pb2.DeletePriceOverrideResponse]]:
-        """Ends an override."""
+        """Ends all overrides that an account has for a model, those to come too, from now on. Errors: NOT_FOUND
+        (OVERRIDE_NOT_FOUND), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+        """
 
     def ListPriceOverrides(
         self,

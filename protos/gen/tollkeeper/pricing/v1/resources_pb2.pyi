@@ -126,7 +126,7 @@ Global___Price: _TypeAlias = Price  # noqa: Y015
 
 @_typing.final
 class CatalogueVersion(_message.Message):
-    """One publication of prices: who, when, why."""
+    """One publication of prices, or one account's override set or ended: who, when, why."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -136,6 +136,7 @@ class CatalogueVersion(_message.Message):
     AUTHOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     PRICES_CHANGED_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """1, 2, 3 …"""
     author: _builtins.str
@@ -143,7 +144,9 @@ class CatalogueVersion(_message.Message):
     reason: _builtins.str
     """Why."""
     prices_changed: _builtins.int
-    """How many models it prices anew."""
+    """How many models it prices anew. 0 where it sets or ends an override."""
+    account_id: _builtins.str
+    """Whose override it sets or ends. Empty for a publication, which is for all."""
     @_builtins.property
     def effective_from(self) -> _timestamp_pb2.Timestamp:
         """In force from here."""
@@ -161,10 +164,11 @@ class CatalogueVersion(_message.Message):
         author: _builtins.str = ...,
         reason: _builtins.str = ...,
         prices_changed: _builtins.int = ...,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "effective_from", b"effective_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "created_at", b"created_at", "effective_from", b"effective_from", "prices_changed", b"prices_changed", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "author", b"author", "created_at", b"created_at", "effective_from", b"effective_from", "prices_changed", b"prices_changed", "reason", b"reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -172,7 +176,9 @@ Global___CatalogueVersion: _TypeAlias = CatalogueVersion  # noqa: Y015
 
 @_typing.final
 class PriceOverride(_message.Message):
-    """What one account pays instead of the catalogue's price for one model."""
+    """What one account pays instead of the catalogue's price for one model, while that has a price. Never changed once set,
+    but for an end before its time. Of several in force, one for the model goes before one for `*`, then the last set holds.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -191,9 +197,11 @@ class PriceOverride(_message.Message):
     model: _builtins.str
     """Which model. `*`: all of the provider's."""
     multiplier_millionths: _builtins.int
-    """Or: the catalogue's rates times this, in millionths (1 500 000 = 1.5). 0 where `rates` are given."""
+    """Or: the catalogue's rates times this, in millionths (1 500 000 = 1.5), each rounded half-even to a nano per million.
+    0 where `rates` are given.
+    """
     version: _builtins.int
-    """The catalogue version that this override counts as."""
+    """The catalogue version that this override is. What it prices names the newer of this and the price's own version."""
     @_builtins.property
     def rates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rate]:
         """Its own rates, in place of the catalogue's. Empty where `multiplier_millionths` is given."""
@@ -204,7 +212,9 @@ class PriceOverride(_message.Message):
 
     @_builtins.property
     def effective_until(self) -> _timestamp_pb2.Timestamp:
-        """Until here. Unset: open."""
+        """Until here. Unset: open. Where it was ended before its time, when that was; one that was ended before it came into
+        force ends before it begins, and never holds.
+        """
 
     def __init__(
         self,
@@ -318,11 +328,11 @@ class CostPart(_message.Message):
     component: _builtins.str
     """The rate's component."""
     quantity: _builtins.int
-    """Units counted at this rate."""
+    """Units counted at this rate; for component `second` milliseconds, at a rate for a million seconds."""
     nanos_per_million: _builtins.int
     """The rate applied."""
     cost_nanos: _builtins.int
-    """quantity × rate ÷ 1 000 000, rounded half-even. For display: the total is rounded from the exact sum, so parts may
+    """quantity × rate ÷ 1 000 000 (÷ 1 000 again for milliseconds), rounded half-even. For display: the total is rounded from the exact sum, so parts may
     differ from it by a nano in all.
     """
     def __init__(

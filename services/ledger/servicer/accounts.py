@@ -1,0 +1,65 @@
+"""Owns the RPCs of accounts and their balances."""
+
+from __future__ import annotations
+
+from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
+from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as contract
+from tollkeeper.ledger.v1 import resources_pb2 as resources
+
+from services.kit.paging import page_position, page_token
+from services.kit.validation import Violations
+from services.ledger.model.operations import AccountState
+from services.ledger.servicer.base import Context, Servicer, checked, named_account
+from services.ledger.wire import answers, requests
+
+
+class AccountServicer(Servicer, contract.AccountServiceServicer):
+    """Accounts and their balances."""
+
+    async def OpenAccount(self, request: pb.OpenAccountRequest, context: Context) -> resources.Account:
+        state: AccountState = await self._do(checked(requests.open_account, request), context)
+        return answers.account_message(state.book)
+
+    async def GetAccount(self, request: pb.GetAccountRequest, context: Context) -> resources.Account:
+        return answers.account_message(await self._ledger.account(named_account(request.account_id)))
+
+    async def ListAccounts(self, request: pb.ListAccountsRequest, context: Context) -> pb.ListAccountsResponse:
+        v = Violations()
+        size = v.page_size("page_size", request.page_size, default=100)
+        position = page_position(v, request, str)
+        if request.status:
+            v.one_of("status", request.status, ("open", "suspended", "closed"))
+        v.raise_if_any()
+        after = str(position[0]) if position else ""
+        books = await self._ledger.accounts(after=after, status=request.status, count=size + 1)
+        return pb.ListAccountsResponse(
+            accounts=[answers.account_message(book) for book in books[:size]],
+            next_page_token=page_token(request, books[size - 1].account_id) if len(books) > size else "",
+        )
+
+    async def UpdateAccount(self, request: pb.UpdateAccountRequest, context: Context) -> resources.Account:
+        state: AccountState = await self._do(checked(requests.update_account, request), context)
+        return answers.account_message(state.book)
+
+    async def SuspendAccount(self, request: pb.SuspendAccountRequest, context: Context) -> resources.Account:
+        operation = checked(lambda v, r: requests.set_status(v, r, "suspended", r.reason), request)
+        state: AccountState = await self._do(operation, context)
+        return answers.account_message(state.book)
+
+    async def ResumeAccount(self, request: pb.ResumeAccountRequest, context: Context) -> resources.Account:
+        operation = checked(lambda v, r: requests.set_status(v, r, "open", ""), request)
+        state: AccountState = await self._do(operation, context)
+        return answers.account_message(state.book)
+
+    async def CloseAccount(self, request: pb.CloseAccountRequest, context: Context) -> resources.Account:
+        operation = checked(lambda v, r: requests.set_status(v, r, "closed", r.reason), request)
+        state: AccountState = await self._do(operation, context)
+        return answers.account_message(state.book)
+
+    async def GetBalance(self, request: pb.GetBalanceRequest, context: Context) -> resources.Balance:
+        v = Violations()
+        v.identifier("account_id", request.account_id)
+        if request.HasField("as_of"):
+            v.add("as_of", "balances of past times are not served yet; leave it out")
+        v.raise_if_any()
+        return answers.balance_message(await self._ledger.balance(request.account_id))

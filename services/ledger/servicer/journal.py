@@ -1,0 +1,100 @@
+"""Owns the RPCs that read the journal and the usage records."""
+
+from __future__ import annotations
+
+from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
+from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as contract
+from tollkeeper.ledger.v1 import resources_pb2 as resources
+
+from services.kit.paging import page_position, page_token
+from services.kit.times import moment_of
+from services.kit.validation import Violations
+from services.ledger.servicer.base import MAX_FILTER_CHARS, Context, Servicer, place
+from services.ledger.servicer.filters import common_filter, dimensions, period
+from services.ledger.store.reads import TransactionFilter, UsageFilter
+from services.ledger.store.summaries import DIMENSIONS, SummaryFilter
+from services.ledger.wire import answers, requests
+
+
+class JournalServicer(Servicer, contract.JournalServiceServicer):
+    """The journal and the usage records."""
+
+    async def GetTransaction(self, request: pb.GetTransactionRequest, context: Context) -> resources.Transaction:
+        v = Violations()
+        v.identifier("account_id", request.account_id)
+        v.identifier("transaction_id", request.transaction_id)
+        v.raise_if_any()
+        return answers.transaction_message(await self._ledger.transaction(request.account_id, request.transaction_id))
+
+    async def ListTransactions(
+        self, request: pb.ListTransactionsRequest, context: Context
+    ) -> pb.ListTransactionsResponse:
+        v = Violations()
+        size = v.page_size("page_size", request.page_size, default=100)
+        before = page_position(v, request, int)
+        if request.type:
+            v.one_of("type", request.type, requests.TYPES)
+        wanted = TransactionFilter(
+            type=request.type, **common_filter(v, request), provider=request.provider, model=request.model
+        )
+        v.raise_if_any()
+        entries = await self._ledger.transactions(wanted, before=place(before), count=size + 1)
+        return pb.ListTransactionsResponse(
+            transactions=[answers.transaction_message(entry) for entry in entries[:size]],
+            next_page_token=page_token(request, entries[size - 1].sequence) if len(entries) > size else "",
+        )
+
+    async def ListUsage(self, request: pb.ListUsageRequest, context: Context) -> pb.ListUsageResponse:
+        v = Violations()
+        size = v.page_size("page_size", request.page_size, default=100)
+        before = page_position(v, request, int)
+        if request.status:
+            v.one_of("status", request.status, ("ok", "cut", "failed"))
+        wanted = UsageFilter(
+            session=v.text("session", request.session, max_length=MAX_FILTER_CHARS),
+            status=request.status,
+            **common_filter(v, request),
+            provider=request.provider,
+            model=request.model,
+        )
+        v.raise_if_any()
+        rows = await self._ledger.usage(wanted, before=place(before), count=size + 1)
+        return pb.ListUsageResponse(
+            records=[answers.usage_message(row) for row in rows[:size]],
+            next_page_token=page_token(request, rows[size - 1].usage_number) if len(rows) > size else "",
+        )
+
+    async def ListWorkspaces(self, request: pb.ListWorkspacesRequest, context: Context) -> pb.ListWorkspacesResponse:
+        v = Violations()
+        v.identifier("account_id", request.account_id)
+        start, end = v.month("month", request.month)
+        v.raise_if_any()
+        rows = await self._ledger.summaries(SummaryFilter(request.account_id, start, end), ["workspace"])
+        return pb.ListWorkspacesResponse(
+            month=f"{start:%Y-%m}", workspaces=[answers.summary_message(row) for row in rows]
+        )
+
+    async def SummarizeUsage(self, request: pb.SummarizeUsageRequest, context: Context) -> pb.SummarizeUsageResponse:
+        v = Violations()
+        group_by = dimensions(v, request.group_by, tuple(DIMENSIONS))
+        common = common_filter(v, request)
+        common["from_time"], common["to_time"] = period(v, common["from_time"], common["to_time"])
+        v.raise_if_any()
+        wanted = SummaryFilter(**common, provider=request.provider, model=request.model)
+        rows = await self._ledger.summaries(wanted, group_by)
+        return pb.SummarizeUsageResponse(summaries=[answers.summary_message(row) for row in rows])
+
+    async def SummarizeAllUsage(
+        self, request: pb.SummarizeAllUsageRequest, context: Context
+    ) -> pb.SummarizeAllUsageResponse:
+        v = Violations()
+        group_by = dimensions(v, request.group_by, ("day", "month", "provider", "model"))
+        start = moment_of(v, "from", request.from_time) if request.HasField("from_time") else None
+        end = moment_of(v, "to", request.to_time) if request.HasField("to_time") else None
+        wanted = SummaryFilter("", *period(v, start, end))
+        v.raise_if_any()
+        rows = await self._ledger.summaries(wanted, group_by)
+        return pb.SummarizeAllUsageResponse(
+            summaries=[answers.summary_message(row) for row in rows],
+            active_accounts=await self._ledger.active_accounts(wanted),
+        )

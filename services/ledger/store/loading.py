@@ -1,0 +1,263 @@
+"""Owns the SQL that begins a batch: locks its accounts and reads what its operations need.
+
+The locks on account rows, taken in the order of their ids so that two batches never wait for each other in a circle,
+guard everything else of an account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from prometheus_client import Histogram
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.rows import TupleRow
+
+from services.ledger.model.book import Grant
+from services.ledger.model.operations import (
+    CreateHold,
+    Debit,
+    DeleteLimit,
+    ExtendHold,
+    OpenAccount,
+    Operation,
+    ReleaseHold,
+    SetLimit,
+    SetStatus,
+    SettleHold,
+    Touch,
+    Undo,
+)
+from services.ledger.model.rows import (
+    EntryKey,
+    GrantRow,
+    HoldKey,
+    Loaded,
+    PastRequest,
+    RequestKey,
+    SubjectKey,
+)
+from services.ledger.store.columns import ACCOUNT, ENTRY, HOLD, USAGE, book_of, entry_of, hold_of, names, usage_of
+from services.ledger.store.documents import limits_of
+
+Connection = AsyncConnection[TupleRow]
+
+_LOCKED = Histogram("tollkeeper_ledger_lock_wait_seconds", "How long a batch waited for its accounts' locks.")
+
+# FOR UPDATE in the order of ids. NO KEY: nothing refers to the key.
+_LOCK_ACCOUNTS = (
+    f"SELECT {names(ACCOUNT)} FROM accounts WHERE account_id = ANY(%s) ORDER BY account_id FOR NO KEY UPDATE"  # noqa: S608
+)
+_READ_HOLDS = (
+    f"SELECT {names(HOLD)} FROM holds "  # noqa: S608
+    "WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+)
+# The limits of keys and workspaces: those that operations name, and those of the holds they name.
+_READ_SUBJECTS = (
+    "SELECT account_id, scope, subject, limits FROM subject_limits "
+    "WHERE (account_id, scope, subject) IN (SELECT * FROM unnest(%s::text[], %s::text[], %s::text[]))"
+)
+_READ_HOLDS_SUBJECTS = (
+    "SELECT s.account_id, s.scope, s.subject, s.limits FROM unnest(%s::text[], %s::text[]) AS n(account_id, hold_id) "
+    "JOIN holds h USING (account_id, hold_id) JOIN subject_limits s ON s.account_id = h.account_id "
+    "AND ((s.scope = 'key' AND s.subject = h.key_id) OR (s.scope = 'workspace' AND s.subject = h.workspace))"
+)
+_READ_ENDED = (
+    "SELECT account_id, hold_id FROM ended_holds "
+    "WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+)
+_READ_UNDONE = (
+    "SELECT account_id, sequence, amount FROM undone "
+    "WHERE (account_id, sequence) IN (SELECT * FROM unnest(%s::text[], %s::bigint[]))"
+)
+_READ_GRANTS = (
+    "SELECT account_id, grant_id, source, priority, sequence, expires_at, amount, rollover_cap, created_at, expired "
+    "FROM grants WHERE (account_id, grant_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+)
+_READ_OPEN_HOLDS = f"SELECT {names(HOLD)} FROM holds WHERE account_id = ANY(%s) AND status = 'open'"  # noqa: S608
+_READ_NEW_USAGE = (
+    f"SELECT {names(USAGE)} FROM usage "  # noqa: S608
+    "JOIN unnest(%s::text[], %s::bigint[]) AS n(of_account, after) ON account_id = of_account AND usage_number > after"
+)
+# How long the locks were waited for: the transaction began right before.
+_LOCK_WAIT = "SELECT extract(epoch FROM clock_timestamp() - now())"
+_READ_REQUESTS = (
+    "SELECT account_id, request_id, body_hash, sequence FROM requests "
+    "WHERE (account_id, request_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+)
+_READ_ENTRIES = (
+    f"SELECT {names(ENTRY)} FROM journal "  # noqa: S608
+    "WHERE (account_id, sequence) IN (SELECT * FROM unnest(%s::text[], %s::bigint[]))"
+)
+# As of each account's own time; the earliest, up to a bound. Both use the index holds_open.
+_READ_LAPSED = (
+    f"SELECT {', '.join(f'h.{name}' for name, _, _ in HOLD)} "  # noqa: S608
+    "FROM unnest(%s::text[], %s::timestamptz[]) AS d(account_id, moment) CROSS JOIN LATERAL ("
+    "SELECT * FROM holds WHERE holds.account_id = d.account_id AND status = 'open' AND expires_at <= d.moment "
+    "ORDER BY expires_at, sequence LIMIT %s) h ORDER BY h.account_id, h.expires_at, h.sequence"
+)
+_READ_NEXT_LAPSE = (
+    "SELECT h.account_id, min(h.expires_at) "
+    "FROM unnest(%s::text[], %s::timestamptz[]) AS d(account_id, moment) JOIN holds h USING (account_id) "
+    "WHERE h.status = 'open' AND h.expires_at > d.moment GROUP BY h.account_id"
+)
+# Holds of one account that lapse together in one batch; the others do in the next.
+MAX_LAPSED = 1000
+
+
+@dataclass(slots=True)
+class _Named:
+    """The keys of the rows that operations name."""
+
+    holds: set[HoldKey] = field(default_factory=set)
+    created: set[HoldKey] = field(default_factory=set)
+    requests: set[RequestKey] = field(default_factory=set)
+    subjects: set[SubjectKey] = field(default_factory=set)
+    originals: set[EntryKey] = field(default_factory=set)
+
+    def add(self, operation: Operation) -> None:
+        """Note what one operation names."""
+        match operation:
+            case CreateHold():
+                self.created.add((operation.account_id, operation.hold_id))
+                self.subjects.update(_subjects(operation.account_id, operation.key_id, operation.workspace))
+                return
+            case SettleHold() | ReleaseHold():
+                self.holds.add((operation.account_id, operation.hold_id))
+                return
+            case OpenAccount() | Touch():
+                return
+            case ExtendHold():
+                self.holds.add((operation.account_id, operation.hold_id))
+            case Debit():
+                self.subjects.update(_subjects(operation.account_id, operation.key_id, operation.workspace))
+            case Undo():
+                self.originals.add((operation.account_id, operation.sequence))
+            case SetLimit() | DeleteLimit() if operation.subject:
+                self.subjects.add((operation.account_id, operation.scope, operation.subject))
+        if operation.request_id:
+            self.requests.add((operation.account_id, operation.request_id))
+
+
+async def load(connection: Connection, operations: Sequence[Operation], now: datetime) -> Loaded:
+    """Begin a transaction, lock the accounts of these operations, and read what they need."""
+    accounts = sorted({operation.account_id for operation in operations})
+    named = _Named()
+    for operation in operations:
+        named.add(operation)
+    loaded = Loaded()
+    async with connection.pipeline():
+        await connection.execute("BEGIN")
+        locked = await connection.execute(_LOCK_ACCOUNTS, (accounts,), prepare=True)
+        waited = await connection.execute(_LOCK_WAIT, prepare=True)
+        held = await _read(connection, _READ_HOLDS, named.holds | named.created, 2)
+        ended = await _read(connection, _READ_ENDED, named.created, 2)
+        asked = await _read(connection, _READ_REQUESTS, named.requests, 2)
+        limited = await _read(connection, _READ_SUBJECTS, named.subjects, 3)
+        limiting = await _read(connection, _READ_HOLDS_SUBJECTS, named.holds, 2)
+        undone = await _read(connection, _READ_UNDONE, named.originals, 2)
+    loaded.books = {row[0]: book_of(row) for row in await locked.fetchall()}
+    loaded.holds = {(row[0], row[1]): hold_of(row) for row in await _rows(held)}
+    loaded.ended = {(row[0], row[1]) for row in await _rows(ended)}
+    loaded.requests = {(row[0], row[1]): PastRequest(row[2], row[3]) for row in await _rows(asked)}
+    for row in (*await _rows(limited), *await _rows(limiting)):
+        loaded.subjects[row[0], row[1], row[2]] = limits_of(row[3])
+    loaded.undone = {(row[0], row[1]): row[2] for row in await _rows(undone)}
+    for row in await waited.fetchall():
+        _LOCKED.observe(float(row[0]))
+    # An account's time never goes back, also where another replica's clock, which touched it last, is ahead of ours.
+    moments = {account_id: max(now, book.touched_at) for account_id, book in loaded.books.items()}
+    due = {
+        account_id: moments[account_id]
+        for account_id, book in loaded.books.items()
+        if book.next_event_at is not None and book.next_event_at <= moments[account_id]
+    }
+    if due:
+        await _load_lapsed(connection, loaded, due)
+    await _load_written(connection, loaded, named)
+    await _load_counted(connection, loaded, operations)
+    return loaded
+
+
+async def _load_lapsed(connection: Connection, loaded: Loaded, due: dict[str, datetime]) -> None:
+    """Of accounts where something is due: the holds that have lapsed, their limits, and when the next will."""
+    moments = [list(due), list(due.values())]
+    async with connection.pipeline():
+        lapsed = await connection.execute(_READ_LAPSED, [*moments, MAX_LAPSED])
+        upcoming = await connection.execute(_READ_NEXT_LAPSE, moments)
+    subjects: set[SubjectKey] = set()
+    for row in await lapsed.fetchall():
+        hold = loaded.holds.setdefault((row[0], row[1]), hold_of(row))
+        loaded.lapsed.setdefault(hold.account_id, []).append(hold)
+        subjects.update(_subjects(hold.account_id, hold.key_id, hold.workspace))
+    loaded.next_lapse.update({account_id: moment for account_id, moment in await upcoming.fetchall()})  # noqa: C416
+    for account_id, holds in loaded.lapsed.items():
+        if len(holds) == MAX_LAPSED:  # there may be more: look again at once
+            loaded.next_lapse[account_id] = due[account_id]
+    for row in await _rows(await _read(connection, _READ_SUBJECTS, subjects - loaded.subjects.keys(), 3)):
+        loaded.subjects[row[0], row[1], row[2]] = limits_of(row[3])
+
+
+async def _load_written(connection: Connection, loaded: Loaded, named: _Named) -> None:
+    """The entries that replayed requests wrote, and those to be undone with the grants that they name."""
+    entries = {(key[0], past.sequence) for key, past in loaded.requests.items() if past.sequence}
+    entries |= {(h.account_id, h.sequence) for key, h in loaded.holds.items() if key in named.created}
+    entries |= {(h.account_id, h.end_sequence) for h in loaded.holds.values() if h.status == "settled"}
+    for row in await _rows(await _read(connection, _READ_ENTRIES, entries | named.originals, 2)):
+        loaded.entries[row[0], row[1]] = entry_of(row)
+    grants = {
+        (key[0], grant_id)
+        for key in named.originals & loaded.entries.keys()
+        for grant_id, _ in loaded.entries[key].grant_uses
+        if grant_id
+    }
+    for row in await _rows(await _read(connection, _READ_GRANTS, grants, 2)):
+        account_id, grant_id, source, priority, order, expires_at, amount, rollover_cap, created_at, expired = row
+        grant = Grant(grant_id, source, priority, order, expires_at, amount, 0, 0, rollover_cap)
+        loaded.grants[account_id, grant_id] = GrantRow(grant, created_at, expired)
+
+
+async def _load_counted(connection: Connection, loaded: Loaded, operations: Sequence[Operation]) -> None:
+    """Of accounts to be closed or given a limit: their open holds, and what was used since it was counted."""
+    closing = {x.account_id for x in operations if isinstance(x, SetStatus) and x.status == "closed"}
+    limiting: dict[str, int] = {}
+    for operation in operations:
+        if isinstance(operation, SetLimit) and _is_new(loaded, operation):
+            through = operation.counted.through if operation.counted else 0
+            limiting[operation.account_id] = min(limiting.get(operation.account_id, through), through)
+    if limiting or closing:
+        cursor = await connection.execute(_READ_OPEN_HOLDS, (sorted(closing | limiting.keys()),))
+        for row in await cursor.fetchall():
+            loaded.holds.setdefault((row[0], row[1]), hold_of(row))
+    for row in await _rows(await _read(connection, _READ_NEW_USAGE, limiting.items(), 2)):
+        loaded.usage.setdefault(row[0], []).append(usage_of(row))
+
+
+def _is_new(loaded: Loaded, operation: SetLimit) -> bool:
+    book = loaded.books.get(operation.account_id)
+    if book is None:
+        return False
+    row = loaded.subjects.get((operation.account_id, operation.scope, operation.subject), ())
+    there = row if operation.subject else book.limits
+    wanted = (operation.scope, operation.unit, operation.window)
+    return all((limit.scope, limit.unit, limit.window) != wanted for limit in there)
+
+
+def _subjects(account_id: str, key_id: str, workspace: str) -> list[SubjectKey]:
+    found = [(account_id, "key", key_id)] if key_id else []
+    return [*found, (account_id, "workspace", workspace)] if workspace else found
+
+
+async def _read(
+    connection: Connection, query: str, keys: Iterable[tuple[Any, ...]], width: int
+) -> AsyncCursor[TupleRow] | None:
+    rows = list(keys)
+    if not rows:
+        return None
+    return await connection.execute(query, [[row[i] for row in rows] for i in range(width)], prepare=True)
+
+
+async def _rows(cursor: AsyncCursor[TupleRow] | None) -> Sequence[TupleRow]:
+    return await cursor.fetchall() if cursor else ()
