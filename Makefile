@@ -7,13 +7,16 @@ READY := .venv/.ready
 # Further arguments for pytest, and the process whose log to show.
 ARGS ?=
 NAME ?=
+# How long to simulate.
+SECONDS ?= 60
+SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status logs demo protos reference lock fmt lint types test check
+.PHONY: help setup up down status logs demo protos reference lock fmt lint types test check simulate bench-ledger bench-pricing
 
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	  /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 ##@ Run the whole suite on this machine
 setup: $(READY) ## install everything into .venv (needs Python 3.11 and make only)
@@ -65,6 +68,16 @@ test: $(READY) ## all tests, against real Postgres, Redis and Envoy; ARGS='-k na
 	$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: lint types test ## everything that continuous integration checks
+
+simulate: $(READY) ## ledgers under attack, held against their shadow; SECONDS=600, SEED=n for one run again
+	$(PY) -m tests.simulation --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+##@ Measure it
+bench-ledger: $(READY) ## the ledger beside pgbench and a bare gRPC echo; ARGS=--quick or --large
+	@$(PY) -m tests.bench.ledger $(ARGS)
+
+bench-pricing: $(READY) ## a cost in process and over gRPC
+	@$(PY) -m tests.bench.pricing $(ARGS)
 
 # Up to date until the requirements change. The last step makes `services` and `tollkeeper` importable from here.
 $(READY): pyproject.toml $(wildcard requirements.lock)

@@ -11,7 +11,8 @@ from services.kit.errors import Violation
 from services.kit.refusals import InvalidArgument
 from services.pricing.errors import ComponentNotPriced, CostTooLarge, PriceNotFound
 from services.pricing.live import LiveCatalogue
-from services.pricing.model import PriceBook, PublishedPrice
+from services.pricing.model import PublishedPrice
+from services.pricing.overrides import Override, overridden
 from services.rating import AT_COST_MILLIONTHS, STANDARD, Cost, InvalidUsage, PriceCard, Usage, cost, upper_bound
 from services.rating import ComponentNotPriced as RateMissing
 from services.rating import CostTooLarge as CostOverflow
@@ -21,7 +22,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Which price a call is to be priced by: a model's, at a moment (None: now) or by a version (0: by moment)."""
+    """Which price a call is to be priced by: a model's, at a moment (None: now), or by a version (0: the newest).
+
+    By a version alone, whenever in force; by both, what of that version was in force then. The account's override
+    applies ("": no account's).
+    """
 
     provider: str
     model: str
@@ -29,6 +34,7 @@ class Call:
     multiplier_millionths: int = AT_COST_MILLIONTHS
     at: datetime | None = None
     price_version: int = 0
+    account_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,9 @@ class Costing:
 
     def __init__(self, live: LiveCatalogue) -> None:
         self._live = live
-        self._book = live.current().book
+        self._snapshot = live.current()
         self._looked_again = False
+        self._own: dict[tuple[str, str, int, int], PublishedPrice | None] = {}
 
     def cost_of(self, call: Call, usage: Usage) -> Cost:
         """What a call cost. Raises PriceNotFound, ComponentNotPriced, CostTooLarge, InvalidArgument."""
@@ -96,10 +103,10 @@ class Costing:
 
     def price_of(self, call: Call) -> PublishedPrice:
         """The price that a call is priced by, never a withdrawn one. Raises PriceNotFound."""
-        found = _found(self._book, call)
+        found = self._found(call)
         if found is None and not self._looked_again:
-            self._book, self._looked_again = self._live.refresh().book, True
-            found = _found(self._book, call)
+            self._snapshot, self._looked_again = self._live.refresh(), True
+            found = self._found(call)
         if found is None:
             how = f"by version {call.price_version}" if call.price_version else "at that moment"
             raise PriceNotFound(
@@ -112,13 +119,25 @@ class Costing:
         assert card is not None, "the book gives no withdrawn price"
         return card
 
-
-def _found(book: PriceBook, call: Call) -> PublishedPrice | None:
-    if call.price_version:
-        if call.price_version > book.latest_version:
+    def _found(self, call: Call) -> PublishedPrice | None:
+        book, overrides = self._snapshot.book, self._snapshot.overrides
+        version = call.price_version or book.latest_version
+        if version > book.latest_version:
             return None
-        return book.of_version(call.provider, call.model, call.price_version)
-    return book.in_force(call.provider, call.model, call.at or datetime.now(UTC))
+        if call.price_version and call.at is None:
+            found = book.of_version(call.provider, call.model, version)
+            own = overrides.of_version(call.account_id, call.provider, call.model, version)
+        else:
+            at = call.at or datetime.now(UTC)
+            found = book.in_force(call.provider, call.model, at, version)
+            own = overrides.in_force(call.account_id, call.provider, call.model, at, version)
+        return found if found is None or own is None else self._overridden(found, own)
+
+    def _overridden(self, price: PublishedPrice, override: Override) -> PublishedPrice | None:
+        key = (price.provider, price.model, price.version, override.version)
+        if key not in self._own:
+            self._own[key] = overridden(price, override)
+        return self._own[key]
 
 
 def _rated(rate: Callable[[], _T]) -> _T:

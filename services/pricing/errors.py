@@ -5,9 +5,14 @@ PricingError
 ├── ComponentNotPriced   the price says nothing about a component of the usage
 ├── CostTooLarge         the cost does not fit 64 bits
 ├── PriceMoveTooLarge    a publication moves a rate by more than it allows
+├── OverrideNotFound     the account has no price of its own to end
 ├── PlanNotFound         no plan, or no version of it, has this name
+├── PlanExists           a plan has this name already
 ├── NoPlanOnSale         there is nothing to recommend
-├── IdempotencyConflict      the idempotency key was used with another body
+├── IdempotencyConflict  the idempotency key was used with another body
+├── AccountNotFound      the ledger has no such account
+├── LedgerNotConfigured  usage is asked for, and no ledger is configured
+├── SubscriptionsNotConfigured  customers are asked for, and no subscriptions service is configured
 ├── TooManyWatchers      this process serves as many watches as it may
 └── CatalogueStale       the catalogue was never read
 """
@@ -55,12 +60,28 @@ class PriceMoveTooLarge(PricingError):  # noqa: N818
     advice = "Check the prices named; publish with a larger max_move_percent, or 0, where the move is meant."
 
 
+class OverrideNotFound(PricingError):  # noqa: N818
+    """The account has no price of its own for the model, now or to come."""
+
+    kind = Kind.NOT_FOUND
+    reason = "OVERRIDE_NOT_FOUND"
+    advice = "List the account's overrides; one for all of a provider's models is ended by the model `*`."
+
+
 class PlanNotFound(PricingError):  # noqa: N818
     """There is no such plan, or no such version of it."""
 
     kind = Kind.NOT_FOUND
     reason = "PLAN_NOT_FOUND"
     advice = "List the plans for their names and versions."
+
+
+class PlanExists(PricingError):  # noqa: N818
+    """There is a plan of this name already."""
+
+    kind = Kind.CONFLICT
+    reason = "PLAN_EXISTS"
+    advice = "Change the plan with UpdatePlan, or choose another name; a retired plan keeps its own."
 
 
 class NoPlanOnSale(PricingError):  # noqa: N818
@@ -77,6 +98,30 @@ class IdempotencyConflict(PricingError):  # noqa: N818
     kind = Kind.CONFLICT
     reason = "IDEMPOTENCY_CONFLICT"
     advice = "Use a new request_id for a new request; send the same body to repeat one."
+
+
+class AccountNotFound(PricingError):  # noqa: N818
+    """The ledger has no such account."""
+
+    kind = Kind.NOT_FOUND
+    reason = "ACCOUNT_NOT_FOUND"
+    advice = "Check the account's id."
+
+
+class LedgerNotConfigured(PricingError):  # noqa: N818
+    """The answer needs usage or transactions, and this pricing service is told of no ledger."""
+
+    kind = Kind.PRECONDITION
+    reason = "LEDGER_NOT_CONFIGURED"
+    advice = "Set TOLLKEEPER_PRICING_LEDGER_ADDR (host:port) and a service token for pricing."
+
+
+class SubscriptionsNotConfigured(PricingError):  # noqa: N818
+    """The answer needs to know who is on which plan, and this pricing service is told of no subscriptions service."""
+
+    kind = Kind.PRECONDITION
+    reason = "SUBSCRIPTIONS_NOT_CONFIGURED"
+    advice = "Set TOLLKEEPER_PRICING_SUBSCRIPTIONS_ADDR (host:port) and a service token for pricing."
 
 
 class TooManyWatchers(PricingError):  # noqa: N818

@@ -1,4 +1,4 @@
-"""Owns the catalogue as this process holds it: all prices and plans in memory, at most one poll of the database old.
+"""Owns the catalogue as this process holds it: all of it in memory, at most one poll of the database old.
 
 A cost is computed without a query. Each write raises a revision in the database; a thread asks for it every quarter of
 a second, reads what is new, and wakes those who watch. Where the database is away, what was read last stays in force.
@@ -18,6 +18,7 @@ from services.kit.logs import get_logger
 from services.pricing import store
 from services.pricing.errors import CatalogueStale
 from services.pricing.model import Plan, PriceBook, PublishedPrice
+from services.pricing.overrides import Override, OverrideBook, OverrideEnd
 
 _log = get_logger(__name__)
 
@@ -28,6 +29,7 @@ class Snapshot:
 
     revision: int
     book: PriceBook
+    overrides: OverrideBook
     plans: MappingProxyType[str, tuple[Plan, ...]]
 
     def newest_plans(self) -> list[Plan]:
@@ -43,6 +45,8 @@ class LiveCatalogue:
         self._poll_seconds = poll_seconds
         self._snapshot: Snapshot | None = None
         self._prices: list[PublishedPrice] = []
+        self._overrides: list[Override] = []
+        self._override_ends: list[OverrideEnd] = []
         self._reading = threading.Lock()
         self._changed = threading.Condition()
         self._stopping = threading.Event()
@@ -76,17 +80,21 @@ class LiveCatalogue:
                 state = store.read_state(connection)
                 if known is not None and state.revision == known.revision:
                     return known
-                seen_version = known.book.latest_version if known else 0
-                prices = self._prices + store.read_prices(connection, after_version=seen_version)
+                seen = known.book.latest_version if known else 0
+                prices = self._prices + store.read_prices(connection, after_version=seen)
+                overrides = self._overrides + store.read_overrides(connection, after_version=seen)
+                ends = self._override_ends + store.read_override_ends(connection, after_version=seen)
                 versions = {plan_id: list(found) for plan_id, found in known.plans.items()} if known else {}
                 for plan in store.read_plans(connection, after_revision=known.revision if known else 0):
                     versions.setdefault(plan.plan_id, []).append(plan)
             snapshot = Snapshot(
                 state.revision,
                 PriceBook(prices, state.latest_version),
+                OverrideBook(overrides, ends),
                 MappingProxyType({plan_id: tuple(found) for plan_id, found in sorted(versions.items())}),
             )
-            self._prices, self._snapshot = prices, snapshot
+            self._prices, self._overrides, self._override_ends = prices, overrides, ends
+            self._snapshot = snapshot
         self._wake()
         return snapshot
 

@@ -23,6 +23,8 @@ BASIS_POINTS = 10_000
 MILLION = 1_000_000
 MAX_INT64 = 2**63 - 1
 MAX_INT32 = 2**31 - 1
+MAX_NAME_CHARS = 200
+MAX_PLAN_NAMES = 1000
 MAX_PRICE_NANOS = 10**17  # $100 million a month: twelve of them still fit 64 bits
 
 _PLAN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -48,7 +50,7 @@ class PublishedPrice:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueVersion:
-    """One publication of prices: who, when, why, and how many models it prices."""
+    """One publication of prices, or one account's override set or ended: who, when, why, how many models it prices."""
 
     version: int
     effective_from: datetime
@@ -56,6 +58,7 @@ class CatalogueVersion:
     author: str
     reason: str
     prices_changed: int
+    account_id: str = ""
 
 
 class PriceBook:
@@ -73,12 +76,23 @@ class PriceBook:
         self._moments = {key: [price.effective_from for price in found] for key, found in self._by_moment.items()}
         self.latest_version = latest_version
 
-    def in_force(self, provider: str, model: str, at: datetime) -> PublishedPrice | None:
-        """A model's price at a moment; None where it has none, or was withdrawn."""
+    def __contains__(self, named: tuple[str, str]) -> bool:
+        """Whether a price of this provider's model, or with ANY of any of its models, was ever published."""
+        provider, model = named
+        if model == ANY:
+            return any(known == provider for known, _ in self._by_moment)
+        return named in self._by_moment
+
+    def in_force(
+        self, provider: str, model: str, at: datetime, known_by: int = MAX_INT64
+    ) -> PublishedPrice | None:
+        """A model's price at a moment, of those known by a version; None where it has none, or was withdrawn."""
         history = self._by_moment.get((provider, model))
         if history is None:
             return None
         number = bisect_right(self._moments[provider, model], at)
+        while number and history[number - 1].version > known_by:
+            number -= 1
         found = history[number - 1] if number else None
         return None if found is None or found.withdrawn else found
 
@@ -153,8 +167,19 @@ class Plan:
         return budget + self.promotional_grant_nanos
 
 
+@dataclass(frozen=True, slots=True)
+class PlanVersion:
+    """One version of a plan with who made it, and why."""
+
+    plan: Plan
+    author: str
+    reason: str
+
+
 def plan_faults(plan: Plan) -> list[Fault]:
     """Everything that is wrong with a plan, by field; empty where it is sound."""
+    if len(plan.metrics) > len(METRICS):
+        return [Fault("metrics", f"must hold at most {len(METRICS)} metrics")]
     faults = [*_plan_wording_faults(plan), *_plan_number_faults(plan)]
     seen: set[str] = set()
     for number, metric in enumerate(plan.metrics):
@@ -173,8 +198,8 @@ def plan_faults(plan: Plan) -> list[Fault]:
 def _plan_wording_faults(plan: Plan) -> Iterator[Fault]:
     if not _PLAN_ID.fullmatch(plan.plan_id):
         yield Fault("plan_id", "must be 1 to 64 lower-case letters, digits and hyphens")
-    if not plan.display_name.strip() or len(plan.display_name) > 200:  # noqa: PLR2004 (characters, as the message says)
-        yield Fault("display_name", "must have 1 to 200 characters")
+    if not plan.display_name.strip() or not _is_name(plan.display_name):
+        yield Fault("display_name", f"must have 1 to {MAX_NAME_CHARS} printable characters")
     if plan.kind not in PLAN_KINDS:
         yield Fault("kind", f"must be one of {', '.join(PLAN_KINDS)}")
     for name in ("providers", "models"):
@@ -183,6 +208,13 @@ def _plan_wording_faults(plan: Plan) -> Iterator[Fault]:
             yield Fault(name, "must hold at least one name, none of them twice or empty")
         elif ANY in values and len(values) > 1:
             yield Fault(name, f"must hold nothing beside {ANY}")
+        elif len(values) > MAX_PLAN_NAMES or not all(map(_is_name, values)):
+            most = f"at most {MAX_PLAN_NAMES} names of at most {MAX_NAME_CHARS} printable characters"
+            yield Fault(name, f"must hold {most}")
+
+
+def _is_name(text: str) -> bool:
+    return len(text) <= MAX_NAME_CHARS and text.isprintable()
 
 
 _RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(

@@ -10,12 +10,12 @@ from tollkeeper.pricing.v1 import plan_service_pb2 as pb
 from tollkeeper.pricing.v1 import plan_service_pb2_grpc, resources_pb2
 
 from services.kit.paging import page_position, page_token
-from services.kit.validation import Violations
+from services.kit.validation import MAX_IDENTIFIER_CHARS, Violations
 from services.pricing import economics, wire
 from services.pricing.economics import DEFAULT_MARGIN_BASIS_POINTS, CycleUse
 from services.pricing.errors import NoPlanOnSale
-from services.pricing.model import BASIS_POINTS, MAX_INT64, MAX_PRICE_NANOS, METRICS, PLAN_KINDS
-from services.pricing.service import PricingService
+from services.pricing.model import ANY, BASIS_POINTS, MAX_INT64, MAX_PRICE_NANOS, METRICS, PLAN_KINDS
+from services.pricing.plan_service import PlanService
 
 MAX_TEMPLATES = 100
 # Less than a cent cannot be charged, and its margins would be nonsense.
@@ -25,7 +25,8 @@ MIN_PRICE_NANOS = 10_000_000
 class PlanServicer(plan_service_pb2_grpc.PlanServiceServicer):
     """Plans and what follows from them."""
 
-    def __init__(self, service: PricingService) -> None:
+    def __init__(self, service: PlanService, margins: MarginReports | None) -> None:
+        """`margins`: None where ledger or subscriptions are not configured."""
         self._service = service
 
     def GetPlan(self, request: pb.GetPlanRequest, _context: grpc.ServicerContext) -> resources_pb2.Plan:
@@ -51,6 +52,55 @@ class PlanServicer(plan_service_pb2_grpc.PlanServiceServicer):
         last = page[-1] if len(found) > size else None
         token = page_token(request, last.kind, last.price_nanos, last.plan_id) if last else ""
         return pb.ListPlansResponse(plans=map(wire.plan_to_proto, page), next_page_token=token)
+
+    def CreatePlan(self, request: pb.CreatePlanRequest, context: grpc.ServicerContext) -> resources_pb2.Plan:
+        """See the contract."""
+        v = _write_checks(request)
+        v.identifier("request_id", request.request_id)
+        v.raise_if_any()
+        made, replayed = self._service.create(wire.plan_from_proto(request.plan), wire.asked("CreatePlan", request))
+        wire.tell_replayed(context, replayed=replayed)
+        return wire.plan_to_proto(made)
+
+    def UpdatePlan(self, request: pb.UpdatePlanRequest, context: grpc.ServicerContext) -> resources_pb2.Plan:
+        """See the contract."""
+        v = _write_checks(request)
+        v.identifier("request_id", request.request_id, required=False)
+        v.identifier("plan.plan_id", request.plan.plan_id)
+        names = _changed_fields(v, request)
+        v.raise_if_any()
+        plan = wire.plan_from_proto(request.plan)
+        made, replayed = self._service.update(plan, names, wire.asked("UpdatePlan", request))
+        wire.tell_replayed(context, replayed=replayed)
+        return wire.plan_to_proto(made)
+
+    def RetirePlan(self, request: pb.RetirePlanRequest, context: grpc.ServicerContext) -> resources_pb2.Plan:
+        """See the contract."""
+        v = Violations()
+        v.identifier("plan_id", request.plan_id)
+        v.identifier("request_id", request.request_id)
+        v.text("reason", request.reason, max_length=wire.MAX_REASON_CHARS)
+        v.raise_if_any()
+        made, replayed = self._service.retire(request.plan_id, wire.asked("RetirePlan", request))
+        wire.tell_replayed(context, replayed=replayed)
+        return wire.plan_to_proto(made)
+
+    def ListPlanVersions(
+        self, request: pb.ListPlanVersionsRequest, _context: grpc.ServicerContext
+    ) -> pb.ListPlanVersionsResponse:
+        """See the contract."""
+        v = Violations()
+        v.identifier("plan_id", request.plan_id)
+        size = v.page_size("page_size", request.page_size, default=100)
+        after = page_position(v, request, int)
+        v.raise_if_any()
+        found = self._service.versions(request.plan_id, before=int(after[0]) if after else None, limit=size + 1)
+        page = found[:size]
+        return pb.ListPlanVersionsResponse(
+            plans=[wire.plan_to_proto(version.plan) for version in page],
+            authorship=[pb.PlanAuthorship(author=version.author, reason=version.reason) for version in page],
+            next_page_token=page_token(request, page[-1].plan.version) if len(found) > size else "",
+        )
 
     def GenerateTiers(
         self, request: pb.GenerateTiersRequest, _context: grpc.ServicerContext
@@ -136,6 +186,28 @@ class PlanServicer(plan_service_pb2_grpc.PlanServiceServicer):
             plan=wire.plan_to_proto(plan),
             covers=covers,
         )
+
+
+def _write_checks(request: pb.CreatePlanRequest | pb.UpdatePlanRequest) -> Violations:
+    v = Violations()
+    v.present("plan", given=request.HasField("plan"))
+    v.text("reason", request.reason, max_length=wire.MAX_REASON_CHARS)
+    return v
+
+
+def _changed_fields(v: Violations, request: pb.UpdatePlanRequest) -> list[str]:
+    """The fields of the plan that are to change: those the mask names, or those that are set where it names none."""
+    paths = list(request.update_mask.paths)
+    if not paths:
+        paths = [field.name for field, _ in request.plan.ListFields() if field.name in wire.CHANGEABLE_PLAN_FIELDS]
+    elif paths == [ANY]:
+        paths = sorted(wire.CHANGEABLE_PLAN_FIELDS)
+    names = list(dict.fromkeys(path for path in paths if path != "plan_id"))
+    v.count("update_mask.paths", names, at_least=1, at_most=len(wire.CHANGEABLE_PLAN_FIELDS))
+    for name in names:
+        if name not in wire.CHANGEABLE_PLAN_FIELDS:
+            v.add("update_mask.paths", f"{name[:MAX_IDENTIFIER_CHARS]} cannot be changed")
+    return names
 
 
 def _margin(v: Violations, basis_points: int | None) -> int:

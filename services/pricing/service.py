@@ -1,8 +1,7 @@
-"""Owns pricing's use cases and their transactions: cost and estimate calls, find prices and plans, publish prices."""
+"""Owns the use cases of prices and their transactions: cost and estimate calls, find prices, publish them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -10,19 +9,15 @@ from sqlalchemy import Engine
 
 from services.kit.errors import Violation
 from services.kit.logs import get_logger
-from services.kit.refusals import InvalidArgument
 from services.pricing import store
 from services.pricing.costing import Costing
-from services.pricing.errors import (
-    IdempotencyConflict,
-    PlanNotFound,
-    PriceMoveTooLarge,
-)
-from services.pricing.live import LiveCatalogue, Snapshot
-from services.pricing.model import CatalogueVersion, Plan, PriceBook, PublishedPrice
+from services.pricing.errors import PriceMoveTooLarge
+from services.pricing.live import LiveCatalogue
+from services.pricing.model import CatalogueVersion, PriceBook, PublishedPrice
 from services.pricing.moves import too_large_moves
 from services.pricing.shipped import SHIPPED_VERSION, Shipped
-from services.pricing.store import State, WrittenRequest
+from services.pricing.store import State
+from services.pricing.writing import Asked, not_past, turn
 
 _log = get_logger(__name__)
 
@@ -68,7 +63,7 @@ class PricingService:
     # --------------------------------------------------------------------------------------------------- publishing
 
     def versions(self, *, before: int | None, limit: int) -> list[CatalogueVersion]:
-        """Publications, newest first, those before version `before`."""
+        """Publications and changes of overrides, newest first, those before version `before`."""
         with self._engine.connect() as connection:
             return store.read_versions(connection, before=before, limit=limit)
 
@@ -77,40 +72,19 @@ class PricingService:
 
         Raises InvalidArgument for a moment in the past, PriceMoveTooLarge, IdempotencyConflict.
         """
-        with self._engine.begin() as connection:
-            state = store.lock_state(connection)
-            written = store.read_request(connection, publication.request_id)
-            if written is not None:
-                if (written.operation, written.body_sha256) != (_PUBLISH, publication.body_sha256):
-                    raise IdempotencyConflict(f"request_id {publication.request_id} was used with another body")
-                return store.read_version(connection, written.version), True
-            now = store.database_now(connection)
-            effective_from = publication.effective_from or now
-            if effective_from < now:
-                raise InvalidArgument(
-                    "invalid effective_from: must not be in the past",
-                    violations=[Violation("effective_from", "must not be in the past")],
-                )
+        asked = Asked(
+            _PUBLISH, publication.request_id, publication.body_sha256, publication.author, publication.reason
+        )
+        with turn(self._engine, asked) as ours:
+            if ours.replayed is not None:
+                return store.read_version(ours.connection, ours.replayed), True
+            effective_from = not_past("effective_from", publication.effective_from, ours.now)
             if publication.max_move_percent:
-                book = PriceBook(store.read_prices(connection), state.latest_version)
+                book = PriceBook(store.read_prices(ours.connection), ours.latest_version)
                 _refuse_large_moves(publication, book, effective_from)
-            version = CatalogueVersion(
-                version=state.latest_version + 1,
-                effective_from=effective_from,
-                created_at=now,
-                author=publication.author,
-                reason=publication.reason,
-                prices_changed=len(publication.prices),
-            )
-            store.insert_version(connection, version)
-            store.insert_prices(connection, [_as_of(price, version) for price in publication.prices])
-            store.insert_request(
-                connection,
-                publication.request_id,
-                WrittenRequest(_PUBLISH, publication.body_sha256, version.version),
-                created_at=now,
-            )
-            store.write_state(connection, State(state.revision + 1, version.version))
+            version = ours.new_version(effective_from=effective_from, prices_changed=len(publication.prices))
+            store.insert_prices(ours.connection, [_as_of(price, version) for price in publication.prices])
+            ours.done(version.version)
         _log.info("prices published", version=version.version, models=version.prices_changed, author=version.author)
         self._live.refresh()
         return version, False
@@ -135,35 +109,6 @@ class PricingService:
             store.write_state(connection, State(revision=1, latest_version=SHIPPED_VERSION))
         _log.info("shipped catalogue written", models=len(shipped.prices), plans=len(shipped.plans))
         return True
-
-    # -------------------------------------------------------------------------------------------------------- plans
-
-    def plan(self, plan_id: str, version: int = 0) -> Plan:
-        """A plan in its newest (0) or a named version. Raises PlanNotFound."""
-        found = _plan(self._live.current(), plan_id, version) or _plan(self._live.refresh(), plan_id, version)
-        if found is None:
-            raise PlanNotFound(
-                f"there is no plan {plan_id}" + (f" in version {version}" if version else ""), plan_id=plan_id
-            )
-        return found
-
-    def plans(self, *, kind: str = "", include_retired: bool = False) -> list[Plan]:
-        """Plans in their newest version, by kind and price."""
-        return sorted(
-            (
-                plan
-                for plan in self._live.current().newest_plans()
-                if (not kind or plan.kind == kind) and (include_retired or not plan.retired)
-            ),
-            key=lambda plan: (plan.kind, plan.price_nanos, plan.plan_id),
-        )
-
-
-def _plan(snapshot: Snapshot, plan_id: str, version: int) -> Plan | None:
-    versions: Sequence[Plan] = snapshot.plans.get(plan_id, ())
-    if not version:
-        return versions[-1] if versions else None
-    return next((plan for plan in versions if plan.version == version), None)
 
 
 def _as_of(price: PublishedPrice, version: CatalogueVersion) -> PublishedPrice:

@@ -20,6 +20,10 @@ class PricingSettings(ServiceSettings):
     )
     poll_seconds: float = Field(default=0.25, gt=0, le=0.5, description="how often the database is asked for changes")
 
+    ledger_addr: str = Field(default="", description="host:port of the ledger, for re-pricing and the margin report")
+    subscriptions_addr: str = Field(default="", description="host:port of subscriptions, for the margin report")
+    service_timeout_seconds: float = Field(default=10, gt=0, description="longest one call to another service may take")
+
     @property
     def watcher_limit(self) -> int:
         """How many watches may run: never so many that other calls find no thread."""

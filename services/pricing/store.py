@@ -9,8 +9,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from services.pricing.model import CatalogueVersion, Plan, PlanMetric, PublishedPrice
-from services.pricing.tables import catalogue_state, catalogue_versions, plans, prices, requests
+from services.pricing.model import CatalogueVersion, Plan, PlanMetric, PlanVersion, PublishedPrice
+from services.pricing.overrides import Override, OverrideEnd
+from services.pricing.tables import (
+    catalogue_state,
+    catalogue_versions,
+    plans,
+    price_override_ends,
+    price_overrides,
+    prices,
+    requests,
+)
 from services.rating import PriceCard, Rate
 
 _PLAN_COLUMNS = tuple(field.name for field in fields(Plan) if field.name != "metrics")
@@ -95,6 +104,53 @@ def insert_version(connection: Connection, version: CatalogueVersion) -> None:
     connection.execute(insert(catalogue_versions), row)
 
 
+def read_overrides(connection: Connection, *, after_version: int = 0) -> list[Override]:
+    """Overrides set after a version, as they were set, by version. Index: primary key."""
+    query = select(price_overrides).where(price_overrides.c.version > after_version).order_by(price_overrides.c.version)
+    return [_override(row) for row in connection.execute(query)]
+
+
+def read_override(connection: Connection, version: int) -> Override:
+    """The override of a version that is there, as it was set. Index: primary key."""
+    return _override(connection.execute(select(price_overrides).where(price_overrides.c.version == version)).one())
+
+
+def read_override_ends(connection: Connection, *, after_version: int = 0) -> list[OverrideEnd]:
+    """Ends of overrides written after a version, by version. Index: primary key."""
+    query = (
+        select(price_override_ends)
+        .where(price_override_ends.c.version > after_version)
+        .order_by(price_override_ends.c.version)
+    )
+    return [
+        OverrideEnd(row.account_id, row.provider, row.model, row.version, row.ended_at.astimezone(UTC))
+        for row in connection.execute(query)
+    ]
+
+
+def insert_override(connection: Connection, override: Override) -> None:
+    """Write an override of a version that is there already."""
+    connection.execute(
+        insert(price_overrides).values(
+            version=override.version,
+            account_id=override.account_id,
+            provider=override.provider,
+            model=override.model,
+            effective_from=override.effective_from,
+            agreed_until=override.agreed_until,
+            multiplier_millionths=override.multiplier_millionths,
+            rates=_rate_rows(override.rates),
+        )
+    )
+
+
+def insert_override_end(connection: Connection, end: OverrideEnd) -> None:
+    """Write the end of an account's overrides for a model, of a version that is there already."""
+    connection.execute(
+        insert(price_override_ends).values({field.name: getattr(end, field.name) for field in fields(OverrideEnd)})
+    )
+
+
 def read_plans(connection: Connection, *, after_revision: int = 0) -> list[Plan]:
     """Plans written after a revision, every version of each. Index: plans_by_revision."""
     rows = connection.execute(
@@ -104,13 +160,38 @@ def read_plans(connection: Connection, *, after_revision: int = 0) -> list[Plan]
 
 
 def insert_plans(
-    connection: Connection, written: Iterable[Plan], *, created_at: datetime, author: str, revision: int
+    connection: Connection,
+    written: Iterable[Plan],
+    *,
+    created_at: datetime,
+    author: str,
+    reason: str = "",
+    revision: int,
 ) -> None:
     """Write versions of plans."""
-    connection.execute(
-        insert(plans),
-        [_plan_row(plan) | {"created_at": created_at, "author": author, "revision": revision} for plan in written],
-    )
+    by = {"created_at": created_at, "author": author, "reason": reason, "revision": revision}
+    connection.execute(insert(plans), [_plan_row(plan) | by for plan in written])
+
+
+def read_newest_plan(connection: Connection, plan_id: str) -> Plan | None:
+    """A plan in its newest version; None where there is no such plan. Index: primary key."""
+    query = select(plans).where(plans.c.plan_id == plan_id).order_by(plans.c.version.desc()).limit(1)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _plan(row)
+
+
+def read_plan(connection: Connection, plan_id: str, version: int) -> Plan:
+    """A plan in a version that is there. Index: primary key."""
+    query = select(plans).where(plans.c.plan_id == plan_id, plans.c.version == version)
+    return _plan(connection.execute(query).one())
+
+
+def read_plan_history(connection: Connection, plan_id: str, *, before: int | None, limit: int) -> list[PlanVersion]:
+    """A plan's versions, newest first, those before version `before`. Index: primary key."""
+    query = select(plans).where(plans.c.plan_id == plan_id).order_by(plans.c.version.desc()).limit(limit)
+    if before is not None:
+        query = query.where(plans.c.version < before)
+    return [PlanVersion(_plan(row), row.author, row.reason) for row in connection.execute(query)]
 
 
 def read_request(connection: Connection, request_id: str) -> WrittenRequest | None:
@@ -129,6 +210,23 @@ def insert_request(connection: Connection, request_id: str, written: WrittenRequ
             version=written.version,
             created_at=created_at,
         )
+    )
+
+
+def _rate_rows(rates: Iterable[Rate]) -> list[list[str | int]]:
+    return [[rate.component, rate.service_tier, rate.above_tokens, rate.nanos_per_million] for rate in rates]
+
+
+def _override(row: Row[Any]) -> Override:
+    return Override(
+        account_id=row.account_id,
+        provider=row.provider,
+        model=row.model,
+        version=row.version,
+        effective_from=row.effective_from.astimezone(UTC),
+        agreed_until=row.agreed_until and row.agreed_until.astimezone(UTC),
+        rates=tuple(Rate(*rate) for rate in row.rates),
+        multiplier_millionths=row.multiplier_millionths,
     )
 
 
@@ -162,7 +260,7 @@ def _price_row(price: PublishedPrice) -> dict[str, Any]:
         "max_input_tokens": card.max_input_tokens if card else 0,
         "max_output_tokens": card.max_output_tokens if card else 0,
         "withdrawn": price.withdrawn,
-        "rates": [[rate.component, rate.service_tier, rate.above_tokens, rate.nanos_per_million] for rate in rates],
+        "rates": _rate_rows(rates),
     }
 
 
@@ -174,6 +272,7 @@ def _version(row: Row[Any]) -> CatalogueVersion:
         author=row.author,
         reason=row.reason,
         prices_changed=row.prices_changed,
+        account_id=row.account_id,
     )
 
 

@@ -1,4 +1,4 @@
-"""Owns pricing's tables. Rows of prices, versions and plans are written once: a trigger refuses any later change."""
+"""Owns pricing's tables. Rows of prices, versions, overrides and plans are written once: triggers refuse any change."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ catalogue_versions = Table(
     Column("author", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("prices_changed", Integer, nullable=False),
+    # Whose price override it set or ended; empty for a publication.
+    Column("account_id", Text, nullable=False),
 )
 
 prices = Table(
@@ -54,6 +56,31 @@ prices = Table(
     Column("withdrawn", Boolean, nullable=False),
     # [[component, service_tier, above_tokens, nanos_per_million], …]
     Column("rates", JSONB, nullable=False),
+)
+
+# Overrides are never changed: one that is ended before its time stays as it was set, and the end is a row of its own.
+price_overrides = Table(
+    "price_overrides",
+    metadata,
+    Column("version", BigInteger, ForeignKey("catalogue_versions.version"), primary_key=True),
+    Column("account_id", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("effective_from", DateTime(timezone=True), nullable=False),
+    Column("agreed_until", DateTime(timezone=True)),
+    Column("multiplier_millionths", BigInteger, nullable=False),
+    # As those of prices; empty where there is a multiplier.
+    Column("rates", JSONB, nullable=False),
+)
+
+price_override_ends = Table(
+    "price_override_ends",
+    metadata,
+    Column("version", BigInteger, ForeignKey("catalogue_versions.version"), primary_key=True),
+    Column("account_id", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("ended_at", DateTime(timezone=True), nullable=False),
 )
 
 plans = Table(
@@ -84,6 +111,7 @@ plans = Table(
     Column("retired", Boolean, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("author", Text, nullable=False),
+    Column("reason", Text, nullable=False),
     # The revision that wrote it, by which watchers find what is new.
     Column("revision", BigInteger, nullable=False),
 )

@@ -14,6 +14,7 @@ from services.pricing import wire
 from services.pricing.errors import TooManyWatchers
 from services.pricing.live import LiveCatalogue, Snapshot
 from services.pricing.model import Plan, PublishedPrice
+from services.pricing.overrides import Override
 
 # So many entries make a message of well under a megabyte.
 _ENTRIES_PER_MESSAGE = 500
@@ -66,9 +67,10 @@ class Watches:
 
 
 def _whole(snapshot: Snapshot) -> Iterator[pb.CatalogueChange]:
-    """Prices in force and to come, and plans, in messages of which the last is `complete`."""
+    """Prices and overrides in force and to come, and plans, in messages of which the last is `complete`."""
     now = datetime.now(UTC)
-    yield from _messages(list(snapshot.book.from_now_on(now)), snapshot.newest_plans(), snapshot, whole=True)
+    prices, overrides = list(snapshot.book.from_now_on(now)), list(snapshot.overrides.from_now_on(now))
+    yield from _messages(prices, overrides, snapshot.newest_plans(), snapshot, whole=True)
 
 
 def _difference(before: Snapshot, after: Snapshot) -> Iterator[pb.CatalogueChange]:
@@ -77,25 +79,30 @@ def _difference(before: Snapshot, after: Snapshot) -> Iterator[pb.CatalogueChang
         after.book.published_after(before.book.latest_version),
         key=lambda price: (price.version, price.provider, price.model),
     )
+    overrides = sorted(
+        after.overrides.changed_after(before.book.latest_version), key=lambda override: override.version
+    )
     plans = [plan for plan in after.newest_plans() if before.plans.get(plan.plan_id) != after.plans[plan.plan_id]]
-    yield from _messages(prices, plans, after, whole=False, version_before=before.book.latest_version)
+    yield from _messages(prices, overrides, plans, after, whole=False, version_before=before.book.latest_version)
 
 
 def _messages(
     prices: Sequence[PublishedPrice],
+    overrides: Sequence[Override],
     plans: Sequence[Plan],
     snapshot: Snapshot,
     *,
     whole: bool,
     version_before: int = 0,
 ) -> Iterator[pb.CatalogueChange]:
-    price_pages, plan_pages = _pages(prices), _pages(plans)
-    count = max(len(price_pages), len(plan_pages), 1)
+    price_pages, override_pages, plan_pages = _pages(prices), _pages(overrides), _pages(plans)
+    count = max(len(price_pages), len(override_pages), len(plan_pages), 1)
     for number in range(count):
         last = number == count - 1
         yield pb.CatalogueChange(
-            prices=map(wire.price_to_proto, price_pages[number] if number < len(price_pages) else ()),
-            plans=map(wire.plan_to_proto, plan_pages[number] if number < len(plan_pages) else ()),
+            prices=map(wire.price_to_proto, _page(price_pages, number)),
+            price_overrides=map(wire.override_to_proto, _page(override_pages, number)),
+            plans=map(wire.plan_to_proto, _page(plan_pages, number)),
             version=snapshot.book.latest_version if last else version_before,
             complete=last or not whole,
         )
@@ -103,3 +110,7 @@ def _messages(
 
 def _pages(entries: Sequence[_T]) -> list[Sequence[_T]]:
     return [entries[start : start + _ENTRIES_PER_MESSAGE] for start in range(0, len(entries), _ENTRIES_PER_MESSAGE)]
+
+
+def _page(pages: list[Sequence[_T]], number: int) -> Sequence[_T]:
+    return pages[number] if number < len(pages) else ()

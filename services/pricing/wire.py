@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields
 from datetime import UTC, datetime
+from typing import Any
 
+import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.pricing.v1 import plan_service_pb2, pricing_service_pb2, resources_pb2
 
+from services.kit.identity import current_identity
 from services.kit.validation import Violations
 from services.pricing.costing import Estimate
 from services.pricing.economics import OverageLine, Tier
-from services.pricing.model import CatalogueVersion, Plan, PublishedPrice
-from services.rating.wire import card_to_proto
+from services.pricing.model import CatalogueVersion, Plan, PlanMetric, PublishedPrice
+from services.pricing.overrides import Override
+from services.pricing.writing import Asked
+from services.rating.wire import card_to_proto, rate_to_proto
+
+REPLAYED_KEY = "idempotency-replayed"
+MAX_REASON_CHARS = 500
 
 _PLAN_FIELDS = tuple(field.name for field in fields(Plan) if field.name not in {"metrics", "created_at"})
+
+# `kind` is among them so that it may be named as it is; a change of it is refused by the service.
+CHANGEABLE_PLAN_FIELDS = frozenset((*_PLAN_FIELDS, "metrics")) - {"plan_id", "version"}
 
 
 def moment(violations: Violations, field: str, value: Timestamp) -> datetime:
@@ -31,6 +43,39 @@ def timestamp(value: datetime) -> Timestamp:
     made = Timestamp()
     made.FromDatetime(value)
     return made
+
+
+def asked(operation: str, request: Any) -> Asked:
+    """A write as its request asks for it, in the name of the caller."""
+    identity = current_identity()
+    return Asked(
+        operation=operation,
+        request_id=request.request_id,
+        body_sha256=hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
+        author=identity.key_id or identity.subject,
+        reason=request.reason,
+    )
+
+
+def tell_replayed(context: grpc.ServicerContext, *, replayed: bool) -> None:
+    """Say in the answer's metadata that it is the first answer to a repeated request, where it is."""
+    if replayed:
+        context.set_trailing_metadata(((REPLAYED_KEY, "true"),))
+
+
+def override_to_proto(override: Override) -> resources_pb2.PriceOverride:
+    """An account's own price; its end as all that is known says."""
+    until = override.effective_until
+    return resources_pb2.PriceOverride(
+        account_id=override.account_id,
+        provider=override.provider,
+        model=override.model,
+        rates=map(rate_to_proto, override.rates),
+        multiplier_millionths=override.multiplier_millionths,
+        version=override.version,
+        effective_from=timestamp(override.effective_from),
+        effective_until=None if until is None else timestamp(until),
+    )
 
 
 def price_to_proto(price: PublishedPrice) -> resources_pb2.Price:
@@ -57,6 +102,7 @@ def version_to_proto(version: CatalogueVersion) -> resources_pb2.CatalogueVersio
         author=version.author,
         reason=version.reason,
         prices_changed=version.prices_changed,
+        account_id=version.account_id,
     )
 
 
@@ -88,6 +134,22 @@ def plan_to_proto(plan: Plan) -> resources_pb2.Plan:
     if plan.created_at is not None:
         made.created_at.FromDatetime(plan.created_at)
     return made
+
+
+def plan_from_proto(plan: resources_pb2.Plan) -> Plan:
+    """A plan as somebody asks for it, unchecked; what is worked out, and its version, are left out."""
+    values = {name: getattr(plan, name) for name in _PLAN_FIELDS if name != "version"}
+    return Plan(
+        **values
+        | {
+            "providers": tuple(plan.providers),
+            "models": tuple(plan.models),
+            "metrics": tuple(
+                PlanMetric(metric.metric, metric.included, metric.cap, metric.overage_nanos_per_million)
+                for metric in plan.metrics
+            ),
+        }
+    )
 
 
 def tier_to_proto(tier: Tier) -> plan_service_pb2.TierEconomics:

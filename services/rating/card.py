@@ -30,6 +30,11 @@ _CHAINS: dict[str, tuple[str, ...]] = {
 }
 
 
+def fallbacks(component: str) -> tuple[str, ...]:
+    """The components whose rate this one takes, best first: its own, then those of what it is part of."""
+    return _CHAINS.get(component, (component,))
+
+
 @dataclass(frozen=True, slots=True)
 class Rate:
     """What one component costs: `nanos_per_million` nano-USD for one million units.

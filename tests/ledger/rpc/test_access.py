@@ -2,7 +2,6 @@
 
 import pytest
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
-from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as contract
 
 from services.kit.identity import Role
 from tests.ledger.support.ledger_client import refused
@@ -81,14 +80,3 @@ async def test_operator_manages_any_account_but_has_to_name_it(customer):
 async def test_call_without_a_credential_is_refused(ledger):
     ledger.metadata = ()
     assert (await refused(ledger.balance())).reason == "CREDENTIAL_MISSING"
-
-
-async def test_what_is_not_built_yet_says_so(ledger):
-    await ledger.open(credit=10)
-    built = set()
-    for stub in (contract.AccountServiceStub, contract.LedgerServiceStub, contract.JournalServiceStub):
-        built |= set(vars(stub(ledger._channel)))
-    assert {"ExtendHold", "DebitAccount", "VerifyAccount", "SummarizeUsage"} <= built
-    request = pb.ExtendHoldRequest(account_id="acme", hold_id="h1", request_id="r")
-    refusal = await refused(ledger.ExtendHold(request))
-    assert (refusal.reason, refusal.kind.http_status) == ("NOT_IMPLEMENTED", 501)

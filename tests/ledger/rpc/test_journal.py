@@ -100,7 +100,7 @@ async def test_usage_is_filtered_by_session_status_and_time(ledger):
     assert [record.hold_id for record in await ledger.usage(session="s4")] == ["h4"]
     assert [record.hold_id for record in await ledger.usage(status="cut")] == ["h5", "h3", "h1"]
     third = (await ledger.usage(session="s3"))[0].created_at
-    assert [record.hold_id for record in await ledger.usage(from_time=third)] == ["h5", "h4", "h3"]
+    assert [record.hold_id for record in await ledger.usage(from_time=third)] == ["open", "h5", "h4", "h3"]
     assert [record.hold_id for record in await ledger.usage(to_time=third)] == ["h2", "h1", "h0"]
     early = [entry.hold_id for entry in await ledger.transactions(to_time=third)]
     assert early == ["h2", "h1", "h0", ""]
@@ -114,7 +114,7 @@ async def test_usage_record_says_what_was_used_and_which_transaction_paid(ledger
         session="s", provider="openai", model="gpt-4o", endpoint="/v1/chat/completions", input_tokens=11,
         output_tokens=7, cached_tokens=3, cache_write_tokens=2, reasoning_tokens=1, input_cost_nanos=5,
         output_cost_nanos=6, cost_nanos=12, price_version=4, duration_milliseconds=321, status="cut", estimated=True,
-        started_at=started, provider_request_id="abc", service_tier="flex",
+        started_at=started, provider_request_id="abc", service_tier="flex", units={"audio_input": 4},
     )  # fmt: skip
     settled = await ledger.settle(18, "h1", usage=report, tokens=18)
     (record,) = await ledger.usage()
@@ -156,7 +156,7 @@ async def test_pages_are_whole_and_stable_while_new_rows_come(ledger):
     assert [*first.transactions, *(entry for page in rest for entry in page)] == whole
     assert [len(page) for page in rest] == [3, 3]
     records = await pages(ledger.ListUsage, pb.ListUsageRequest(account_id="acme"), "records", 4)
-    assert [len(page) for page in records] == [4, 2]
+    assert [len(page) for page in records] == [4, 3]
     assert [record for page in records for record in page] == await ledger.usage()
 
 

@@ -7,7 +7,7 @@ import psycopg
 from psycopg.rows import namedtuple_row
 
 from services.ledger.model.book import Entry
-from services.ledger.store.documents import uses_of
+from services.ledger.store.documents import grants_of, uses_of
 
 
 def rows(url, query):
@@ -37,8 +37,14 @@ def audit(url):
         _audit_holds(account, journal[account.account_id], holds[account.account_id])
         records = usage[account.account_id]
         assert [record.usage_number for record in records] == list(range(1, account.usage_sequence + 1))
-        assert len({record.hold_id for record in records}) == len(records), "a hold was settled twice"
+        settled = [record.hold_id for record in records if record.hold_id]
+        assert len(set(settled)) == len(settled), "a hold was settled twice"
+        assert account.spent == sum(record.billed for record in records) - refunded(journal[account.account_id])
     return journal
+
+
+def refunded(entries):
+    return -sum(entry.spent for entry in entries if entry.spent < 0)
 
 
 def _audit_journal(account, entries):
@@ -55,16 +61,15 @@ def _audit_journal(account, entries):
     assert account.last_hash == previous
     assert -sums.pop("funding") == account.funded
     assert sums == {name: getattr(account, name) for name in sums}
-    for grant in account.grants:
-        taken = sum(part for entry in entries for name, part in entry.grant_uses if name == grant["grant_id"])
-        assert grant["remaining"] == -taken
+    for grant in grants_of(account.grants):
+        taken = sum(part for entry in entries for name, part in entry.grant_uses if name == grant.grant_id)
+        assert grant.remaining == -taken
     assert account.overdrawn == sum(part for entry in entries for name, part in entry.grant_uses if name == "")
 
 
 def _audit_holds(account, entries, holds):
     assert account.held == sum(hold.amount for hold in holds if hold.status == "open")
-    assert account.spent == sum(hold.settled for hold in holds)
     made = [entry.hold_id for entry in entries if entry.type == "hold"]
     assert sorted(made) == sorted(hold.hold_id for hold in holds)
-    charged = [entry.hold_id for entry in entries if entry.type == "usage_deduction"]
+    charged = [entry.hold_id for entry in entries if entry.type == "usage_deduction" and entry.hold_id]
     assert len(set(charged)) == len(charged), "a hold was charged twice"

@@ -1,6 +1,8 @@
 """Owns how tests call a ledger: its stubs, short forms of what they do most, and how refusals are read."""
 
+import asyncio
 import itertools
+import time
 from functools import partial
 
 import grpc
@@ -61,6 +63,13 @@ class Client:
 
     async def balance(self, account_id="acme"):
         return await self.GetBalance(pb.GetBalanceRequest(account_id=account_id))
+
+    async def balance_once_expired(self, account_id="acme"):
+        """The balance, as soon as some credit has expired."""
+        deadline = time.monotonic() + 30
+        while not (balance := await self.balance(account_id)).expired_nanos and time.monotonic() < deadline:  # noqa: ASYNC110 (expiry tells nobody)
+            await asyncio.sleep(0.05)
+        return balance
 
     async def limits(self, account_id="acme"):
         answer = await self.ListLimits(pb.ListLimitsRequest(account_id=account_id))

@@ -1,7 +1,8 @@
 """Owns the shadow of a ledger: the same promises kept in the plainest way, to hold the real one against.
 
 Every nano is a coin of its own, with its grant's place in the spending order. Limits keep no counters: their use is
-found by going through all holds ever made.
+found by going through all holds and debits ever made. What was spent is remembered coin by coin, so that a refund gives
+back the very coins.
 """
 
 import copy
@@ -9,23 +10,29 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from services.ledger.model.operations import (
+    Adjust,
     CreateHold,
     Credit,
+    Debit,
     DeleteLimit,
+    ExtendHold,
     ReleaseHold,
     SetLimit,
     SetStatus,
     SettleHold,
     Touch,
+    Undo,
+    UpdateAccount,
 )
+from services.ledger.model.windows import cycle_containing
 
 NEVER = datetime.max.replace(tzinfo=UTC)
+NONE_PAID = None
 
 
 @dataclass
 class ShadowHold:
     asked: CreateHold
-    place: int
     made_at: datetime
     lapses_at: datetime
     coins: list
@@ -38,11 +45,30 @@ class ShadowHold:
     def amount(self):
         return len(self.coins) + self.unbacked
 
+    def counted(self, unit):
+        """Used and held."""
+        if self.status == "open":
+            return 0, {"nanos": self.amount, "tokens": self.tokens, "requests": self.asked.requests}[unit]
+        if self.settled:
+            return {"nanos": self.settled.amount, "tokens": self.settled.tokens}.get(unit, self.asked.requests), 0
+        return 0, 0
+
+
+@dataclass
+class ShadowDebit:
+    asked: Debit
+    made_at: datetime
+
+    def counted(self, unit):
+        return {"nanos": self.asked.amount, "tokens": self.asked.tokens, "requests": self.asked.requests}[unit], 0
+
 
 @dataclass
 class ShadowAccount:
     overdraft: int
     now: datetime
+    anchor: datetime
+    cycle: tuple
     status: str = "open"
     place: int = 0
     free: list = field(default_factory=list)
@@ -50,9 +76,17 @@ class ShadowAccount:
     funded: int = 0
     spent: int = 0
     expired: int = 0
+    cycle_spent: int = 0
     holds: dict = field(default_factory=dict)
+    debits: list = field(default_factory=list)
     limits: dict = field(default_factory=dict)
     asked: dict = field(default_factory=dict)
+    # By grant's place: what rolls over of it, and what has expired.
+    caps: dict = field(default_factory=dict)
+    ran_out: dict = field(default_factory=dict)
+    # By what asked for it: the coins that were spent, or how many were given; and in which cycle.
+    deductions: dict = field(default_factory=dict)
+    credits: dict = field(default_factory=dict)
 
     @property
     def unbacked(self):
@@ -70,21 +104,37 @@ class ShadowAccount:
         return [hold for hold in self.holds.values() if hold.status == "open"]
 
     def figures(self):
-        return (self.available, self.held, self.funded, self.spent, self.expired, self.owed)
+        return (self.available, self.held, self.funded, self.spent, self.expired, self.owed, self.cycle_spent)
 
     # Time
 
     def let_happen(self, now):
-        self.now = now
-        for hold in self.open_holds():
+        for hold in sorted(self.open_holds(), key=lambda hold: hold.lapses_at):
             if hold.lapses_at <= now:
+                self.come_to(hold.lapses_at)
                 self.give_back(hold, "expired")
-        self.expire()
+        self.come_to(now)
 
-    def expire(self):
-        left = [coin for coin in self.free if coin[1] > self.now]
-        self.expired += len(self.free) - len(left)
-        self.free = left
+    def come_to(self, moment):
+        """Grants expire in order, then it is that moment."""
+        while due := [coin for coin in self.free if coin[1] <= moment]:
+            first = min(due, key=lambda coin: coin[1])
+            self.turn_to(first[1])
+            grant = [coin for coin in self.free if coin[2] == first[2]]
+            self.free = [coin for coin in self.free if coin[2] != first[2]]
+            carried = min(len(grant), self.caps.get(first[2], 0))
+            self.ran_out[first[2]] = self.ran_out.get(first[2], 0) + len(grant) - carried
+            self.expired += len(grant) - carried
+            self.place += 1
+            ends = cycle_containing(self.anchor, first[1])[1]
+            self.add_free([(first[0], ends, self.place)] * carried)
+        self.turn_to(moment)
+
+    def turn_to(self, moment):
+        self.now = max(self.now, moment)
+        if self.now >= self.cycle[1]:
+            self.cycle = cycle_containing(self.anchor, self.now)
+            self.cycle_spent = 0
 
     def give_back(self, hold, status):
         hold.status = status
@@ -96,36 +146,43 @@ class ShadowAccount:
         self.owed -= paid
         self.free = self.free[paid:]
 
+    def spend(self, amount):
+        """Coins to pay with; what none is left for is owed."""
+        coins, self.free = self.free[:amount], self.free[amount:]
+        self.owed += amount - len(coins)
+        return coins + [NONE_PAID] * (amount - len(coins))
+
     # Limits
 
-    def use(self, limit):
-        """What a limit counts now, used and held, from all holds ever made."""
-        made, place = limit
+    def use(self, made):
+        """What a limit counts now, used and held, from all holds and debits ever made."""
         used = held = 0
-        for hold in self.holds.values():
-            counted = (
-                hold.place > place
-                and same_window(made.window, hold.made_at, self.now)
-                and (not made.subject or made.subject == hold.asked.key_id)
-            )
-            if counted and hold.status == "open":
-                held += {"nanos": hold.amount, "tokens": hold.tokens, "requests": hold.asked.requests}[made.unit]
-            elif counted and hold.settled:
-                used += {"nanos": hold.settled.amount, "tokens": hold.settled.tokens}.get(
-                    made.unit, hold.asked.requests
-                )
+        for thing in [*self.holds.values(), *self.debits]:
+            if self.same_window(made.window, thing.made_at) and made.subject in {"", thing.asked.key_id}:
+                more_used, more_held = thing.counted(made.unit)
+                used, held = used + more_used, held + more_held
         return used, held
 
+    def same_window(self, window, moment):
+        if window == "day":
+            return moment.date() == self.now.date()
+        if window == "month":
+            return (moment.year, moment.month) == (self.now.year, self.now.month)
+        return window == "lifetime" or moment >= self.cycle[0]
+
     def limit_use(self):
-        return {name: (limit[0].amount, *self.use(limit)) for name, limit in self.limits.items()}
+        return {name: (limit.amount, *self.use(limit)) for name, limit in self.limits.items()}
 
-
-def same_window(window, moment, now):
-    if window == "day":
-        return moment.date() == now.date()
-    if window == "month":
-        return (moment.year, moment.month) == (now.year, now.month)
-    return True
+    def refusal(self, key_id, made_at, *, nanos, tokens, requests):
+        """Why so much is not to be had, if it is not, of what was asked for at that time."""
+        if nanos > 0 and self.available + self.overdraft < nanos:
+            return "INSUFFICIENT_CREDIT"
+        for made in self.limits.values():
+            applies = made.mode == "hard" and made.subject in {"", key_id} and self.same_window(made.window, made_at)
+            room = max(made.amount - sum(self.use(made)), 0)
+            if applies and {"nanos": nanos, "tokens": tokens, "requests": requests}[made.unit] > room:
+                return "LIMIT_EXCEEDED"
+        return ""
 
 
 def limit_name(operation):
@@ -136,9 +193,14 @@ class Shadow:
     """Accounts, and what each operation ought to answer: a refusal's reason, `replayed` or `done`."""
 
     def __init__(self, overdrafts, now):
-        self.accounts = {name: ShadowAccount(overdraft, now) for name, overdraft in overdrafts.items()}
+        self.accounts = {
+            name: ShadowAccount(overdraft, now, now, cycle_containing(now, now))
+            for name, overdraft in overdrafts.items()
+        }
 
-    def apply(self, groups, now):
+    def apply(self, groups, now, names):
+        """`names`: of transactions that are to be undone, what they are called here."""
+        self.names = names
         touched = set()
         answers = []
         for group in groups:
@@ -160,69 +222,196 @@ class Shadow:
     def do(self, operation):
         account = self.accounts[operation.account_id]
         account.place += 1
-        match operation:
-            case Credit() | SetStatus():
-                return self.keyed(account, operation)
-            case CreateHold():
-                return self.hold(account, operation)
-            case SettleHold():
-                return self.settle(account, operation)
-            case ReleaseHold():
-                return self.release(account, operation)
-            case SetLimit():
-                there = account.limits.get(limit_name(operation))
-                account.limits[limit_name(operation)] = (operation, there[1] if there else account.place)
-            case DeleteLimit():
-                account.limits.pop(limit_name(operation), None)
-            case Touch():
-                pass
-        return "done"
-
-    def keyed(self, account, operation):
-        past = account.asked.get(operation.request_id)
+        if isinstance(operation, ExtendHold) and operation.hold_id not in account.holds:
+            return "HOLD_NOT_FOUND"
+        request_id = getattr(operation, "request_id", "")
+        past = account.asked.get(request_id) if request_id else None
         if past is not None:
             return "replayed" if past == operation else "IDEMPOTENCY_CONFLICT"
-        if isinstance(operation, SetStatus):
-            account.status = operation.status
+        closed = account.status == "closed"
+        if closed and isinstance(operation, Credit | Adjust | Debit | Undo | SetStatus | UpdateAccount | ExtendHold):
+            return "ACCOUNT_CLOSED"
+        rules = {
+            Adjust: self.adjust,
+            CreateHold: self.hold,
+            Credit: self.credit,
+            Debit: self.debit,
+            ExtendHold: self.extend,
+            ReleaseHold: self.release,
+            SetStatus: self.status,
+            SettleHold: self.settle,
+            Undo: self.undo,
+            UpdateAccount: self.update,
+        }
+        match operation:
+            case SetLimit():
+                account.limits[limit_name(operation)] = operation
+                answer = "done"
+            case DeleteLimit():
+                account.limits.pop(limit_name(operation), None)
+                answer = "done"
+            case Touch():
+                answer = "done"
+            case _:
+                answer = rules[type(operation)](account, operation)
+        if answer == "done" and request_id:
+            account.asked[request_id] = operation
+        return answer
+
+    def status(self, account, operation):
+        if operation.status == "closed" and account.open_holds():
+            return "ACCOUNT_HAS_HOLDS"
+        account.status = operation.status
+        return "done"
+
+    def update(self, account, operation):
+        if operation.overdraft is not None:
+            kind, amount = operation.overdraft
+            account.overdraft = {"none": 0, "fixed": amount, "unlimited": 10**15}[kind]
+        if operation.cycle_anchor is not None and operation.cycle_anchor != account.anchor:
+            account.now += timedelta(microseconds=1)
+            account.anchor = operation.cycle_anchor
+            account.cycle = (account.now, cycle_containing(account.anchor, account.now)[1])
+            account.cycle_spent = 0
+        return "done"
+
+    def credit(self, account, operation):
+        if operation.expires_at is not None and operation.expires_at <= account.now:
+            return "GRANT_EXPIRED"
+        self.give(account, operation.request_id, operation.amount, operation.priority, operation.expires_at)
+        account.caps[account.place] = operation.rollover_cap
+        return "done"
+
+    def give(self, account, request_id, amount, priority=100, expires_at=None):
+        account.funded += amount
+        account.credits[request_id] = [account.place, amount]
+        account.add_free([(priority, expires_at or NEVER, account.place)] * amount)
+
+    def adjust(self, account, operation):
+        if operation.amount > 0:
+            self.give(account, operation.request_id, operation.amount)
         else:
-            if operation.expires_at is not None and operation.expires_at <= account.now:
-                return "GRANT_EXPIRED"
             account.funded += operation.amount
-            coin = (operation.priority, operation.expires_at or NEVER, account.place)
-            account.add_free([coin] * operation.amount)
-        account.asked[operation.request_id] = operation
+            account.spend(-operation.amount)
+        return "done"
+
+    def debit(self, account, operation):
+        if account.status == "suspended":
+            return "ACCOUNT_SUSPENDED"
+        refusal = account.refusal(
+            operation.key_id,
+            account.now,
+            nanos=operation.amount,
+            tokens=operation.tokens,
+            requests=operation.requests,
+        )
+        if refusal:
+            return refusal
+        account.debits.append(ShadowDebit(operation, account.now))
+        self.deduct(account, ("debit", operation.request_id), account.spend(operation.amount))
+        return "done"
+
+    def deduct(self, account, name, coins):
+        account.spent += len(coins)
+        account.cycle_spent += len(coins)
+        account.deductions[name] = (coins, account.now)
+
+    def undo(self, account, operation):
+        name = self.names.get((operation.account_id, operation.transaction_id))
+        if name is None:
+            return "TRANSACTION_NOT_FOUND"
+        if operation.kind == "refund" and name in account.deductions:
+            return self.refund(account, operation, *account.deductions[name])
+        if operation.kind == "reversal" and name[0] == "credit":
+            return self.reverse(account, operation, account.credits[name[1]])
+        return "NOT_REFUNDABLE"
+
+    def refund(self, account, operation, coins, spent_at):
+        amount = len(coins) if operation.amount is None else operation.amount
+        if not 0 < amount <= len(coins):
+            return "REFUND_EXCEEDS_ORIGINAL"
+        back = [coins.pop() for _ in range(amount)]
+        good = [coin for coin in back if coin and coin[1] > account.now]
+        unpaid = min(account.owed, back.count(NONE_PAID))
+        account.owed -= unpaid
+        account.spent -= amount
+        account.cycle_spent -= amount if spent_at >= account.cycle[0] else 0
+        account.add_free(good + [(100, NEVER, account.place)] * (amount - len(good) - unpaid))
+        return "done"
+
+    def reverse(self, account, operation, given):
+        place, left = given
+        amount = left if operation.amount is None else operation.amount
+        if not 0 < amount <= left:
+            return "REFUND_EXCEEDS_ORIGINAL"
+        given[1] -= amount
+        own = [coin for coin in account.free if coin[2] == place][:amount]
+        account.free = sorted(
+            [coin for coin in account.free if coin[2] != place]
+            + [coin for coin in account.free if coin[2] == place][len(own) :]
+        )
+        from_expired = min(account.ran_out.get(place, 0), amount - len(own))
+        account.ran_out[place] = account.ran_out.get(place, 0) - from_expired
+        account.expired -= from_expired
+        account.funded -= amount
+        account.spend(amount - len(own) - from_expired)
         return "done"
 
     def hold(self, account, operation):
         there = account.holds.get(operation.hold_id)
         if there is not None:
             return "replayed" if there.asked == operation else "IDEMPOTENCY_CONFLICT"
-        if account.status == "suspended":
-            return "ACCOUNT_SUSPENDED"
+        if account.status != "open":
+            return f"ACCOUNT_{account.status.upper()}"
         payable = account.available + account.overdraft
         if operation.billable and payable < operation.minimum:
             return "INSUFFICIENT_CREDIT"
+        refusal = account.refusal(
+            operation.key_id,
+            account.now,
+            nanos=operation.minimum,
+            tokens=operation.minimum_tokens,
+            requests=operation.requests,
+        )
+        if refusal:
+            return refusal
         amount = min(operation.amount, payable) if operation.billable else operation.amount
         tokens = operation.tokens
-        for made, place in account.limits.values():
-            if made.mode == "soft" or (made.subject and made.subject != operation.key_id):
-                continue
-            room = max(made.amount - sum(account.use((made, place))), 0)
-            least = {"nanos": operation.minimum, "tokens": operation.minimum_tokens}.get(made.unit, operation.requests)
-            if least > room:
-                return "LIMIT_EXCEEDED"
-            amount = min(amount, room) if made.unit == "nanos" else amount
-            tokens = min(tokens, room) if made.unit == "tokens" else tokens
+        for made in account.limits.values():
+            if made.mode == "hard" and made.subject in {"", operation.key_id}:
+                room = max(made.amount - sum(account.use(made)), 0)
+                amount = min(amount, room) if made.unit == "nanos" else amount
+                tokens = min(tokens, room) if made.unit == "tokens" else tokens
         coins, account.free = account.free[:amount], account.free[amount:]
         account.holds[operation.hold_id] = ShadowHold(
             asked=operation,
-            place=account.place,
             made_at=account.now,
             lapses_at=account.now + timedelta(seconds=operation.ttl_seconds),
             coins=coins,
             unbacked=amount - len(coins),
             tokens=tokens,
         )
+        return "done"
+
+    def extend(self, account, operation):
+        hold = account.holds[operation.hold_id]
+        if hold.status != "open":
+            return "HOLD_ENDED"
+        if account.status == "suspended":
+            return "ACCOUNT_SUSPENDED"
+        if operation.amount and not hold.asked.billable:
+            return "HOLD_NOT_BILLABLE"
+        refusal = account.refusal(
+            hold.asked.key_id, hold.made_at, nanos=operation.amount, tokens=operation.tokens, requests=0
+        )
+        if refusal:
+            return refusal
+        coins, account.free = account.free[: operation.amount], account.free[operation.amount :]
+        hold.coins += coins
+        hold.unbacked += operation.amount - len(coins)
+        hold.tokens += operation.tokens
+        if operation.ttl_seconds:
+            hold.lapses_at = max(hold.lapses_at, account.now + timedelta(seconds=operation.ttl_seconds))
         return "done"
 
     def settle(self, account, operation):
@@ -236,15 +425,11 @@ class Shadow:
         if operation.amount and not hold.asked.billable:
             return "HOLD_NOT_BILLABLE"
         coins = hold.coins if hold.status == "open" else []
-        rest = operation.amount - len(coins)
-        account.spent += operation.amount
-        if rest > 0:
-            taken = min(rest, len(account.free))
-            account.free = account.free[taken:]
-            account.owed += rest - taken
         hold.status, hold.settled = "settled", replace(operation)
+        paid = coins[: operation.amount] + account.spend(max(operation.amount - len(coins), 0))
+        self.deduct(account, ("hold", operation.hold_id), paid)
         account.add_free(coins[operation.amount :])
-        account.expire()
+        account.come_to(account.now)
         return "done"
 
     def release(self, account, operation):
@@ -257,5 +442,5 @@ class Shadow:
             return "replayed"
         if hold.status == "open":
             account.give_back(hold, "released")
-            account.expire()
+            account.come_to(account.now)
         return "done"

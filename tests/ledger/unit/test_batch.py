@@ -15,6 +15,7 @@ from services.ledger.errors import (
 from tests.ledger.support.ledger_memory import (
     Memory,
     credit,
+    debit,
     delete_limit,
     hold,
     opened,
@@ -242,23 +243,32 @@ def test_hold_counts_in_the_window_it_was_made_in(ledger):
         ledger.do(hold(11, "more"))
 
 
-def test_new_limit_counts_from_when_it_was_made(ledger):
+def test_new_limit_counts_what_its_window_has_seen(ledger):
     ledger.do(credit(1_000, "c1"))
-    ledger.do(hold(100, "older"))
-    ledger.do(set_limit(50))
-    ledger.do(hold(50, "newer"))
-    ledger.do(settle(100, "older"))
-    assert limits(ledger) == {"account::nanos:day": (0, 50)}
+    ledger.do(hold(70, "yesterday"))
+    ledger.wait(12 * 3600)  # midnight
+    ledger.do(hold(100, "open", key_id="k1"))
+    ledger.do(debit(5, "d1", key_id="k1"))
+    ledger.do(hold(30, "used"))
+    ledger.do(settle(20, "used"))
+    ledger.do(settle(70, "yesterday"))
+    ledger.do(set_limit(500))
+    ledger.do(set_limit(500, scope="key", subject="k1"))
+    ledger.do(set_limit(500, window="lifetime"))
+    assert limits(ledger) == {"account::nanos:day": (25, 100), "account::nanos:lifetime": (95, 100)}
+    (limit,) = ledger.subjects["acme", "key", "k1"]
+    assert (limit.used, limit.held) == (5, 100)
+    ledger.do(settle(60, "open"))
+    assert limits(ledger)["account::nanos:day"] == (85, 0)
 
 
-def test_limit_made_again_does_not_count_what_the_deleted_one_did(ledger):
+def test_limit_made_again_counts_what_the_deleted_one_did(ledger):
     ledger.do(credit(1_000, "c1"))
     ledger.do(set_limit(50))
     ledger.do(hold(50, "h1"))
-    ledger.do(delete_limit())
-    ledger.do(set_limit(50))
-    ledger.do(settle(50, "h1"))
-    assert limits(ledger) == {"account::nanos:day": (0, 0)}
+    results = ledger.apply([delete_limit()], [settle(50, "h1")], [set_limit(50)])
+    assert results[-1].outcome.limit.used == 50
+    assert limits(ledger) == {"account::nanos:day": (50, 0)}
 
 
 def test_hold_cut_to_the_least_of_balance_and_limits_counts_what_it_holds(ledger):
@@ -272,14 +282,14 @@ def test_hold_cut_to_the_least_of_balance_and_limits_counts_what_it_holds(ledger
 
 
 def test_replayed_limit_does_not_undo_a_later_change(ledger):
-    first = set_limit(50, request_id="l1", body_hash=b"1")
+    first = set_limit(50, request_id="l1")
     ledger.do(first)
-    ledger.do(set_limit(90, request_id="l2", body_hash=b"2"))
+    ledger.do(set_limit(90, request_id="l2"))
     (again,) = ledger.apply([first])
     assert again.replayed
     assert ledger.books["acme"].limits[0].amount == 90
     with pytest.raises(IdempotencyConflict):
-        ledger.do(set_limit(70, request_id="l1", body_hash=b"3"))
+        ledger.do(set_limit(70, request_id="l1"))
 
 
 # Linked groups

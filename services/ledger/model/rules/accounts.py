@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from services.ledger.errors import AccountExists, AccountHasHolds
 from services.ledger.model.book import Book
 from services.ledger.model.moves import Moves
@@ -47,6 +49,8 @@ def update_account(moves: Moves, operation: UpdateAccount) -> Result:
     if operation.overdraft is not None:
         book.overdraft_kind, book.overdraft_limit = operation.overdraft
     if operation.cycle_anchor is not None and operation.cycle_anchor != book.cycle_anchor:
+        # Strictly after what was done before, so that each thing is in one cycle.
+        book.touched_at += timedelta(microseconds=1)
         book.move_cycle(operation.cycle_anchor, book.touched_at)
     return _reworded(moves, book, operation)
 

@@ -94,9 +94,9 @@ def extend_hold(moves: Moves, operation: ExtendHold) -> Result:
     Raises HoldEnded, HoldNotBillable, AccountSuspended, InsufficientCredit, LimitExceeded, AccountFull.
     """
     hold = moves.hold(operation.account_id, operation.hold_id)
-    book = moves.open_book(operation.account_id)
     if moves.replayed(operation.account_id, operation.request_id, operation.body_hash):
-        return Result(HoldMade(replace(hold), book.available, ()), replayed=True)
+        return Result(HoldMade(replace(hold), moves.book(operation.account_id).available, ()), replayed=True)
+    book = moves.open_book(operation.account_id)
     if hold.status != "open":
         raise HoldEnded(f"hold {hold.hold_id} has ended: {hold.status}", holdId=hold.hold_id, status=hold.status)
     _check_not_suspended(book)
@@ -113,7 +113,7 @@ def extend_hold(moves: Moves, operation: ExtendHold) -> Result:
         tokens=operation.tokens,
         minimum_tokens=operation.tokens,
         requests=0,
-        billable=hold.billable,
+        billable=operation.amount > 0,
     )
     before = replace(hold)
     reservations, unbacked = book.reserve(operation.amount)

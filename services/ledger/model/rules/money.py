@@ -110,7 +110,7 @@ def debit(moves: Moves, operation: Debit) -> Result:
         tokens=operation.tokens,
         minimum_tokens=operation.tokens,
         requests=operation.requests,
-        billable=True,
+        billable=operation.amount > 0,
     )
     asked = {"nanos": operation.amount, "tokens": operation.tokens, "requests": operation.requests}
     for limit in limits:

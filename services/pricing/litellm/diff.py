@@ -1,0 +1,119 @@
+"""Owns how a price map differs from the catalogue, and how far it would move prices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from services.pricing.litellm.mapping import PriceMap
+from services.pricing.model import BASIS_POINTS, MAX_INT64, PriceBook, PublishedPrice
+from services.rating import PriceCard
+
+NEW, CHANGED, GONE = "new", "changed", "gone"
+_KINDS = (CHANGED, NEW, GONE)
+
+# A move from free to any price: more than any percentage.
+FROM_FREE = MAX_INT64
+ANY_MOVE_PERCENT = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class PriceChange:
+    """One difference: `before` is None for a new price, `after` for one that is gone, which keeps its price."""
+
+    kind: str
+    provider: str
+    model: str
+    before: PublishedPrice | None
+    after: PublishedPrice | None
+    largest_move_basis_points: int = 0
+
+    @property
+    def told_move(self) -> str:
+        """The largest move for a person: `33.34 %`, or `from free`."""
+        if self.largest_move_basis_points == FROM_FREE:
+            return "from free"
+        return f"{self.largest_move_basis_points // 100}.{self.largest_move_basis_points % 100:02d} %"
+
+    def moves_more_than(self, percent: int) -> bool:
+        """Whether any of its rates moves by more; ANY_MOVE_PERCENT lets all pass, also what was free."""
+        return percent < ANY_MOVE_PERCENT and self.largest_move_basis_points * 100 > percent * BASIS_POINTS
+
+
+def compare(price_map: PriceMap, book: PriceBook, at: datetime) -> list[PriceChange]:
+    """What a map has otherwise than the catalogue at a moment: largest moves first, then new, then gone.
+
+    Gone is what the catalogue prices and the map does not name, of the providers that the map names. It is told, not
+    withdrawn: that a map is silent on a model is no price, and a map cut short would take every model from customers.
+    """
+    providers = {provider for provider, _ in price_map.named}
+    changes = changes_of(price_map.prices, book, at)
+    changes += [
+        PriceChange(GONE, price.provider, price.model, price, None)
+        for price in book.all_in_force(at)
+        if price.provider in providers and (price.provider, price.model) not in price_map.named
+    ]
+    return sorted(changes, key=_largest_first)
+
+
+def changes_of(prices: Iterable[PublishedPrice], book: PriceBook, at: datetime) -> list[PriceChange]:
+    """What these prices change of the catalogue at a moment: changed ones, largest moves first, then new ones."""
+    found = []
+    for price in prices:
+        before = book.in_force(price.provider, price.model, at)
+        if before is None:
+            found.append(PriceChange(NEW, price.provider, price.model, None, price))
+            continue
+        after = _keeping(before, price)
+        if not _same(before, after):
+            assert before.card is not None, "the book gives no withdrawn price"
+            assert after.card is not None, "a map withdraws nothing"
+            move = largest_move_basis_points(before.card, after.card)
+            found.append(PriceChange(CHANGED, price.provider, price.model, before, after, move))
+    return sorted(found, key=_largest_first)
+
+
+def largest_move_basis_points(before: PriceCard, after: PriceCard) -> int:
+    """The largest move of what a call pays, up or down; FROM_FREE where that was nothing.
+
+    What is compared is the rate that a call takes, not the one that stands there: where a rate of its own is dropped, a
+    part goes over to that of the tokens it is part of. What has no rate on one side does not move.
+    """
+    asked = {(rate.component, rate.service_tier, rate.above_tokens) for card in (before, after) for rate in card.rates}
+    largest = 0
+    for component, tier, above in asked:
+        was, becomes = before.rate(component, tier, above + 1), after.rate(component, tier, above + 1)
+        if was is None or becomes is None or was == becomes:
+            continue
+        if was == 0:
+            return FROM_FREE
+        # Rounded up, so that a move just above a limit is not taken for one at it.
+        largest = max(largest, -(-abs(becomes - was) * BASIS_POINTS // was))
+    return min(largest, FROM_FREE - 1)
+
+
+def _keeping(before: PublishedPrice, after: PublishedPrice) -> PublishedPrice:
+    """A map's price with what the catalogue knows and the map does not say: the name shown, and unknown limits."""
+    assert before.card is not None, "the book gives no withdrawn price"
+    assert after.card is not None, "a map withdraws nothing"
+    card = replace(
+        after.card,
+        max_input_tokens=after.card.max_input_tokens or before.card.max_input_tokens,
+        max_output_tokens=after.card.max_output_tokens or before.card.max_output_tokens,
+    )
+    return replace(after, card=card, display_name=before.display_name or after.display_name)
+
+
+def _same(before: PublishedPrice, after: PublishedPrice) -> bool:
+    return _content(before) == _content(after)
+
+
+def _content(price: PublishedPrice) -> tuple[object, ...]:
+    assert price.card is not None, "a withdrawn price is not compared"
+    card = price.card
+    return frozenset(card.rates), card.mode, card.max_input_tokens, card.max_output_tokens
+
+
+def _largest_first(change: PriceChange) -> tuple[int, int, str, str]:
+    return _KINDS.index(change.kind), -change.largest_move_basis_points, change.provider, change.model

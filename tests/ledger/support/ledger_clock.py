@@ -1,0 +1,40 @@
+"""Owns a clock that only the test moves, for a server that runs in the test's own process."""
+
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.ledger import group_commit, service
+from services.ledger.servicer import filters
+
+
+class Clock:
+    """What time it is for the ledger: `now`, until `wait` or `set` moves it."""
+
+    def __init__(self, monkeypatch, now=None):
+        self.now = now or datetime.now(UTC)
+        clock = self
+
+        class Frozen(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return clock.now.astimezone(tz)
+
+        for module in (group_commit, service, filters):  # those that ask what time it is
+            monkeypatch.setattr(module, "datetime", Frozen)
+
+    def wait(self, **words):
+        self.now += timedelta(**words)
+        return self.now
+
+    def stamp(self, **words):
+        """The time in so long, as the contract has it."""
+        found = Timestamp()
+        found.FromDatetime(self.now + timedelta(**words))
+        return found
+
+
+def stamp(moment):
+    found = Timestamp()
+    found.FromDatetime(moment)
+    return found
