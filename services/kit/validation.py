@@ -58,7 +58,9 @@ class Violations:
             self.add(field, "is required")
         elif len(value) > max_length:
             self.add(field, f"must be at most {max_length} characters, not {len(value)}")
-        elif any(unicodedata.category(char) == "Cc" and char not in "\t\n\r" for char in value):
+        elif not value.isprintable() and any(
+            unicodedata.category(char) == "Cc" and char not in "\t\n\r" for char in value
+        ):
             self.add(field, "must not contain control characters")
         return value
 

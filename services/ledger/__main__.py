@@ -1,4 +1,4 @@
-"""Runs the ledger: `python -m services.ledger serve | migrate | work`."""
+"""Runs the ledger: `python -m services.ledger serve | migrate | work`, and its own commands."""
 
 import sys
 from pathlib import Path
@@ -8,13 +8,17 @@ from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as contract
 from services.kit.command import main
 from services.kit.db import async_engine
 from services.kit.serving import AioServer
+from services.ledger.commands import COMMANDS
+from services.ledger.feed import UsageFeed
 from services.ledger.group_commit import GroupCommit
 from services.ledger.service import Ledger
 from services.ledger.servicer.accounts import AccountServicer
 from services.ledger.servicer.journal import JournalServicer
 from services.ledger.servicer.ledger import LedgerServicer
 from services.ledger.settings import LedgerSettings
+from services.ledger.store.feed import FeedReads
 from services.ledger.store.reads import Reads
+from services.ledger.verifying import Verifier
 from services.ledger.worker import make_partitions, work
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -26,9 +30,10 @@ async def make_server(settings: LedgerSettings) -> AioServer:
     commits = GroupCommit(settings)
     ledger = Ledger(commits, Reads(engine))
     server = AioServer(settings)
-    server.register(contract.add_AccountServiceServicer_to_server, AccountServicer(ledger))
+    feed = UsageFeed(FeedReads(engine), server.draining)
+    server.register(contract.add_AccountServiceServicer_to_server, AccountServicer(ledger, Verifier(engine)))
     server.register(contract.add_LedgerServiceServicer_to_server, LedgerServicer(ledger))
-    server.register(contract.add_JournalServiceServicer_to_server, JournalServicer(ledger))
+    server.register(contract.add_JournalServiceServicer_to_server, JournalServicer(ledger, feed))
     server.on_start(lambda: make_partitions(settings))
     server.on_start(commits.start)
     server.on_stop(engine.dispose)
@@ -37,4 +42,4 @@ async def make_server(settings: LedgerSettings) -> AioServer:
 
 
 if __name__ == "__main__":
-    sys.exit(main(LedgerSettings, serve=make_server, script_location=MIGRATIONS, work=work))
+    sys.exit(main(LedgerSettings, serve=make_server, script_location=MIGRATIONS, work=work, own=COMMANDS))

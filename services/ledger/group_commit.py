@@ -1,8 +1,8 @@
-"""Owns group commit: concurrent operations wait in a queue, and each writer commits all that wait in one transaction.
+"""Owns group commit: concurrent operations wait in a queue, and its writer commits all that wait in one transaction.
 
-A unit is what one call brings: its operations are done in order, in one batch. A batch that the database refuses is
-halved, and each half done again, so that one bad unit fails alone. Every operation is safe to do again, so a batch
-whose commit may or may not have happened (the connection broke) is simply done again.
+A unit is what one call brings to a writer: its operations are done in order, in one batch. A batch that the database
+refuses is halved, and each half done again, so that one bad unit fails alone. Every operation is safe to do again, so a
+batch whose commit may or may not have happened (the connection broke) is simply done again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,71 +105,57 @@ class _Line:
                 await connection.close()
 
 
-class GroupCommit:
-    """The only way to write to the ledger's database."""
+class _Writer:
+    """One queue of what waits, and the connection over which it is committed, a batch at a time."""
 
     def __init__(self, settings: LedgerSettings) -> None:
-        self._settings = settings
+        self._line = _Line(settings)
+        self._max_batch = settings.max_batch
         self._waiting: deque[_Unit] = deque()
-        self._waiting_operations = 0
         self._arrived = asyncio.Event()
-        self._closing = False
-        self._writers: list[asyncio.Task[None]] = []
+        self.waiting_operations = 0
+        self.closing = False
 
-    def start(self) -> None:
-        """Start the writers, in the running loop. They connect when there is something to write."""
-        self._writers = [asyncio.create_task(self._write_forever()) for _ in range(self._settings.writers)]
-
-    async def stop(self) -> None:
-        """Commit what waits, then end the writers."""
-        self._closing = True
-        self._arrived.set()
-        await asyncio.gather(*self._writers, return_exceptions=True)
-
-    async def submit(self, groups: Sequence[Group]) -> list[Result]:
-        """Do linked groups of operations, in order; the results of all operations, in order, once committed.
-
-        Raises Overloaded where too many wait, StorageUnavailable where the database does not answer: then they may or
-        may not have been done, and doing them again is safe. A caller that is cancelled does not take back what a batch
-        has begun.
-        """
-        if self._closing:
-            raise _stopping()
-        size = sum(len(group) for group in groups)
-        if self._waiting_operations + size > self._settings.max_queued:
-            raise Overloaded("too many operations wait for the database", retry_after_seconds=1)
+    def put(self, groups: Sequence[Group]) -> asyncio.Future[list[Result]]:
+        """Let some groups wait for the next batch."""
+        size = sum(map(len, groups))
         unit = _Unit(groups, size, asyncio.get_running_loop().create_future(), time.perf_counter())
         self._waiting.append(unit)
-        self._waiting_operations += size
+        self.waiting_operations += size
         self._arrived.set()
-        return await unit.answer
+        return unit.answer
 
-    async def _write_forever(self) -> None:
-        line = _Line(self._settings)
+    def close(self) -> None:
+        """Commit what waits, then end."""
+        self.closing = True
+        self._arrived.set()
+
+    async def write_forever(self) -> None:
+        """Commit what waits, until closed and nothing waits."""
         try:
             while True:
                 await self._arrived.wait()
                 units = self._take()
                 if units:
                     try:
-                        await self._answer(line, units)
+                        await self._answer(units)
                     finally:
                         _fail(units, _stopping())  # those that have no answer: this task was cancelled
-                elif self._closing:
+                elif self.closing:
                     return
                 else:
                     self._arrived.clear()
         finally:
-            await line.close()
+            await self._line.close()
 
     def _take(self) -> list[_Unit]:
         """What waits, up to a batch; at least one unit if any waits."""
         units: list[_Unit] = []
         size = 0
         now = time.perf_counter()
-        while self._waiting and (not units or size + self._waiting[0].size <= self._settings.max_batch):
+        while self._waiting and (not units or size + self._waiting[0].size <= self._max_batch):
             unit = self._waiting.popleft()
-            self._waiting_operations -= unit.size
+            self.waiting_operations -= unit.size
             if unit.answer.cancelled():
                 continue  # its caller has gone; nothing of it was begun
             _QUEUE_WAIT.observe(now - unit.queued_at)
@@ -176,17 +163,17 @@ class GroupCommit:
             size += unit.size
         return units
 
-    async def _answer(self, line: _Line, units: list[_Unit]) -> None:
+    async def _answer(self, units: list[_Unit]) -> None:
         """Commit a batch and answer each unit, with its results or with why not."""
         try:
-            results = await self._committed(line, units)
+            results = await self._committed(units)
         except Exception as error:  # noqa: BLE001 (whatever one unit did wrong, its neighbours go on)
             away = isinstance(error, psycopg.OperationalError)
             if len(units) > 1 and (isinstance(error, _BLOCKED) or not away):
                 _log.warning("a batch failed; its halves are done apart", units=len(units), error=str(error))
                 middle = len(units) // 2
-                await self._answer(line, units[:middle])
-                await self._answer(line, units[middle:])
+                await self._answer(units[:middle])
+                await self._answer(units[middle:])
                 return
             _log.error("a batch failed", units=len(units), exc_info=error)
             if away:
@@ -200,23 +187,23 @@ class GroupCommit:
             if not unit.answer.done():
                 unit.answer.set_result(answer)
 
-    async def _committed(self, line: _Line, units: list[_Unit]) -> list[list[Result]]:
+    async def _committed(self, units: list[_Unit]) -> list[list[Result]]:
         """Each unit's results, once they are committed. Does again what failed for a reason that passes."""
         for pause in (*_RETRY_SECONDS, None):
             try:
-                return await self._tried(line, units)
+                return await self._tried(units)
             except _PASSING as error:
-                await line.rolled_back()
-                if pause is None or self._closing or isinstance(error, _BLOCKED):
+                await self._line.rolled_back()
+                if pause is None or self.closing or isinstance(error, _BLOCKED):
                     raise
                 await asyncio.sleep(pause)
             except Exception:
-                await line.rolled_back()
+                await self._line.rolled_back()
                 raise
         raise AssertionError("unreachable")
 
-    async def _tried(self, line: _Line, units: list[_Unit]) -> list[list[Result]]:
-        connection = await line.connected()
+    async def _tried(self, units: list[_Unit]) -> list[list[Result]]:
+        connection = await self._line.connected()
         operations = [operation for unit in units for group in unit.groups for operation in group]
         begun = time.perf_counter()
         # After the wait for this writer, so that a hold lives as long as was asked for.
@@ -226,7 +213,7 @@ class GroupCommit:
         batch = Batch(loaded, now)
         results = [[result for group in unit.groups for result in batch.run(group)] for unit in units]
         if batch.changes:
-            await write(connection, batch.changes, line.slot)
+            await write(connection, batch.changes, self._line.slot)
         else:
             await connection.execute("ROLLBACK")
         _BATCH_SIZE.observe(len(operations))
@@ -237,6 +224,68 @@ class GroupCommit:
                 if isinstance(result.outcome, LedgerError):
                     _REFUSED.labels(result.outcome.reason).inc()
         return results
+
+
+class GroupCommit:
+    """The only way to write to the ledger's database.
+
+    Each account has its writer, so that two do not wait for each other's locks, and what is asked for an account is
+    done in the order in which it came.
+    """
+
+    def __init__(self, settings: LedgerSettings) -> None:
+        self._max_queued = settings.max_queued
+        self._writers = [_Writer(settings) for _ in range(settings.writers)]
+        self._closing = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start the writers, in the running loop. They connect when there is something to write."""
+        self._tasks = [asyncio.create_task(writer.write_forever()) for writer in self._writers]
+
+    async def stop(self) -> None:
+        """Commit what waits, then end the writers."""
+        self._closing = True
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def submit(self, groups: Sequence[Group]) -> list[Result]:
+        """Do linked groups of operations, in order within each account; the results of all operations, once committed.
+
+        Raises Overloaded where too many wait, StorageUnavailable where the database does not answer: then they may or
+        may not have been done, and doing them again is safe. A caller that is cancelled does not take back what a batch
+        has begun.
+        """
+        if self._closing:
+            raise _stopping()
+        size = sum(map(len, groups))
+        if sum(writer.waiting_operations for writer in self._writers) + size > self._max_queued:
+            raise Overloaded("too many operations wait for the database", retry_after_seconds=1)
+        shares = self._shared_out(groups)
+        if len(shares) == 1:
+            ((number, places),) = shares.items()
+            return await self._writers[number].put(groups)
+        answers = [self._writers[number].put([groups[at] for at in places]) for number, places in shares.items()]
+        by_group: list[list[Result]] = [[] for _ in groups]
+        for places, results in zip(shares.values(), await asyncio.gather(*answers), strict=True):
+            found = iter(results)
+            for at in places:
+                by_group[at] = [next(found) for _ in groups[at]]
+        return [result for group in by_group for result in group]
+
+    def _shared_out(self, groups: Sequence[Group]) -> dict[int, list[int]]:
+        """Which writer does which groups. A call that links accounts is done by one, since all its order matters."""
+        shares: dict[int, list[int]] = {}
+        for at, group in enumerate(groups):
+            account_id = group[0].account_id
+            if any(operation.account_id != account_id for operation in group):
+                return {self._writer_of(account_id): list(range(len(groups)))}
+            shares.setdefault(self._writer_of(account_id), []).append(at)
+        return shares
+
+    def _writer_of(self, account_id: str) -> int:
+        return zlib.crc32(account_id.encode()) % len(self._writers)
 
 
 def _stopping() -> StorageUnavailable:

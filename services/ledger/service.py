@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Row
 
+from services.kit.errors import Violation
+from services.kit.refusals import InvalidArgument, Overloaded
 from services.ledger.errors import AccountNotFound, HoldNotFound, LedgerError, TransactionNotFound
 from services.ledger.group_commit import Group, GroupCommit
-from services.ledger.model.book import Book, Entry, Hold, Limit
-from services.ledger.model.operations import Counted, Operation, Result, SetLimit, Touch
+from services.ledger.model.book import Book, Grant, Hold, Limit
+from services.ledger.model.operations import Counted, Operation, Posted, Result, SetLimit, Touch
+from services.ledger.model.past import book_at, cycle_at, left_then
 from services.ledger.model.rows import sequence_of
 from services.ledger.model.rows import transaction_id as written_transaction_id
 from services.ledger.model.windows import window_containing
-from services.ledger.store.reads import Reads, TransactionFilter, UsageFilter
+from services.ledger.store.narrowing import NextRows
+from services.ledger.store.reads import AccountReads, Reads, TransactionFilter, UsageFilter
 from services.ledger.store.summaries import SummaryFilter
+
+# Each holds a connection of the pool, and its snapshot, for as long as its reader takes.
+MAX_EXPORTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +34,27 @@ class BalanceView:
     """An account's balance with its grants' times."""
 
     book: Book
-    granted_at: dict[str, datetime]
+    granted_at: Mapping[str, datetime]
     as_of: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class GrantView:
+    """One grant, and when it was given."""
+
+    grant: Grant
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class MonthView:
+    """One account's month: available when it began and ended (or now), its worth by type, its usage; nanos."""
+
+    opening: int
+    closing: int
+    by_type: Mapping[str, int]
+    providers: Sequence[Row[Any]]
+    total: Row[Any]
 
 
 class Ledger:
@@ -36,6 +63,7 @@ class Ledger:
     def __init__(self, commits: GroupCommit, reads: Reads) -> None:
         self._commits = commits
         self._reads = reads
+        self._exporting: set[str] = set()
 
     async def apply(self, groups: Sequence[Group]) -> list[Result]:
         """Do linked groups of operations in order; one result each, refusals included. See GroupCommit.submit."""
@@ -55,24 +83,33 @@ class Ledger:
         """
         if not isinstance(operation, SetLimit):
             return operation
-        book = await self._reads.account(operation.account_id)
-        if book is None:
-            return operation
-        now = max(datetime.now(UTC), book.touched_at)
-        book.turn_cycle(now)
-        since = book.cycle_start if operation.window == "cycle" else window_containing(operation.window, now)[0]
-        used = await self._reads.summaries.counted(operation, since, book.usage_sequence)
+        async with self._reads.of(operation.account_id) as rows:
+            book = await rows.book()
+            if book is None:
+                return operation
+            now = max(datetime.now(UTC), book.touched_at)
+            book.turn_cycle(now)
+            since = book.cycle_start if operation.window == "cycle" else window_containing(operation.window, now)[0]
+            used = await rows.counted(operation, since, book.usage_sequence)
         return replace(operation, counted=Counted(since, book.usage_sequence, used))
+
+    @asynccontextmanager
+    async def _reading(self, account_id: str) -> AsyncIterator[tuple[Book, AccountReads]]:
+        """An account and its rows at one moment, once what is due at it has happened. Raises AccountNotFound."""
+        while True:
+            async with self._reads.of(account_id) as rows:
+                book = await rows.book()
+                if book is None:
+                    raise AccountNotFound(f"there is no account {account_id}", accountId=account_id)
+                if book.next_event_at is None or book.next_event_at > datetime.now(UTC):
+                    yield book, rows
+                    return
+            await self.do(Touch(account_id))
 
     async def account(self, account_id: str) -> Book:
         """One account as of now: what is due at it has happened. Raises AccountNotFound."""
-        book = await self._reads.account(account_id)
-        if book is not None and book.next_event_at is not None and book.next_event_at <= datetime.now(UTC):
-            await self.do(Touch(account_id))
-            book = await self._reads.account(account_id)
-        if book is None:
-            raise AccountNotFound(f"there is no account {account_id}", accountId=account_id)
-        return book
+        async with self._reading(account_id) as (book, _):
+            return book
 
     async def accounts(self, *, after: str, status: str, count: int) -> list[Book]:
         """Accounts by id."""
@@ -80,18 +117,61 @@ class Ledger:
 
     async def balance(self, account_id: str) -> BalanceView:
         """An account's balance as of now. Raises AccountNotFound."""
-        book = await self.account(account_id)
-        now = max(datetime.now(UTC), book.touched_at)
-        book.turn_cycle(now)
-        granted_at = await self._reads.grant_times(account_id, [grant.grant_id for grant in book.grants])
-        return BalanceView(book, granted_at, now)
+        async with self._reading(account_id) as (book, rows):
+            now = _turned(book)
+            given = await rows.grants([grant.grant_id for grant in book.grants], before=None, count=len(book.grants))
+        return BalanceView(book, {row.grant.grant_id: row.created_at for row in given}, now)
+
+    async def past_balance(self, account_id: str, as_of: datetime) -> BalanceView:
+        """An account's balance as of a past time. Raises AccountNotFound, InvalidArgument where that is not known."""
+        async with self._reading(account_id) as (book, rows):
+            if as_of > _turned(book):
+                raise _invalid("as_of", "must not be in the future")
+            if as_of < book.created_at:
+                raise _invalid("as_of", f"the account was opened at {book.created_at.isoformat()}")
+            moved = await rows.moved_after(as_of)
+            cycle_start, _ = cycle_at(book, as_of)
+            cycle_spent = await rows.spent_in_cycle(cycle_start, as_of)
+            left = left_then(book, moved)
+            given = await rows.grants(left, before=None, count=len(left))
+        await self._check_not_archived(account_id, "as_of", cycle_start)
+        grants = [row.grant for row in given]
+        past = book_at(book, as_of, moved, grants, cycle_start=cycle_start, cycle_spent=cycle_spent)
+        return BalanceView(past, {row.grant.grant_id: row.created_at for row in given}, as_of)
+
+    async def month(self, account_id: str, start: datetime, end: datetime) -> MonthView:
+        """One account's month. Raises AccountNotFound, InvalidArgument where it is not known."""
+        async with self._reading(account_id) as (book, rows):
+            if start > _turned(book):
+                raise _invalid("month", "has not begun yet")
+            moves = await rows.month_moves(start, end)
+            providers = await rows.usage_sums(SummaryFilter(start, end), ["provider"])
+            (total,) = await rows.usage_sums(SummaryFilter(start, end), [])
+        await self._check_not_archived(account_id, "month", start)
+        opening, closing = book.available - moves.since_start, book.available - moves.since_end
+        return MonthView(opening, closing, moves.by_type, providers, total)
+
+    async def _check_not_archived(self, account_id: str, field: str, start: datetime) -> None:
+        """Raise InvalidArgument where an account's entries since `start` are not all here.
+
+        Called after they were read, so that what is archived at the same moment does not go unnoticed.
+        """
+        begins = await self._reads.archived_before(account_id)
+        if begins is not None and start < begins:
+            raise _invalid(field, f"the account's entries before {begins.isoformat()} are archived")
+
+    async def grants(self, account_id: str, *, include_spent: bool, before: int | None, count: int) -> list[GrantView]:
+        """An account's grants as of now, newest first, given before transaction `before`. Raises AccountNotFound."""
+        async with self._reading(account_id) as (book, rows):
+            left = {grant.grant_id: grant for grant in book.grants}
+            given = await rows.grants(None if include_spent else left, before=before, count=count)
+        return [GrantView(left.get(row.grant.grant_id, row.grant), row.created_at) for row in given]
 
     async def limits(self, account_id: str, *, scope: str, subject: str) -> list[Limit]:
         """An account's limits and their use as of now, by id. Raises AccountNotFound."""
-        book = await self.account(account_id)
-        found = [*book.limits, *await self._reads.subject_limits(account_id)]
-        now = max(datetime.now(UTC), book.touched_at)
-        book.turn_cycle(now)
+        async with self._reading(account_id) as (book, rows):
+            found = [*book.limits, *await rows.subject_limits()]
+        now = _turned(book)
         for limit in found:
             limit.turn(book, now)
         chosen = (x for x in found if scope in {"", x.scope} and subject in {"", x.subject})
@@ -99,38 +179,74 @@ class Ledger:
 
     async def hold(self, account_id: str, hold_id: str) -> Hold:
         """One hold as of now. Raises AccountNotFound, HoldNotFound."""
-        await self.account(account_id)
-        hold = await self._reads.hold(account_id, hold_id)
+        async with self._reading(account_id) as (_, rows):
+            hold = await rows.hold(hold_id)
         if hold is None:
             raise HoldNotFound(f"the account has no hold {hold_id}", holdId=hold_id)
         return hold
 
-    async def transaction(self, account_id: str, transaction_id: str) -> Entry:
+    async def holds(self, account_id: str, *, status: str, before: int | None, count: int) -> tuple[list[Hold], int]:
+        """An account's holds as of now, newest first, made before entry `before`. Raises AccountNotFound.
+
+        Also the entry before which there may be more; 1: there are none. There may also be where fewer than `count`
+        were found.
+        """
+        async with self._reading(account_id) as (book, rows):
+            before = book.sequence + 1 if before is None else min(before, book.sequence + 1)
+            if status != "open":
+                return await rows.holds(status=status, before=before, count=count)
+            found = await rows.open_holds(before=before, count=count)
+            return found, found[-1].sequence if len(found) == count else 1
+
+    async def transaction(self, account_id: str, transaction_id: str) -> Posted:
         """One transaction. Raises TransactionNotFound."""
-        entry = await self._reads.transaction(account_id, sequence_of(transaction_id))
-        if entry is None or written_transaction_id(entry.created_at, entry.sequence) != transaction_id:
+        async with self._reads.of(account_id) as rows:
+            posted = await rows.transaction(sequence_of(transaction_id))
+        if posted is None or _id_of(posted) != transaction_id:
             raise TransactionNotFound(f"the account has no transaction {transaction_id}", transactionId=transaction_id)
-        return entry
+        return posted
 
-    async def transactions(self, wanted: TransactionFilter, *, before: int | None, count: int) -> list[Entry]:
+    async def transactions(
+        self, account_id: str, wanted: TransactionFilter, *, before: int | None, count: int
+    ) -> list[Posted]:
         """An account's transactions, newest first. Raises AccountNotFound."""
-        await self.account(wanted.account_id)
-        return await self._reads.transactions(wanted, before=before, count=count)
+        async with self._reading(account_id) as (_, rows):
+            return await rows.transactions(wanted, before=before, count=count)
 
-    async def usage(self, wanted: UsageFilter, *, before: int | None, count: int) -> list[Row[Any]]:
+    async def usage(
+        self, account_id: str, wanted: UsageFilter, *, before: int | None, count: int
+    ) -> Sequence[Row[Any]]:
         """An account's usage records, newest first. Raises AccountNotFound."""
-        await self.account(wanted.account_id)
-        return await self._reads.usage(wanted, before=before, count=count)
+        async with self._reading(account_id) as (_, rows):
+            return await rows.usage(wanted, before=before, count=count)
 
-    async def summaries(self, wanted: SummaryFilter, group_by: Sequence[str]) -> list[Row[Any]]:
-        """Sums of an account's usage, or of all accounts' where none is named. Raises AccountNotFound."""
-        if wanted.account_id:
-            await self.account(wanted.account_id)
-        return await self._reads.summaries.usage(wanted, group_by)
+    async def summaries(self, account_id: str, wanted: SummaryFilter, group_by: Sequence[str]) -> Sequence[Row[Any]]:
+        """Sums of an account's usage. Raises AccountNotFound."""
+        async with self._reading(account_id) as (_, rows):
+            return await rows.usage_sums(wanted, group_by)
+
+    async def all_summaries(self, wanted: SummaryFilter, group_by: Sequence[str]) -> Sequence[Row[Any]]:
+        """Sums of all accounts' usage."""
+        return await self._reads.usage_sums(wanted, group_by)
 
     async def active_accounts(self, wanted: SummaryFilter) -> int:
         """How many accounts have any of this usage."""
-        return await self._reads.summaries.active_accounts(wanted)
+        return await self._reads.active_accounts(wanted)
+
+    @asynccontextmanager
+    async def export(self, account_id: str, what: str, start: datetime, end: datetime) -> AsyncIterator[NextRows]:
+        """What was booked in `[start, end)`, a batch of rows at each call, all as it is now; see store/exports.py.
+
+        Raises AccountNotFound; Overloaded where too many are under way, or one of the same account.
+        """
+        if len(self._exporting) >= MAX_EXPORTS or account_id in self._exporting:
+            raise Overloaded("as many exports as may be are under way", retry_after_seconds=5)
+        self._exporting.add(account_id)
+        try:
+            async with self._reading(account_id) as (_, rows), rows.exported(what, start, end) as following:
+                yield following
+        finally:
+            self._exporting.discard(account_id)
 
     async def sweep(self, count: int) -> int:
         """Let what is due happen at up to `count` accounts; at how many it did.
@@ -145,3 +261,18 @@ class Ledger:
         if failed:
             raise failed[0]
         return len(due)
+
+
+def _turned(book: Book) -> datetime:
+    """Now, as the account has it; its cycle is the present one afterwards."""
+    now = max(datetime.now(UTC), book.touched_at)
+    book.turn_cycle(now)
+    return now
+
+
+def _id_of(posted: Posted) -> str:
+    return written_transaction_id(posted.entry.created_at, posted.entry.sequence)
+
+
+def _invalid(field: str, description: str) -> InvalidArgument:
+    return InvalidArgument(f"invalid {field}: {description}", violations=[Violation(field, description)])

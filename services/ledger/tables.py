@@ -17,7 +17,7 @@ from sqlalchemy import (
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 
 metadata = MetaData()
 
@@ -54,8 +54,8 @@ accounts = Table(
     Column("overdrawn", BigInteger, nullable=False),
     Column("unbacked", BigInteger, nullable=False),
     Column("cycle_spent", BigInteger, nullable=False),
-    Column("grants", JSONB, nullable=False),
-    Column("limits", JSONB, nullable=False),
+    Column("grants", JSON, nullable=False),
+    Column("limits", JSON, nullable=False),
     _time("next_event_at", nullable=True),
     CheckConstraint("funded = available + held + spent + expired", name="accounts_balance"),
     CheckConstraint("least(held, spent, expired, overdrawn, unbacked) >= 0", name="accounts_not_negative"),
@@ -70,7 +70,7 @@ subject_limits = Table(
     Column("account_id", Text, primary_key=True),
     Column("scope", Text, primary_key=True),
     Column("subject", Text, primary_key=True),
-    Column("limits", JSONB, nullable=False),
+    Column("limits", JSON, nullable=False),
     postgresql_with={"fillfactor": 60},
 )
 
@@ -244,4 +244,28 @@ checkpoints = Table(
     Column("grant_uses", JSONB, nullable=False),
     Column("usage_number", BigInteger, nullable=False),
     _time("archived_before"),
+)
+
+# What the usage records of detached months come to, for lifetime limits that are made later.
+archived_use = Table(
+    "archived_use",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("key_id", Text, primary_key=True),
+    Column("workspace", Text, primary_key=True),
+    Column("billed", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+)
+
+# Which months (`2026-11`) were detached, in order. The other table that is no account's.
+archived_months = Table(
+    "archived_months",
+    metadata,
+    Column("month", Text, primary_key=True),
+    Column("journal_rows", BigInteger, nullable=False),
+    Column("usage_rows", BigInteger, nullable=False),
+    _time("detached_at"),
+    _time("archived_at", nullable=True),
+    _time("dropped_at", nullable=True),
 )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from services.kit.errors import Violation
 from services.kit.refusals import InvalidArgument
 from services.pricing.errors import ComponentNotPriced, CostTooLarge, PriceNotFound
-from services.pricing.live import LiveCatalogue
+from services.pricing.live import Snapshot
 from services.pricing.model import PublishedPrice
 from services.pricing.overrides import Override, overridden
 from services.rating import AT_COST_MILLIONTHS, STANDARD, Cost, InvalidUsage, PriceCard, Usage, cost, upper_bound
@@ -20,12 +20,22 @@ from services.rating import CostTooLarge as CostOverflow
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Catalogue(Protocol):
+    """Where the catalogue is read from: the live one of a service, or a file."""
+
+    def current(self) -> Snapshot:
+        """The catalogue as last read."""
+
+    def refresh(self) -> Snapshot:
+        """The catalogue as it is now."""
+
+
+class Call(NamedTuple):  # not a frozen dataclass, which takes longer to make: there is one for each line of a batch
     """Which price a call is to be priced by: a model's, at a moment (None: now), or by a version (0: the newest).
 
     By a version alone, whenever in force; by both, what of that version was in force then. The account's override
-    applies ("": no account's).
+    applies ("": no account's). With `as_if_always` the version is taken to have been in force always, and the moment
+    only says which overrides, agreed until a moment, were over.
     """
 
     provider: str
@@ -35,6 +45,7 @@ class Call:
     at: datetime | None = None
     price_version: int = 0
     account_id: str = ""
+    as_if_always: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +66,18 @@ class Estimate:
 
 
 class Costing:
-    """The costs of one request's calls, all by one picture of the catalogue; made anew for each request.
+    """The costs of one request's calls, all by one picture of the catalogue and one now; made anew for each request.
 
     Where a price is missing from it, the database is asked for a newer one, once: another replica may have published it
     a moment ago, and the caller may have it from there. So a batch of unknown models asks once, not once a line.
     """
 
-    def __init__(self, live: LiveCatalogue) -> None:
+    def __init__(self, live: Catalogue) -> None:
         self._live = live
         self._snapshot = live.current()
         self._looked_again = False
+        self._now = datetime.now(UTC)
+        self._present: dict[tuple[str, str, str], PublishedPrice] = {}
         self._own: dict[tuple[str, str, int, int], PublishedPrice | None] = {}
 
     def cost_of(self, call: Call, usage: Usage) -> Cost:
@@ -103,6 +116,14 @@ class Costing:
 
     def price_of(self, call: Call) -> PublishedPrice:
         """The price that a call is priced by, never a withdrawn one. Raises PriceNotFound."""
+        if call.at is not None or call.price_version:
+            return self._searched(call)
+        named = (call.account_id, call.provider, call.model)
+        if named not in self._present:
+            self._present[named] = self._searched(call)
+        return self._present[named]
+
+    def _searched(self, call: Call) -> PublishedPrice:
         found = self._found(call)
         if found is None and not self._looked_again:
             self._snapshot, self._looked_again = self._live.refresh(), True
@@ -124,11 +145,11 @@ class Costing:
         version = call.price_version or book.latest_version
         if version > book.latest_version:
             return None
-        if call.price_version and call.at is None:
+        if call.price_version and (call.at is None or call.as_if_always):
             found = book.of_version(call.provider, call.model, version)
-            own = overrides.of_version(call.account_id, call.provider, call.model, version)
+            own = overrides.of_version(call.account_id, call.provider, call.model, version, call.at)
         else:
-            at = call.at or datetime.now(UTC)
+            at = call.at or self._now
             found = book.in_force(call.provider, call.model, at, version)
             own = overrides.in_force(call.account_id, call.provider, call.model, at, version)
         return found if found is None or own is None else self._overridden(found, own)

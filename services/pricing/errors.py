@@ -5,7 +5,9 @@ PricingError
 ├── ComponentNotPriced   the price says nothing about a component of the usage
 ├── CostTooLarge         the cost does not fit 64 bits
 ├── PriceMoveTooLarge    a publication moves a rate by more than it allows
+├── PriceMapUnreachable  the address of a price map did not answer with one
 ├── OverrideNotFound     the account has no price of its own to end
+├── TooManyOverrides     the account has as many prices of its own as it may
 ├── PlanNotFound         no plan, or no version of it, has this name
 ├── PlanExists           a plan has this name already
 ├── NoPlanOnSale         there is nothing to recommend
@@ -60,12 +62,28 @@ class PriceMoveTooLarge(PricingError):  # noqa: N818
     advice = "Check the prices named; publish with a larger max_move_percent, or 0, where the move is meant."
 
 
+class PriceMapUnreachable(PricingError):  # noqa: N818
+    """The address of a price map did not answer, or not in time, or not with a file."""
+
+    kind = Kind.PRECONDITION
+    reason = "PRICE_MAP_UNREACHABLE"
+    advice = "Check the address from where pricing runs, or send the map itself as content."
+
+
 class OverrideNotFound(PricingError):  # noqa: N818
     """The account has no price of its own for the model, now or to come."""
 
     kind = Kind.NOT_FOUND
     reason = "OVERRIDE_NOT_FOUND"
     advice = "List the account's overrides; one for all of a provider's models is ended by the model `*`."
+
+
+class TooManyOverrides(PricingError):  # noqa: N818
+    """The account has as many prices of its own, in force or to come, as it may."""
+
+    kind = Kind.PRECONDITION
+    reason = "TOO_MANY_OVERRIDES"
+    advice = "End overrides that are not needed, or set one for all of a provider's models."
 
 
 class PlanNotFound(PricingError):  # noqa: N818

@@ -12,6 +12,7 @@ from typing import Protocol
 from services.kit.call import remaining_seconds
 from services.kit.refusals import DeadlineExceeded
 from services.pricing.economics import share_basis_points, stripe_fee_nanos
+from services.pricing.errors import LedgerNotConfigured, SubscriptionsNotConfigured
 from services.pricing.model import MAX_INT32, METERED, SUBSCRIPTION, Plan
 from services.pricing.plan_service import PlanService
 from services.rating import half_even
@@ -144,13 +145,23 @@ def _began_a_cycle(customer: Customer, month: Month) -> bool:
 class MarginReports:
     """Makes margin reports from subscriptions, the ledger and the plans."""
 
-    def __init__(self, plans: PlanService, customers: Customers, books: Books) -> None:
+    def __init__(self, plans: PlanService, customers: Customers | None, books: Books | None) -> None:
+        """`customers`, `books`: None where subscriptions or the ledger are not configured."""
         self._plans = plans
         self._customers = customers
         self._books = books
 
     def of_month(self, month: Month) -> tuple[list[MarginLine], MarginLine]:
-        """Each plan's month, by plan id, and the total. Raises PlanNotFound, DeadlineExceeded."""
+        """Each plan's month, by plan id, and the total.
+
+        Raises LedgerNotConfigured, SubscriptionsNotConfigured, PlanNotFound, DeadlineExceeded.
+        """
+        if self._books is None:
+            raise LedgerNotConfigured("no ledger is configured, so there is no month to report on")
+        if self._customers is None:
+            raise SubscriptionsNotConfigured(
+                "no subscriptions service is configured, so nobody is known to be on a plan"
+            )
         lines: dict[str, MarginLine] = {}
         with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="margins") as pool:
             for page in self._customers.pages():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 
@@ -47,6 +47,11 @@ class PublishedPrice:
         """Whether the model has no price from `effective_from` on."""
         return self.card is None
 
+    def published_by(self, version: CatalogueVersion) -> PublishedPrice:
+        """This price, as that version publishes it."""
+        card = self.card and replace(self.card, version=version.version, effective_from=version.effective_from)
+        return replace(self, version=version.version, effective_from=version.effective_from, card=card)
+
 
 @dataclass(frozen=True, slots=True)
 class CatalogueVersion:
@@ -83,9 +88,7 @@ class PriceBook:
             return any(known == provider for known, _ in self._by_moment)
         return named in self._by_moment
 
-    def in_force(
-        self, provider: str, model: str, at: datetime, known_by: int = MAX_INT64
-    ) -> PublishedPrice | None:
+    def in_force(self, provider: str, model: str, at: datetime, known_by: int = MAX_INT64) -> PublishedPrice | None:
         """A model's price at a moment, of those known by a version; None where it has none, or was withdrawn."""
         history = self._by_moment.get((provider, model))
         if history is None:

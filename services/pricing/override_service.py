@@ -10,14 +10,17 @@ from sqlalchemy import Engine
 
 from services.kit.logs import get_logger
 from services.pricing import store
-from services.pricing.errors import OverrideNotFound, PriceNotFound
+from services.pricing.errors import OverrideNotFound, PriceNotFound, TooManyOverrides
 from services.pricing.live import LiveCatalogue
 from services.pricing.overrides import Override, OverrideBook, OverrideEnd, override_faults
-from services.pricing.writing import Asked, not_past, refuse, turn
+from services.pricing.writing import Asked, Turn, not_past, refuse, turn
 
 _log = get_logger(__name__)
 
 _OVERRIDE_FIELD = "price_override"
+
+# Of one account, in force or to come.
+MAX_OVERRIDES = 1000
 
 OverrideKey = tuple[str, str, str]
 
@@ -33,7 +36,7 @@ class OverrideService:
         """Set an override from a moment on (None: now), as a version of its own; it, and whether this is a repeat.
 
         Its `version` and `effective_from` are set here. Raises InvalidArgument, PriceNotFound where the catalogue never
-        had a price for the model, IdempotencyConflict.
+        had a price for the model, TooManyOverrides, IdempotencyConflict.
         """
         # Prices are never taken out of the book again, so this may be asked before the turn.
         if (override.provider, override.model) not in self._live.refresh().book:
@@ -45,6 +48,12 @@ class OverrideService:
         with turn(self._engine, asked) as ours:
             if ours.replayed is not None:
                 return store.read_override(ours.connection, ours.replayed), True
+            if len(_held(ours, override.account_id)) >= MAX_OVERRIDES:
+                raise TooManyOverrides(
+                    f"account {override.account_id} has {MAX_OVERRIDES} prices of its own, the most there may be",
+                    account_id=override.account_id,
+                    limit=MAX_OVERRIDES,
+                )
             moment = not_past(f"{_OVERRIDE_FIELD}.effective_from", effective_from, ours.now)
             written = replace(override, version=ours.latest_version + 1, effective_from=moment)
             refuse(_OVERRIDE_FIELD, override_faults(written))
@@ -64,8 +73,7 @@ class OverrideService:
         with turn(self._engine, asked) as ours:
             if ours.replayed is not None:
                 return True
-            known = OverrideBook(store.read_overrides(ours.connection), store.read_override_ends(ours.connection))
-            if not any(override.key == key for override in known.from_now_on(ours.now)):
+            if not any(override.key == key for override in _held(ours, account_id)):
                 raise OverrideNotFound(
                     f"account {account_id} has no price of its own for {provider}/{model}",
                     account_id=account_id,
@@ -84,3 +92,10 @@ class OverrideService:
         book = self._live.refresh().overrides
         found = book.all() if include_ended else book.from_now_on(datetime.now(UTC))
         return [override for override in found if not account_id or override.account_id == account_id]
+
+
+def _held(ours: Turn, account_id: str) -> list[Override]:
+    """An account's overrides in force or to come, as this turn sees them."""
+    overrides = store.read_overrides(ours.connection, account_id=account_id)
+    ends = store.read_override_ends(ours.connection, account_id=account_id)
+    return list(OverrideBook(overrides, ends).from_now_on(ours.now))

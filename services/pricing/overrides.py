@@ -19,7 +19,7 @@ class Override:
     """What one account pays for one model, or (`model` ANY) for all of a provider's, instead of the catalogue's price.
 
     Either `rates` of its own, or the catalogue's rates times `multiplier_millionths`. In force from `effective_from`
-    until `agreed_until` (None: open). Where it was ended before that, `ended_by` is the version that did, at `ended_at`.
+    until `agreed_until` (None: open). Where it was ended before that, the version `ended_by` did it, at `ended_at`.
     """
 
     account_id: str
@@ -49,12 +49,6 @@ class Override:
         until = self.effective_until
         return until is not None and until <= at
 
-    def known_by(self, version: int) -> Override | None:
-        """As it was known when `version` was published; None where it was set later."""
-        if self.version > version:
-            return None
-        return self if self.ended_by <= version else replace(self, ended_by=0, ended_at=None)
-
 
 @dataclass(frozen=True, slots=True)
 class OverrideEnd:
@@ -79,15 +73,18 @@ class OverrideBook:
             ends_of.setdefault((end.account_id, end.provider, end.model), []).append(end)
         found: dict[_Key, list[Override]] = {}
         for override in sorted(overrides, key=lambda override: override.version):
-            end = next((end for end in ends_of.get(override.key, ()) if end.version > override.version), None)
-            known = replace(override, ended_by=end.version, ended_at=end.ended_at) if end else override
+            first = next((end for end in ends_of.get(override.key, ()) if end.version > override.version), None)
+            known = replace(override, ended_by=first.version, ended_at=first.ended_at) if first else override
             found.setdefault(override.key, []).append(known)
         self._by_key = {key: tuple(history) for key, history in sorted(found.items())}
 
     def in_force(
         self, account_id: str, provider: str, model: str, at: datetime, known_by: int = MAX_INT64
     ) -> Override | None:
-        """The override that an account's call at a moment is priced by, of those known by a version; None: none."""
+        """The override that an account's call at a moment is priced by, of those set by a version; None: none.
+
+        An end counts from its moment on whichever version it is: none is ever made for the past.
+        """
         for override in self._last_first(account_id, provider, model, known_by):
             if override.effective_from <= at and not override.over(at):
                 return override
@@ -101,8 +98,8 @@ class OverrideBook:
         One that was agreed until a moment does not apply to a call `at` that moment or later.
         """
         for override in self._last_first(account_id, provider, model, version):
-            agreed = override.agreed_until
-            if not override.ended_by and (at is None or agreed is None or at < agreed):
+            agreed, ended = override.agreed_until, 0 < override.ended_by <= version
+            if not ended and (at is None or agreed is None or at < agreed):
                 return override
         return None
 
@@ -124,9 +121,8 @@ class OverrideBook:
             return
         for name in (model, ANY):
             for override in reversed(self._by_key.get((account_id, provider, name), ())):
-                known = override.known_by(known_by)
-                if known is not None:
-                    yield known
+                if override.version <= known_by:
+                    yield override
 
 
 def overridden(price: PublishedPrice, override: Override) -> PublishedPrice | None:
@@ -138,6 +134,7 @@ def overridden(price: PublishedPrice, override: Override) -> PublishedPrice | No
     card = price.card
     assert card is not None, "a withdrawn price is no one's"
     version = max(price.version, override.version)
+    effective_from = max(price.effective_from, override.effective_from)
     rates = override.rates or tuple(_multiplied(rate, override.multiplier_millionths) for rate in card.rates)
     try:
         own = PriceCard(
@@ -148,11 +145,11 @@ def overridden(price: PublishedPrice, override: Override) -> PublishedPrice | No
             max_input_tokens=card.max_input_tokens,
             max_output_tokens=card.max_output_tokens,
             version=version,
-            effective_from=max(price.effective_from, override.effective_from),
+            effective_from=effective_from,
         )
     except InvalidPriceCard:
         return None
-    return replace(price, version=version, effective_from=own.effective_from, card=own)
+    return replace(price, version=version, effective_from=effective_from, card=own)
 
 
 def _multiplied(rate: Rate, millionths: int) -> Rate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -81,14 +82,14 @@ class PlanService:
         """
         return self._changed(plan_id, {"retired": True}, asked)
 
-    def _changed(self, plan_id: str, values: dict[str, object], asked: Asked) -> tuple[Plan, bool]:
+    def _changed(self, plan_id: str, values: dict[str, Any], asked: Asked) -> tuple[Plan, bool]:
         with turn(self._engine, asked) as ours:
             if ours.replayed is not None:
                 return store.read_plan(ours.connection, plan_id, ours.replayed), True
             newest = store.read_newest_plan(ours.connection, plan_id)
             if newest is None:
                 raise _not_found(plan_id)
-            made = replace(newest, **values)  # type: ignore[arg-type] (the names are fields of Plan, by the caller)
+            made = replace(newest, **values)
             if made == newest:
                 ours.done(newest.version, changed=False)
                 return newest, False

@@ -14,6 +14,7 @@ from services.kit.validation import MAX_IDENTIFIER_CHARS, Violations
 from services.pricing import economics, wire
 from services.pricing.economics import DEFAULT_MARGIN_BASIS_POINTS, CycleUse
 from services.pricing.errors import NoPlanOnSale
+from services.pricing.margins import MarginReports, Month
 from services.pricing.model import ANY, BASIS_POINTS, MAX_INT64, MAX_PRICE_NANOS, METRICS, PLAN_KINDS
 from services.pricing.plan_service import PlanService
 
@@ -25,9 +26,9 @@ MIN_PRICE_NANOS = 10_000_000
 class PlanServicer(plan_service_pb2_grpc.PlanServiceServicer):
     """Plans and what follows from them."""
 
-    def __init__(self, service: PlanService, margins: MarginReports | None) -> None:
-        """`margins`: None where ledger or subscriptions are not configured."""
+    def __init__(self, service: PlanService, margins: MarginReports) -> None:
         self._service = service
+        self._margins = margins
 
     def GetPlan(self, request: pb.GetPlanRequest, _context: grpc.ServicerContext) -> resources_pb2.Plan:
         """See the contract."""
@@ -186,6 +187,14 @@ class PlanServicer(plan_service_pb2_grpc.PlanServiceServicer):
             plan=wire.plan_to_proto(plan),
             covers=covers,
         )
+
+    def GetMarginReport(self, request: pb.GetMarginReportRequest, _context: grpc.ServicerContext) -> pb.MarginReport:
+        """See the contract."""
+        v = Violations()
+        start, end = v.month("month", request.month)
+        v.raise_if_any()
+        lines, total = self._margins.of_month(Month(start, end))
+        return wire.margin_report_to_proto(f"{start:%Y-%m}", lines, total)
 
 
 def _write_checks(request: pb.CreatePlanRequest | pb.UpdatePlanRequest) -> Violations:

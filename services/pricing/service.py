@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Engine
@@ -12,6 +12,7 @@ from services.kit.logs import get_logger
 from services.pricing import store
 from services.pricing.costing import Costing
 from services.pricing.errors import PriceMoveTooLarge
+from services.pricing.litellm.importing import Imported, Order, import_prices
 from services.pricing.live import LiveCatalogue
 from services.pricing.model import CatalogueVersion, PriceBook, PublishedPrice
 from services.pricing.moves import too_large_moves
@@ -21,7 +22,6 @@ from services.pricing.writing import Asked, not_past, turn
 
 _log = get_logger(__name__)
 
-_PUBLISH = "PublishPrices"
 _SHIPPED_BY = "tollkeeper"
 _MAX_MOVES_TOLD = 10
 
@@ -32,10 +32,6 @@ class Publication:
 
     prices: tuple[PublishedPrice, ...]
     effective_from: datetime | None
-    author: str
-    reason: str
-    request_id: str
-    body_sha256: bytes
     max_move_percent: int
 
 
@@ -67,14 +63,11 @@ class PricingService:
         with self._engine.connect() as connection:
             return store.read_versions(connection, before=before, limit=limit)
 
-    def publish(self, publication: Publication) -> tuple[CatalogueVersion, bool]:
+    def publish(self, publication: Publication, asked: Asked) -> tuple[CatalogueVersion, bool]:
         """Publish prices as one version, whole or not at all; the version, and whether this is a repeat.
 
         Raises InvalidArgument for a moment in the past, PriceMoveTooLarge, IdempotencyConflict.
         """
-        asked = Asked(
-            _PUBLISH, publication.request_id, publication.body_sha256, publication.author, publication.reason
-        )
         with turn(self._engine, asked) as ours:
             if ours.replayed is not None:
                 return store.read_version(ours.connection, ours.replayed), True
@@ -83,11 +76,18 @@ class PricingService:
                 book = PriceBook(store.read_prices(ours.connection), ours.latest_version)
                 _refuse_large_moves(publication, book, effective_from)
             version = ours.new_version(effective_from=effective_from, prices_changed=len(publication.prices))
-            store.insert_prices(ours.connection, [_as_of(price, version) for price in publication.prices])
+            store.insert_prices(ours.connection, [price.published_by(version) for price in publication.prices])
             ours.done(version.version)
         _log.info("prices published", version=version.version, models=version.prices_changed, author=version.author)
         self._live.refresh()
         return version, False
+
+    def import_prices(self, order: Order) -> Imported:
+        """Compare a public price map with the catalogue, and publish the difference unless it is a dry run.
+
+        Raises InvalidArgument, PriceMapUnreachable, PriceMoveTooLarge, IdempotencyConflict.
+        """
+        return import_prices(self._engine, self._live, order)
 
     def ship(self, shipped: Shipped) -> bool:
         """Write the shipped catalogue into a database that has none; whether it was written. Never touches another."""
@@ -109,11 +109,6 @@ class PricingService:
             store.write_state(connection, State(revision=1, latest_version=SHIPPED_VERSION))
         _log.info("shipped catalogue written", models=len(shipped.prices), plans=len(shipped.plans))
         return True
-
-
-def _as_of(price: PublishedPrice, version: CatalogueVersion) -> PublishedPrice:
-    card = price.card and replace(price.card, version=version.version, effective_from=version.effective_from)
-    return replace(price, version=version.version, effective_from=version.effective_from, card=card)
 
 
 def _refuse_large_moves(publication: Publication, book: PriceBook, at: datetime) -> None:

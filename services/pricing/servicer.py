@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -18,28 +17,33 @@ from services.kit.paging import page_position, page_token
 from services.kit.validation import Violations
 from services.pricing import wire
 from services.pricing.costing import Call, Costing, Counts
+from services.pricing.litellm.wire import imported_to_proto, order_from_proto
 from services.pricing.model import MILLION, PublishedPrice
+from services.pricing.override_service import OverrideService
+from services.pricing.override_servicer import OverrideRpcs
+from services.pricing.repricing import MAX_PERIOD, Repricer
 from services.pricing.service import PricingService, Publication
 from services.pricing.shipped import MAX_MODEL_CHARS
 from services.pricing.watching import Watches
 from services.rating import AT_COST_MILLIONTHS, MODES, SERVICE_TIERS, STANDARD, InvalidPriceCard
 from services.rating.wire import card_from_proto, cost_to_proto, usage_from_proto
 
-REPLAYED_KEY = "idempotency-replayed"
-
 MAX_BATCH = 10_000
-MAX_REASON_CHARS = 500
 MAX_MULTIPLIER_MILLIONTHS = 1000 * MILLION
 MAX_MOVE_PERCENT = 1_000_000
 
 _R = TypeVar("_R")
 
 
-class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
+class PricingServicer(OverrideRpcs, pricing_service_pb2_grpc.PricingServiceServicer):
     """Prices and costs."""
 
-    def __init__(self, service: PricingService, watches: Watches) -> None:
+    def __init__(
+        self, service: PricingService, overrides: OverrideService, repricer: Repricer, watches: Watches
+    ) -> None:
         self._service = service
+        self._overrides = overrides
+        self._repricer = repricer
         self._watches = watches
 
     def CalculateCost(self, request: pb.CalculateCostRequest, _context: grpc.ServicerContext) -> resources_pb2.Cost:
@@ -52,11 +56,11 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
         """See the contract."""
         _check_batch(request.requests)
         costing = self._service.costing()
-        results = [
-            pb.CostResult(cost=found) if error is None else pb.CostResult(error=error)
-            for found, error in (_each(_cost, costing, one) for one in request.requests)
-        ]
-        return pb.BatchCalculateCostsResponse(results=results)
+        answer = pb.BatchCalculateCostsResponse()
+        for one in request.requests:
+            cost, error = _each(_cost, costing, one)
+            answer.results.add(cost=cost, error=error)
+        return answer
 
     def EstimateCost(self, request: pb.EstimateCostRequest, _context: grpc.ServicerContext) -> pb.CostEstimate:
         """See the contract."""
@@ -68,19 +72,21 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
         """See the contract."""
         _check_batch(request.requests)
         costing = self._service.costing()
-        results = [
-            pb.EstimateResult(estimate=found) if error is None else pb.EstimateResult(error=error)
-            for found, error in (_each(_estimate, costing, one) for one in request.requests)
-        ]
-        return pb.BatchEstimateCostsResponse(results=results)
+        answer = pb.BatchEstimateCostsResponse()
+        for one in request.requests:
+            estimate, error = _each(_estimate, costing, one)
+            answer.results.add(estimate=estimate, error=error)
+        return answer
 
     def GetPrice(self, request: pb.GetPriceRequest, _context: grpc.ServicerContext) -> resources_pb2.Price:
         """See the contract."""
         v = Violations()
         _check_model(v, request.provider, request.model)
+        v.identifier("account_id", request.account_id)
         at = wire.moment(v, "at", request.at) if request.HasField("at") else None
         v.raise_if_any()
-        return wire.price_to_proto(self._service.costing().price_of(Call(request.provider, request.model, at=at)))
+        call = Call(request.provider, request.model, at=at, account_id=request.account_id)
+        return wire.price_to_proto(self._service.costing().price_of(call))
 
     def ListPrices(self, request: pb.ListPricesRequest, _context: grpc.ServicerContext) -> pb.ListPricesResponse:
         """See the contract. All pages of one listing are as of the moment of its first."""
@@ -104,10 +110,17 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
         self, request: pb.PublishPricesRequest, context: grpc.ServicerContext
     ) -> resources_pb2.CatalogueVersion:
         """See the contract."""
-        version, replayed = self._service.publish(_publication(request))
-        if replayed:
-            context.set_trailing_metadata(((REPLAYED_KEY, "true"),))
+        version, replayed = self._service.publish(_publication(request), wire.asked("PublishPrices", request))
+        wire.tell_replayed(context, replayed=replayed)
         return wire.version_to_proto(version)
+
+    def ImportPrices(self, request: pb.ImportPricesRequest, context: grpc.ServicerContext) -> pb.ImportPricesResponse:
+        """See the contract."""
+        identity = current_identity()
+        order = order_from_proto(request, author=identity.key_id or identity.subject)
+        imported = self._service.import_prices(order)
+        wire.tell_replayed(context, replayed=imported.replayed)
+        return imported_to_proto(imported)
 
     def ListCatalogueVersions(
         self, request: pb.ListCatalogueVersionsRequest, _context: grpc.ServicerContext
@@ -121,6 +134,22 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
         page = found[:size]
         token = page_token(request, page[-1].version) if len(found) > size else ""
         return pb.ListCatalogueVersionsResponse(versions=map(wire.version_to_proto, page), next_page_token=token)
+
+    def Reprice(self, request: pb.RepriceRequest, _context: grpc.ServicerContext) -> pb.RepriceResponse:
+        """See the contract."""
+        v = Violations()
+        v.identifier("account_id", request.account_id, required=False)
+        v.present("from_time", given=request.HasField("from_time"))
+        v.present("to_time", given=request.HasField("to_time"))
+        start = wire.moment(v, "from_time", request.from_time)
+        end = wire.moment(v, "to_time", request.to_time)
+        v.positive("price_version", request.price_version)
+        v.raise_if_any()
+        if start >= end or end - start > MAX_PERIOD:
+            v.add("to_time", f"must be after from_time, by at most {MAX_PERIOD.days} days")
+        v.raise_if_any()
+        found = self._repricer.reprice(start, end, request.price_version, request.account_id)
+        return wire.repricing_to_proto(found)
 
     def WatchCatalogue(
         self, _request: pb.WatchCatalogueRequest, context: grpc.ServicerContext
@@ -156,7 +185,9 @@ def _check_batch(requests: Any) -> None:
 
 def _check_model(v: Violations, provider: str, model: str) -> None:
     v.identifier("provider", provider)
-    v.text("model", model, max_length=MAX_MODEL_CHARS, required=True)
+    if not (0 < len(model) <= MAX_MODEL_CHARS and model.isprintable() and not model.isspace()):
+        # Only to say what is wrong: looking at each character takes a batch as long as all the rest of its checks.
+        v.text("model", model, max_length=MAX_MODEL_CHARS, required=True)
 
 
 def _call(v: Violations, request: Any) -> Call:
@@ -171,10 +202,8 @@ def _call(v: Violations, request: Any) -> Call:
         price_version = v.non_negative("price_version", request.price_version)
         if request.HasField("at"):
             at = wire.moment(v, "at", request.at)
-            if price_version:
-                v.add("at", "give at or price_version, not both")
     v.raise_if_any()
-    return Call(request.provider, request.model, service_tier, multiplier, at, price_version)
+    return Call(request.provider, request.model, service_tier, multiplier, at, price_version, request.account_id)
 
 
 def _each(
@@ -191,7 +220,7 @@ def _each(
 def _publication(request: pb.PublishPricesRequest) -> Publication:
     v = Violations()
     v.identifier("request_id", request.request_id)
-    v.text("reason", request.reason, max_length=MAX_REASON_CHARS)
+    v.text("reason", request.reason, max_length=wire.MAX_REASON_CHARS)
     v.between("max_move_percent", request.max_move_percent, 0, MAX_MOVE_PERCENT)
     v.count("prices", request.prices, at_least=1, at_most=MAX_BATCH)
     v.raise_if_any()
@@ -207,14 +236,9 @@ def _publication(request: pb.PublishPricesRequest) -> Publication:
     if request.HasField("effective_from"):
         effective_from = wire.moment(v, "effective_from", request.effective_from)
     v.raise_if_any()
-    identity = current_identity()
     return Publication(
         prices=tuple(price for price in prices if price is not None),
         effective_from=effective_from,
-        author=identity.key_id or identity.subject,
-        reason=request.reason,
-        request_id=request.request_id,
-        body_sha256=hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
         max_move_percent=request.max_move_percent,
     )
 

@@ -13,10 +13,12 @@ from typing import Any, NoReturn, TypeVar
 from services.kit.amounts import AmountError, parse_usd
 from services.kit.validation import is_identifier
 from services.pricing.model import MAX_INT64, MILLION, Plan, PlanMetric, PublishedPrice, plan_faults
+from services.pricing.toml_lines import line_at, lines_of
 from services.rating import MODES, STANDARD, Fault, InvalidPriceCard, PriceCard, Rate
 
 FOLDER = Path(__file__).parent / "catalogue"
 MAX_FILE_BYTES = 10 * 1024 * 1024
+MAX_ENTRIES = 10_000
 MAX_MODEL_CHARS = 200
 SHIPPED_VERSION = 1
 
@@ -157,30 +159,37 @@ def _metric(table: _Table) -> PlanMetric:
     )
 
 
+def _text_of(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise CatalogueFileError(f"{file}: is larger than {MAX_FILE_BYTES} bytes")
+        return content.decode("utf-8")
+    except OSError as error:
+        raise CatalogueFileError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CatalogueFileError(f"{file}: {error}") from error
+
+
 class _Page:
-    """One file, read; knows at which line each entry of its list begins."""
+    """One file, read, whose list `listed` has the entries; knows at which line each of its values stands."""
 
     def __init__(self, file: Path, listed: str) -> None:
         self.file = file
         self._listed = listed
+        self._text = _text_of(file)
         try:
-            if file.stat().st_size > MAX_FILE_BYTES:
-                raise CatalogueFileError(f"{file}: is larger than {MAX_FILE_BYTES} bytes")
-            text = file.read_text(encoding="utf-8")
-            self.content: Mapping[str, Any] = tomllib.loads(text)
-        except OSError as error:
-            raise CatalogueFileError(f"{file}: {error.strerror}") from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+            self.content: Mapping[str, Any] = tomllib.loads(self._text)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise CatalogueFileError(f"{file}: {error}") from error
-        header = re.compile(rf"\s*\[\[\s*{listed}\s*\]\]")
-        self._lines = [number for number, line in enumerate(text.splitlines(), start=1) if header.match(line)]
+        except ValueError as error:
+            raise CatalogueFileError(f"{file}: has a number that is too long") from error
 
     def wrong(self, path: str, description: str) -> NoReturn:
         """Refuse the file for the field at `path`."""
-        entry = re.match(rf"{self._listed}\[(\d+)\]", path)
-        number = int(entry[1]) if entry else len(self._lines)
-        line = f"{self._lines[number]}:" if number < len(self._lines) else ""
-        raise CatalogueFileError(f"{self.file}:{line} {path}: {description}")
+        line = line_at(lines_of(self._text), path)
+        raise CatalogueFileError(f"{self.file}:{f'{line}:' if line else ''} {path}: {description}")
 
     def distinct(self, names: list[str]) -> None:
         """Refuse the file where two entries have the same name."""
@@ -289,6 +298,8 @@ class _Table:
                 self.wrong(f"{name}[{number}]", "must be a table")
         if required and not values:
             self.wrong(name, "must not be empty")
+        if len(values) > MAX_ENTRIES:
+            self.wrong(name, f"must have at most {MAX_ENTRIES} entries, not {len(values)}")
         prefix = f"{self._path}.{name}" if self._path else name
         return [_Table(self._page, value, f"{prefix}[{number}]") for number, value in enumerate(values)]
 

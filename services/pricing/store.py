@@ -104,9 +104,14 @@ def insert_version(connection: Connection, version: CatalogueVersion) -> None:
     connection.execute(insert(catalogue_versions), row)
 
 
-def read_overrides(connection: Connection, *, after_version: int = 0) -> list[Override]:
-    """Overrides set after a version, as they were set, by version. Index: primary key."""
+def read_overrides(connection: Connection, *, after_version: int = 0, account_id: str | None = None) -> list[Override]:
+    """Overrides set after a version, as they were set, by version; of one account or (None) of all.
+
+    Index: primary key, or price_overrides_by_account.
+    """
     query = select(price_overrides).where(price_overrides.c.version > after_version).order_by(price_overrides.c.version)
+    if account_id is not None:
+        query = query.where(price_overrides.c.account_id == account_id)
     return [_override(row) for row in connection.execute(query)]
 
 
@@ -115,13 +120,20 @@ def read_override(connection: Connection, version: int) -> Override:
     return _override(connection.execute(select(price_overrides).where(price_overrides.c.version == version)).one())
 
 
-def read_override_ends(connection: Connection, *, after_version: int = 0) -> list[OverrideEnd]:
-    """Ends of overrides written after a version, by version. Index: primary key."""
+def read_override_ends(
+    connection: Connection, *, after_version: int = 0, account_id: str | None = None
+) -> list[OverrideEnd]:
+    """Ends of overrides written after a version, by version; of one account or (None) of all.
+
+    Index: primary key, or price_override_ends_by_account.
+    """
     query = (
         select(price_override_ends)
         .where(price_override_ends.c.version > after_version)
         .order_by(price_override_ends.c.version)
     )
+    if account_id is not None:
+        query = query.where(price_override_ends.c.account_id == account_id)
     return [
         OverrideEnd(row.account_id, row.provider, row.model, row.version, row.ended_at.astimezone(UTC))
         for row in connection.execute(query)

@@ -79,9 +79,7 @@ def _difference(before: Snapshot, after: Snapshot) -> Iterator[pb.CatalogueChang
         after.book.published_after(before.book.latest_version),
         key=lambda price: (price.version, price.provider, price.model),
     )
-    overrides = sorted(
-        after.overrides.changed_after(before.book.latest_version), key=lambda override: override.version
-    )
+    overrides = sorted(after.overrides.changed_after(before.book.latest_version), key=lambda override: override.version)
     plans = [plan for plan in after.newest_plans() if before.plans.get(plan.plan_id) != after.plans[plan.plan_id]]
     yield from _messages(prices, overrides, plans, after, whole=False, version_before=before.book.latest_version)
 

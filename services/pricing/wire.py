@@ -15,8 +15,11 @@ from services.kit.identity import current_identity
 from services.kit.validation import Violations
 from services.pricing.costing import Estimate
 from services.pricing.economics import OverageLine, Tier
-from services.pricing.model import CatalogueVersion, Plan, PlanMetric, PublishedPrice
+from services.pricing.errors import CostTooLarge
+from services.pricing.margins import MarginLine
+from services.pricing.model import MAX_INT64, CatalogueVersion, Plan, PlanMetric, PublishedPrice
 from services.pricing.overrides import Override
+from services.pricing.repricing import Repricing
 from services.pricing.writing import Asked
 from services.rating.wire import card_to_proto, rate_to_proto
 
@@ -155,6 +158,46 @@ def plan_from_proto(plan: resources_pb2.Plan) -> Plan:
 def tier_to_proto(tier: Tier) -> plan_service_pb2.TierEconomics:
     """A tier, worked out."""
     return plan_service_pb2.TierEconomics(**{field.name: getattr(tier, field.name) for field in fields(Tier)})
+
+
+def margin_report_to_proto(month: str, lines: list[MarginLine], total: MarginLine) -> plan_service_pb2.MarginReport:
+    """A month's margins. Raises CostTooLarge where a sum does not fit 64 bits."""
+    return plan_service_pb2.MarginReport(month=month, plans=map(_margin_to_proto, lines), total=_margin_to_proto(total))
+
+
+def _margin_to_proto(line: MarginLine) -> plan_service_pb2.MarginLine:
+    amounts = {
+        "revenue_nanos": line.revenue_nanos,
+        "api_cost_nanos": line.api_cost_nanos,
+        "stripe_fee_nanos": line.stripe_fee_nanos,
+        "profit_nanos": line.profit_nanos,
+    }
+    if max(map(abs, amounts.values())) > MAX_INT64:
+        raise CostTooLarge("a sum of the month does not fit 64 bits")
+    return plan_service_pb2.MarginLine(
+        plan_id=line.plan_id, **amounts, margin_basis_points=line.margin_basis_points, customers=line.customers
+    )
+
+
+def repricing_to_proto(found: Repricing) -> pricing_service_pb2.RepriceResponse:
+    """A period, re-priced. Raises CostTooLarge where a sum does not fit 64 bits."""
+    return pricing_service_pb2.RepriceResponse(
+        cost_nanos=found.total("cost_nanos"),
+        repriced_cost_nanos=found.total("repriced_cost_nanos"),
+        models=[
+            pricing_service_pb2.RepricedModel(
+                provider=model.provider,
+                model=model.model,
+                requests=model.requests,
+                cost_nanos=model.cost_nanos,
+                repriced_cost_nanos=model.repriced_cost_nanos,
+                unpriced_requests=model.unpriced_requests,
+            )
+            for model in found.models
+        ],
+        unpriced_requests=found.total("unpriced_requests"),
+        unpriced_cost_nanos=found.total("unpriced_cost_nanos"),
+    )
 
 
 def overage_to_proto(lines: list[OverageLine]) -> plan_service_pb2.QuoteOverageResponse:

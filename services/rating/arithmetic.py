@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from operator import attrgetter
 
 from services.rating.card import (
     INPUT_TOKEN_COMPONENTS,
     MAX_NANOS,
     OUTPUT_TOKEN_COMPONENTS,
     STANDARD,
+    UNIT_COMPONENTS,
     PriceCard,
 )
 from services.rating.errors import ComponentNotPriced, CostTooLarge
-from services.rating.usage import Usage, plain_tokens
+from services.rating.usage import INPUT_PARTS, OUTPUT_PARTS, Usage, plain_tokens
 
 AT_COST_MILLIONTHS = 1_000_000
 # What `affordable_output_tokens` answers where output costs nothing: above any model's window, within 32 bits.
@@ -29,6 +31,11 @@ _SCALE = 1_000_000_000
 _BILLED_SCALE = _SCALE * AT_COST_MILLIONTHS
 
 _OUTPUT_COMPONENTS = frozenset((*OUTPUT_TOKEN_COMPONENTS, "image"))
+
+# What a usage is costed by, in the order in which its parts are told, and the counts of all but plain input and output.
+_COSTED = (*INPUT_TOKEN_COMPONENTS, *OUTPUT_TOKEN_COMPONENTS, *UNIT_COMPONENTS)
+_PARTS_OF_INPUT = attrgetter(*INPUT_PARTS)
+_OTHERS = attrgetter(*OUTPUT_PARTS, "images", "characters", "milliseconds", "requests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +89,8 @@ def cost(
     """
     plain_input, plain_output = plain_tokens(usage)
     parts = []
-    for component, quantity in (
-        ("input", plain_input),
-        ("cache_read", usage.cache_read_tokens),
-        ("cache_write_5m", usage.cache_write_5m_tokens),
-        ("cache_write_1h", usage.cache_write_1h_tokens),
-        ("audio_input", usage.audio_input_tokens),
-        ("image_input", usage.image_input_tokens),
-        ("output", plain_output),
-        ("reasoning", usage.reasoning_tokens),
-        ("audio_output", usage.audio_output_tokens),
-        ("image_output", usage.image_output_tokens),
-        ("image", usage.images),
-        ("character", usage.characters),
-        ("second", usage.milliseconds),
-        ("request", usage.requests),
-    ):
+    quantities = (plain_input, *_PARTS_OF_INPUT(usage), plain_output, *_OTHERS(usage))
+    for component, quantity in zip(_COSTED, quantities, strict=True):
         if not quantity:
             continue
         rate = card.rate(component, service_tier, usage.input_tokens)

@@ -83,7 +83,8 @@ def rate_faults(rates: Sequence[Rate]) -> list[Fault]:
     return faults
 
 
-_Index = dict[tuple[str, str], tuple[tuple[int, int], ...]]
+_Bands = tuple[tuple[int, int], ...]
+_Index = dict[tuple[str, str], _Bands]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,9 @@ class PriceCard:
     effective_from: datetime | None = None
     # (component, tier) → (above_tokens, nanos_per_million), highest threshold first.
     _index: _Index = field(init=False, repr=False, compare=False, default_factory=dict)
+    # The same for what was asked for so far, with what it falls back to; () where it is not priced. Two threads may
+    # work out an entry at once: it is the same.
+    _found: _Index = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         faults = rate_faults(self.rates)
@@ -120,30 +124,28 @@ class PriceCard:
         A part without a rate of its own in this tier takes that of the plain tokens it is part of, in the same tier. A
         fee per request that names no tier is owed in every tier.
         """
-        for bands in self._bands(component, service_tier):
-            for above_tokens, nanos_per_million in bands:
-                if input_tokens > above_tokens or above_tokens == 0:
-                    return nanos_per_million
+        for above_tokens, nanos_per_million in self._bands(component, service_tier):
+            if input_tokens > above_tokens or above_tokens == 0:
+                return nanos_per_million
         return None
 
     def dearest(self, components: Iterable[str], service_tier: str, max_input_tokens: int) -> tuple[str, int] | None:
         """The dearest of `components` and its rate in calls of at most so much input; None where none is priced."""
         found: tuple[str, int] | None = None
         for component in components:
-            for bands in self._bands(component, service_tier):
-                for above_tokens, nanos_per_million in bands:
-                    reachable = max_input_tokens > above_tokens or above_tokens == 0
-                    if reachable and (found is None or nanos_per_million > found[1]):
-                        found = (component, nanos_per_million)
-                break
+            for above_tokens, nanos_per_million in self._bands(component, service_tier):
+                reachable = max_input_tokens > above_tokens or above_tokens == 0
+                if reachable and (found is None or nanos_per_million > found[1]):
+                    found = (component, nanos_per_million)
         return found
 
-    def _bands(self, component: str, service_tier: str) -> Iterable[tuple[tuple[int, int], ...]]:
-        for name in _CHAINS.get(component, (component,)):
-            bands = self._index.get((name, service_tier))
-            if bands is not None:
-                yield bands
-        if component == "request" and service_tier != STANDARD:
-            bands = self._index.get((component, STANDARD))
-            if bands is not None:
-                yield bands
+    def _bands(self, component: str, service_tier: str) -> _Bands:
+        asked = (component, service_tier)
+        bands = self._found.get(asked)
+        if bands is None:
+            names = [(name, service_tier) for name in fallbacks(component)]
+            if component == "request":
+                names.append((component, STANDARD))
+            bands = next((self._index[name] for name in names if name in self._index), ())
+            self._found[asked] = bands
+        return bands

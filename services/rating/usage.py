@@ -32,8 +32,19 @@ class Usage:
     requests: int = 1
 
 
+# The parts of input and output, in the order of their components.
+INPUT_PARTS = (
+    "cache_read_tokens",
+    "cache_write_5m_tokens",
+    "cache_write_1h_tokens",
+    "audio_input_tokens",
+    "image_input_tokens",
+)
+OUTPUT_PARTS = ("reasoning_tokens", "audio_output_tokens", "image_output_tokens")
 USAGE_FIELDS = tuple(field.name for field in fields(Usage))
 _COUNTS = attrgetter(*USAGE_FIELDS)
+_INPUT_COUNTS = attrgetter(*INPUT_PARTS)
+_OUTPUT_COUNTS = attrgetter(*OUTPUT_PARTS)
 
 
 def plain_tokens(usage: Usage) -> tuple[int, int]:
@@ -43,15 +54,8 @@ def plain_tokens(usage: Usage) -> tuple[int, int]:
     """
     if min(_COUNTS(usage)) < 0:
         raise InvalidUsage(next(name for name in USAGE_FIELDS if getattr(usage, name) < 0), "must not be negative")
-    plain_input = (
-        usage.input_tokens
-        - usage.cache_read_tokens
-        - usage.cache_write_5m_tokens
-        - usage.cache_write_1h_tokens
-        - usage.audio_input_tokens
-        - usage.image_input_tokens
-    )
-    plain_output = usage.output_tokens - usage.reasoning_tokens - usage.audio_output_tokens - usage.image_output_tokens
+    plain_input = usage.input_tokens - sum(_INPUT_COUNTS(usage))
+    plain_output = usage.output_tokens - sum(_OUTPUT_COUNTS(usage))
     if plain_input < 0:
         raise InvalidUsage("input_tokens", "must include all cached, cache-written, audio and image input tokens")
     if plain_output < 0:

@@ -1,12 +1,17 @@
 """Owns what the tests of pricing share: a migrated database, a real server on it, clients of every role."""
 
 import json
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
 from tollkeeper.pricing.v1 import plan_service_pb2_grpc, pricing_service_pb2_grpc
 
 from services.kit.errors import RemoteError

@@ -36,7 +36,7 @@ def test_process_migrates_serves_and_stops(environment):
     refused = run(environment, "serve")
     assert refused.returncode == 1
     assert "run `python -m services.pricing migrate`" in refused.stderr
-    assert run(environment, "migrate").stdout == "pricing: at revision 0001\n"
+    assert run(environment, "migrate").stdout == "pricing: at revision 0002\n"
     assert run(environment, "migrate").returncode == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "services.pricing", "serve"], env=environment, stderr=subprocess.PIPE, text=True

@@ -80,7 +80,12 @@ def test_parts_make_up_the_cost(card, usage, tier):
     assert all(part.quantity > 0 for part in found.parts)
 
 
-@given(cards(rising=True), usages(), tiers, st.sampled_from([*_PARTS, "input_tokens", "output_tokens"]), counts)
+_UNITS = ["images", "characters", "milliseconds", "requests"]
+
+
+@given(
+    cards(rising=True), usages(), tiers, st.sampled_from([*_PARTS, "input_tokens", "output_tokens", *_UNITS]), counts
+)
 def test_more_use_never_costs_less(card, usage, tier, field, more):
     grown = {field: getattr(usage, field) + more}
     if field in INPUT_PARTS:
@@ -100,6 +105,21 @@ def test_cost_is_additive_up_to_one_rounding(card, one, other, tier):
     assume(all(len({u.input_tokens > above for u in (one, other, both)}) == 1 for above in bands if above))
     apart = cost(card, one, service_tier=tier).cost_nanos + cost(card, other, service_tier=tier).cost_nanos
     assert abs(cost(card, both, service_tier=tier).cost_nanos - apart) <= 1
+
+
+@given(cards(), st.lists(usages(), min_size=1, max_size=8), tiers)
+def test_splitting_a_batch_moves_its_cost_by_at_most_a_nano_a_line(card, lines, tier):
+    flat = replace(card, rates=tuple(rate for rate in card.rates if rate.above_tokens == 0))
+    whole = Usage(**{name: sum(getattr(line, name) for line in lines) for name in Usage.__slots__})
+    apart = sum(cost(flat, line, service_tier=tier).cost_nanos for line in lines)
+    assert abs(apart - cost(flat, whole, service_tier=tier).cost_nanos) <= len(lines)
+
+
+@given(cards(), usages(), tiers)
+def test_card_answers_the_same_whatever_it_was_asked_before(card, usage, tier):
+    for other in ("standard", "batch", "flex", "priority"):
+        cost(card, usage, service_tier=other)
+    assert cost(card, usage, service_tier=tier) == cost(replace(card), usage, service_tier=tier)
 
 
 @given(cards(), token_usages(), st.tuples(counts, counts), tiers, multipliers)

@@ -61,13 +61,14 @@ def _saved(moves: Moves, accounts: set[str]) -> Callable[[], None]:
     """What puts these accounts back as they are now."""
     loaded, changes = moves.loaded, moves.changes
     books = {a: loaded.books[a].copy() for a in accounts if a in loaded.books}
-    holds = {k: replace(v) for k, v in loaded.holds.items() if k[0] in accounts}
+    holds = {k: v.copy() for k, v in loaded.holds.items() if k[0] in accounts}
     subjects = {k: [x.copy() for x in v] for k, v in loaded.subjects.items() if k[0] in accounts}
     granted = {k: replace(v) for k, v in loaded.grants.items() if k[0] in accounts}
     undone, past = dict(loaded.undone), dict(loaded.requests)
     lengths = len(changes.entries), len(changes.usage)
     opened, changed, reworded = set(changes.opened), set(changes.books), set(changes.reworded)
-    held, subject_keys, grant_keys = set(changes.holds), set(changes.subjects), set(changes.grants)
+    held, made = set(changes.holds), set(changes.made)
+    subject_keys, grant_keys = set(changes.subjects), set(changes.grants)
     expired, undoing, requests = dict(changes.expired), dict(changes.undone), dict(changes.requests)
 
     def restore() -> None:
@@ -85,6 +86,7 @@ def _saved(moves: Moves, accounts: set[str]) -> Callable[[], None]:
         changes.books = {a: loaded.books[a] for a in changed}
         changes.reworded = reworded
         changes.holds = {k: loaded.holds[k] for k in held}
+        changes.made = {k: loaded.holds[k] for k in made}
         changes.subjects = {k: loaded.subjects[k] for k in subject_keys}
         changes.grants = {k: loaded.grants[k] for k in grant_keys}
         changes.expired, changes.undone, changes.requests = expired, undoing, requests

@@ -16,6 +16,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
+
+import orjson
 
 from services.ledger.errors import AccountFull, InsufficientCredit, LimitExceeded
 from services.ledger.model.windows import cycle_containing, window_containing
@@ -83,7 +86,7 @@ class Limit:
 
     def copy(self) -> Limit:
         """A copy that does not change with it."""
-        return replace(self)
+        return Limit(*_limit_fields(self))
 
     def counts(self, hold: Hold) -> bool:
         """Whether the hold counts in the present window: it was made in it."""
@@ -100,12 +103,16 @@ class Limit:
             self.used = self.held = 0
 
 
+_limit_fields = attrgetter(*Limit.__slots__)
+
+
 @dataclass(slots=True)
 class Hold:
     """Money and limit use set aside. `reservations` name the grants it will be paid from, in spending order."""
 
     account_id: str
     hold_id: str
+    status: str
     amount: int
     tokens: int
     requests: int
@@ -117,7 +124,6 @@ class Hold:
     sequence: int
     reservations: GrantUses
     unbacked: int
-    status: str = "open"
     settled: int = 0
     ended_at: datetime | None = None
     body_hash: bytes = b""
@@ -128,9 +134,16 @@ class Hold:
     was_expired: bool = False
     usage_id: str = ""
 
+    def copy(self) -> Hold:
+        """A copy that does not change with it."""
+        return Hold(*_hold_fields(self))
+
     def asked(self, unit: str) -> int:
         """What the hold counts against a limit of this unit."""
         return self.amount if unit == "nanos" else self.tokens if unit == "tokens" else self.requests
+
+
+_hold_fields = attrgetter(*Hold.__slots__)
 
 
 @dataclass(slots=True)
@@ -160,34 +173,19 @@ class Entry:
     workspace: str
     provider: str
     model: str
+    hash: bytes = b""
     # What a refund or a reversal undoes.
     original_id: str = ""
-    hash: bytes = b""
 
     def chained(self, previous_hash: bytes) -> bytes:
-        """SHA-256 over the previous entry's hash and every field of this one, in the order they are declared."""
-        uses = ",".join(f"{grant_id}={amount}" for grant_id, amount in self.grant_uses)
-        words: tuple[str, ...] = (
-            self.account_id,
-            str(self.sequence),
-            self.created_at.isoformat(timespec="microseconds"),
-            self.type,
-            f"{self.funding},{self.available},{self.held},{self.spent},{self.expired},{self.balance_after}",
-            uses,
-            self.description,
-            self.request_id,
-            self.hold_id,
-            self.usage_id,
-            self.key_id,
-            self.workspace,
-            self.provider,
-            self.model,
-        )
-        if self.original_id:
-            words += (self.original_id,)
-        # Lengths keep fields apart whatever they contain.
-        text = "".join(f"{len(word)}:{word}" for word in words)
-        return hashlib.sha256(previous_hash + text.encode()).digest()
+        """SHA-256 over the previous entry's hash and this entry, as a JSON list of its other fields in their order.
+
+        Compact JSON in UTF-8; times as RFC 3339 with `+00:00`, and microseconds unless they are 0.
+        """
+        return hashlib.sha256(previous_hash + orjson.dumps(_content(self))).digest()
+
+
+_content = attrgetter(*(name for name in Entry.__slots__ if name != "hash"))
 
 
 @dataclass(slots=True)
@@ -224,7 +222,7 @@ class Book:
 
     def copy(self) -> Book:
         """A copy that shares nothing that changes."""
-        return replace(self, grants=[replace(g) for g in self.grants], limits=[replace(x) for x in self.limits])
+        return replace(self, grants=[replace(g) for g in self.grants], limits=[x.copy() for x in self.limits])
 
     def check(self) -> None:
         """Assert the book's equations."""

@@ -156,7 +156,7 @@ class Moves:
         entry = Entry(
             book.account_id, book.sequence, book.touched_at, entry_type, funding, available, held, spent, expired,
             book.available, uses, description, request_id, hold_id, usage_id, key_id, workspace, provider, model,
-            original_id,
+            original_id=original_id,
         )  # fmt: skip
         book.last_hash = entry.hash = entry.chained(book.last_hash)
         self.changes.books[book.account_id] = book
@@ -232,6 +232,12 @@ class Moves:
             )
         )
 
+    def change_hold(self, hold: Hold) -> None:
+        """Write what became of a hold; one that this batch makes is written as it ends up."""
+        key = (hold.account_id, hold.hold_id)
+        if key not in self.changes.made:
+            self.changes.holds[key] = hold
+
     def number_usage(self, book: Book) -> str:
         """The id of the usage record that is written next."""
         book.usage_sequence += 1
@@ -257,7 +263,7 @@ class Moves:
             key_id=hold.key_id,
             workspace=hold.workspace,
         ).sequence
-        self.changes.holds[hold.account_id, hold.hold_id] = hold
+        self.change_hold(hold)
 
 
 def _come_to(book: Book, moment: datetime) -> None:

@@ -63,6 +63,8 @@ class Changes:
 
     opened: dict[str, Book] = field(default_factory=dict)
     books: dict[str, Book] = field(default_factory=dict)
+    # New holds, and those of before that changed.
+    made: dict[HoldKey, Hold] = field(default_factory=dict)
     holds: dict[HoldKey, Hold] = field(default_factory=dict)
     subjects: dict[SubjectKey, list[Limit]] = field(default_factory=dict)
     grants: dict[GrantKey, GrantRow] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class Changes:
 
 def transaction_id(created_at: datetime, sequence: int) -> str:
     """`txn-{yyyymm}-{sequence}`: readable, unique within the account, and says which partition it is in."""
-    return f"txn-{created_at:%Y%m}-{sequence}"
+    return f"txn-{created_at.year:04}{created_at.month:02}-{sequence}"
 
 
 # As many as 64 bits hold for certain.
@@ -96,4 +98,4 @@ def sequence_of(transaction: str) -> int:
 
 def usage_id(created_at: datetime, number: int) -> str:
     """`use-{yyyymm}-{number}`, likewise."""
-    return f"use-{created_at:%Y%m}-{number}"
+    return f"use-{created_at.year:04}{created_at.month:02}-{number}"

@@ -7,14 +7,21 @@ from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as contract
 from tollkeeper.ledger.v1 import resources_pb2 as resources
 
 from services.kit.paging import page_position, page_token
+from services.kit.times import moment_of
 from services.kit.validation import Violations
 from services.ledger.model.operations import AccountState
-from services.ledger.servicer.base import Context, Servicer, checked, named_account
+from services.ledger.service import Ledger
+from services.ledger.servicer.base import Context, Servicer, checked, named_account, place
+from services.ledger.verifying import Verifier
 from services.ledger.wire import answers, requests
 
 
 class AccountServicer(Servicer, contract.AccountServiceServicer):
     """Accounts and their balances."""
+
+    def __init__(self, ledger: Ledger, verifier: Verifier) -> None:
+        super().__init__(ledger)
+        self._verifier = verifier
 
     async def OpenAccount(self, request: pb.OpenAccountRequest, context: Context) -> resources.Account:
         state: AccountState = await self._do(checked(requests.open_account, request), context)
@@ -58,8 +65,34 @@ class AccountServicer(Servicer, contract.AccountServiceServicer):
 
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Context) -> resources.Balance:
         v = Violations()
-        v.identifier("account_id", request.account_id)
-        if request.HasField("as_of"):
-            v.add("as_of", "balances of past times are not served yet; leave it out")
+        account_id = v.identifier("account_id", request.account_id)
+        as_of = moment_of(v, "as_of", request.as_of) if request.HasField("as_of") else None
         v.raise_if_any()
-        return answers.balance_message(await self._ledger.balance(request.account_id))
+        if as_of is None:
+            return answers.balance_message(await self._ledger.balance(account_id))
+        return answers.balance_message(await self._ledger.past_balance(account_id, as_of))
+
+    async def ListGrants(self, request: pb.ListGrantsRequest, context: Context) -> pb.ListGrantsResponse:
+        v = Violations()
+        account_id = v.identifier("account_id", request.account_id)
+        size = v.page_size("page_size", request.page_size, default=100)
+        before = page_position(v, request, int)
+        v.raise_if_any()
+        views = await self._ledger.grants(
+            account_id, include_spent=request.include_spent, before=place(before), count=size + 1
+        )
+        return pb.ListGrantsResponse(
+            grants=[answers.grant_message(view) for view in views[:size]],
+            next_page_token=page_token(request, views[size - 1].grant.order) if len(views) > size else "",
+        )
+
+    async def VerifyAccount(self, request: pb.VerifyAccountRequest, context: Context) -> pb.VerifyAccountResponse:
+        found = await self._verifier.account(named_account(request.account_id))
+        return pb.VerifyAccountResponse(
+            sound=not found.findings,
+            transactions_checked=found.entries,
+            discrepancies=[
+                pb.Discrepancy(reason=wrong.reason, transaction_id=wrong.transaction_id, detail=wrong.detail)
+                for wrong in found.findings
+            ],
+        )

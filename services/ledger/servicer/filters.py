@@ -35,7 +35,7 @@ def period(v: Violations, start: datetime | None, end: datetime | None) -> tuple
 def common_filter(
     v: Violations, request: pb.ListTransactionsRequest | pb.ListUsageRequest | pb.SummarizeUsageRequest
 ) -> dict[str, Any]:
-    """The part of a filter that lists and sums share."""
+    """The part of a filter that lists and sums share; the account is checked, and not in it."""
     v.identifier("account_id", request.account_id)
     v.identifier("key", request.key_id, required=False)
     v.identifier("workspace", request.workspace, required=False)
@@ -44,7 +44,6 @@ def common_filter(
     from_time = moment_of(v, "from", request.from_time) if request.HasField("from_time") else None
     to_time = moment_of(v, "to", request.to_time) if request.HasField("to_time") else None
     return {
-        "account_id": request.account_id,
         "from_time": from_time,
         "to_time": to_time,
         "key_id": request.key_id,

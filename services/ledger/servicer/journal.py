@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as contract
 from tollkeeper.ledger.v1 import resources_pb2 as resources
@@ -9,8 +12,12 @@ from tollkeeper.ledger.v1 import resources_pb2 as resources
 from services.kit.paging import page_position, page_token
 from services.kit.times import moment_of
 from services.kit.validation import Violations
+from services.ledger.export.files import FORMATS, new_file, pieces
+from services.ledger.feed import UsageFeed
+from services.ledger.service import Ledger
 from services.ledger.servicer.base import MAX_FILTER_CHARS, Context, Servicer, place
 from services.ledger.servicer.filters import common_filter, dimensions, period
+from services.ledger.store.exports import WHAT
 from services.ledger.store.reads import TransactionFilter, UsageFilter
 from services.ledger.store.summaries import DIMENSIONS, SummaryFilter
 from services.ledger.wire import answers, requests
@@ -19,12 +26,17 @@ from services.ledger.wire import answers, requests
 class JournalServicer(Servicer, contract.JournalServiceServicer):
     """The journal and the usage records."""
 
+    def __init__(self, ledger: Ledger, feed: UsageFeed) -> None:
+        super().__init__(ledger)
+        self._feed = feed
+
     async def GetTransaction(self, request: pb.GetTransactionRequest, context: Context) -> resources.Transaction:
         v = Violations()
         v.identifier("account_id", request.account_id)
         v.identifier("transaction_id", request.transaction_id)
         v.raise_if_any()
-        return answers.transaction_message(await self._ledger.transaction(request.account_id, request.transaction_id))
+        posted = await self._ledger.transaction(request.account_id, request.transaction_id)
+        return answers.transaction_message(posted.entry, posted.undone)
 
     async def ListTransactions(
         self, request: pb.ListTransactionsRequest, context: Context
@@ -38,10 +50,10 @@ class JournalServicer(Servicer, contract.JournalServiceServicer):
             type=request.type, **common_filter(v, request), provider=request.provider, model=request.model
         )
         v.raise_if_any()
-        entries = await self._ledger.transactions(wanted, before=place(before), count=size + 1)
+        found = await self._ledger.transactions(request.account_id, wanted, before=place(before), count=size + 1)
         return pb.ListTransactionsResponse(
-            transactions=[answers.transaction_message(entry) for entry in entries[:size]],
-            next_page_token=page_token(request, entries[size - 1].sequence) if len(entries) > size else "",
+            transactions=[answers.transaction_message(posted.entry, posted.undone) for posted in found[:size]],
+            next_page_token=page_token(request, found[size - 1].entry.sequence) if len(found) > size else "",
         )
 
     async def ListUsage(self, request: pb.ListUsageRequest, context: Context) -> pb.ListUsageResponse:
@@ -58,7 +70,7 @@ class JournalServicer(Servicer, contract.JournalServiceServicer):
             model=request.model,
         )
         v.raise_if_any()
-        rows = await self._ledger.usage(wanted, before=place(before), count=size + 1)
+        rows = await self._ledger.usage(request.account_id, wanted, before=place(before), count=size + 1)
         return pb.ListUsageResponse(
             records=[answers.usage_message(row) for row in rows[:size]],
             next_page_token=page_token(request, rows[size - 1].usage_number) if len(rows) > size else "",
@@ -69,7 +81,7 @@ class JournalServicer(Servicer, contract.JournalServiceServicer):
         v.identifier("account_id", request.account_id)
         start, end = v.month("month", request.month)
         v.raise_if_any()
-        rows = await self._ledger.summaries(SummaryFilter(request.account_id, start, end), ["workspace"])
+        rows = await self._ledger.summaries(request.account_id, SummaryFilter(start, end), ["workspace"])
         return pb.ListWorkspacesResponse(
             month=f"{start:%Y-%m}", workspaces=[answers.summary_message(row) for row in rows]
         )
@@ -81,7 +93,7 @@ class JournalServicer(Servicer, contract.JournalServiceServicer):
         common["from_time"], common["to_time"] = period(v, common["from_time"], common["to_time"])
         v.raise_if_any()
         wanted = SummaryFilter(**common, provider=request.provider, model=request.model)
-        rows = await self._ledger.summaries(wanted, group_by)
+        rows = await self._ledger.summaries(request.account_id, wanted, group_by)
         return pb.SummarizeUsageResponse(summaries=[answers.summary_message(row) for row in rows])
 
     async def SummarizeAllUsage(
@@ -91,10 +103,46 @@ class JournalServicer(Servicer, contract.JournalServiceServicer):
         group_by = dimensions(v, request.group_by, ("day", "month", "provider", "model"))
         start = moment_of(v, "from", request.from_time) if request.HasField("from_time") else None
         end = moment_of(v, "to", request.to_time) if request.HasField("to_time") else None
-        wanted = SummaryFilter("", *period(v, start, end))
+        wanted = SummaryFilter(*period(v, start, end))
         v.raise_if_any()
-        rows = await self._ledger.summaries(wanted, group_by)
+        rows = await self._ledger.all_summaries(wanted, group_by)
         return pb.SummarizeAllUsageResponse(
             summaries=[answers.summary_message(row) for row in rows],
             active_accounts=await self._ledger.active_accounts(wanted),
         )
+
+    async def GetMonthlySummary(self, request: pb.GetMonthlySummaryRequest, context: Context) -> pb.MonthlySummary:
+        v = Violations()
+        v.identifier("account_id", request.account_id)
+        start, end = v.month("month", request.month)
+        v.raise_if_any()
+        view = await self._ledger.month(request.account_id, start, end)
+        return answers.month_message(request.account_id, f"{start:%Y-%m}", view)
+
+    async def Export(self, request: pb.ExportRequest, context: Context) -> AsyncIterator[pb.ExportResponse]:
+        v = Violations()
+        v.identifier("account_id", request.account_id)
+        what = v.one_of("what", request.what or "usage", WHAT)
+        form = v.one_of("format", request.format or "csv", FORMATS)
+        start = moment_of(v, "from", request.from_time) if request.HasField("from_time") else None
+        end = moment_of(v, "to", request.to_time) if request.HasField("to_time") else None
+        start, end = period(v, start, end)
+        v.raise_if_any()
+        async with (
+            self._ledger.export(request.account_id, what, start, end) as following,
+            aclosing(pieces(following, new_file(what, form))) as found,
+        ):
+            async for chunk, rows in found:
+                yield pb.ExportResponse(chunk=chunk, rows=rows)
+
+    async def StreamUsage(
+        self, request: pb.StreamUsageRequest, context: Context
+    ) -> AsyncIterator[pb.StreamUsageResponse]:
+        v = Violations()
+        size = v.page_size("batch_size", request.batch_size, default=500)
+        v.raise_if_any()
+        feed = self._feed.follow(request.cursor, batch_size=size, until_now=request.until_now)
+        async with aclosing(feed) as following:
+            async for answer in following:
+                records = [answers.usage_message(row) for row in answer.rows]
+                yield pb.StreamUsageResponse(records=records, cursor=str(answer.cursor))

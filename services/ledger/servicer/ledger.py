@@ -7,6 +7,7 @@ from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as contract
 from tollkeeper.ledger.v1 import resources_pb2 as resources
 
 from services.kit.errors import ServiceError
+from services.kit.paging import page_position, page_token
 from services.kit.validation import Violations
 from services.ledger.errors import LinkedOperationFailed
 from services.ledger.model.operations import (
@@ -84,6 +85,23 @@ class LedgerServicer(Servicer, contract.LedgerServiceServicer):
         v.identifier("hold_id", request.hold_id)
         v.raise_if_any()
         return answers.hold_message(await self._ledger.hold(request.account_id, request.hold_id))
+
+    async def ListHolds(self, request: pb.ListHoldsRequest, context: Context) -> pb.ListHoldsResponse:
+        v = Violations()
+        account_id = v.identifier("account_id", request.account_id)
+        if request.status:
+            v.one_of("status", request.status, ("open", "settled", "released", "expired"))
+        size = v.page_size("page_size", request.page_size, default=100)
+        position = page_position(v, request, int)
+        v.raise_if_any()
+        holds, before = await self._ledger.holds(
+            account_id, status=request.status, before=position[0] if position else None, count=size + 1
+        )
+        following = holds[size - 1].sequence if len(holds) > size else before
+        return pb.ListHoldsResponse(
+            holds=[answers.hold_message(hold) for hold in holds[:size]],
+            next_page_token=page_token(request, following) if following > 1 else "",
+        )
 
     async def SetLimit(self, request: pb.SetLimitRequest, context: Context) -> resources.Limit:
         state: LimitState = await self._do(checked(requests.set_limit, request), context)

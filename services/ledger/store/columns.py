@@ -1,8 +1,15 @@
-"""Owns how the ledger's objects lie in rows: each table's columns, and the way back from a row."""
+"""Owns how the ledger's objects lie in rows: each table's columns, in their order, and the way there and back.
+
+A batch's rows go as one array literal a column. They are written here, and not by psycopg, whose way of dumping lists
+took half of the ledger's time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -12,210 +19,306 @@ from services.ledger.model.book import Book, Entry, Hold
 from services.ledger.model.operations import Usage, UsageRow
 from services.ledger.store.documents import grants_json, grants_of, limits_json, limits_of, uses_json, uses_of
 
-# Name, SQL type of the array that its values are sent as, value from the row's object.
-Column = tuple[str, str, Callable[[Any], Any]]
+# Name, SQL type, and where a row's object has the value: an attribute, or what finds it.
+Column = tuple[str, str, str | Callable[[Any], Any]]
 
-ACCOUNT: tuple[Column, ...] = (
-    ("account_id", "text", lambda b: b.account_id),
-    ("display_name", "text", lambda b: b.display_name),
-    ("status", "text", lambda b: b.status),
-    ("status_reason", "text", lambda b: b.status_reason),
-    ("overdraft_kind", "text", lambda b: b.overdraft_kind),
-    ("overdraft_limit", "bigint", lambda b: b.overdraft_limit),
-    ("cycle_anchor", "timestamptz", lambda b: b.cycle_anchor),
-    ("created_at", "timestamptz", lambda b: b.created_at),
-    ("open_hash", "bytea", lambda b: b.open_hash),
-    ("touched_at", "timestamptz", lambda b: b.touched_at),
-    ("cycle_start", "timestamptz", lambda b: b.cycle_start),
-    ("cycle_end", "timestamptz", lambda b: b.cycle_end),
-    ("sequence", "bigint", lambda b: b.sequence),
-    ("usage_sequence", "bigint", lambda b: b.usage_sequence),
-    ("last_hash", "bytea", lambda b: b.last_hash),
-    ("available", "bigint", lambda b: b.available),
-    ("held", "bigint", lambda b: b.held),
-    ("funded", "bigint", lambda b: b.funded),
-    ("spent", "bigint", lambda b: b.spent),
-    ("expired", "bigint", lambda b: b.expired),
-    ("overdrawn", "bigint", lambda b: b.overdrawn),
-    ("unbacked", "bigint", lambda b: b.unbacked),
-    ("cycle_spent", "bigint", lambda b: b.cycle_spent),
-    ("grants", "jsonb", lambda b: grants_json(b.grants)),
-    ("limits", "jsonb", lambda b: limits_json(b.limits)),
-    ("next_event_at", "timestamptz", lambda b: b.next_event_at),
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Some columns of a table."""
+
+    each: tuple[Column, ...]
+
+    @property
+    def names(self) -> str:
+        """The columns' names, with commas."""
+        return ", ".join(name for name, _, _ in self.each)
+
+    @property
+    def unnest(self) -> str:
+        """The arguments of `unnest`: a placeholder for each column, with its type. JSON goes as text, unread."""
+        return ", ".join(f"%s::{'text' if kind in _DOCUMENTS else kind}[]" for _, kind, _ in self.each)
+
+    @property
+    def selected(self) -> str:
+        """The columns of rows `c` that came by `unnest`."""
+        return ", ".join(_typed(name, kind) for name, kind, _ in self.each)
+
+    def changes(self, key: int) -> str:
+        """`SET` of all but the first `key` columns to those of rows `c`."""
+        return ", ".join(f"{name} = {_typed(name, kind)}" for name, kind, _ in self.each[key:])
+
+    def without(self, *names: str) -> Columns:
+        """All but these."""
+        return Columns(tuple(column for column in self.each if column[0] not in names))
+
+    def only(self, *names: str) -> Columns:
+        """These."""
+        return Columns(tuple(column for column in self.each if column[0] in names))
+
+    def literals(self, rows: Sequence[Any]) -> list[str]:
+        """An array literal for each column, of all rows' values."""
+        if not rows:
+            return ["{}"] * len(self.each)
+        values: Iterator[tuple[Any, ...]] = iter(())
+        if self._attributes:
+            values = zip(*map(attrgetter(*self._attributes), rows), strict=True)
+        return [
+            _LITERALS.get(kind, _plain)(next(values) if isinstance(of, str) else [of(row) for row in rows])
+            for _, kind, of in self.each
+        ]
+
+    @property
+    def _attributes(self) -> list[str]:
+        return [of for _, _, of in self.each if isinstance(of, str)]
+
+
+_DOCUMENTS = {"json", "jsonb"}
+
+
+def _typed(name: str, kind: str) -> str:
+    return f"c.{name}::{kind}" if kind in _DOCUMENTS else f"c.{name}"
+
+
+def texts(values: Sequence[str]) -> str:
+    """An array literal of texts. Raises ValueError where one holds a NUL, which Postgres has no text for."""
+    joined = "\0".join(values)
+    if joined.count("\0") != len(values) - 1:
+        raise ValueError("a text holds a NUL")
+    return '{"' + joined.replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","') + '"}'
+
+
+def _plain(values: Iterable[Any]) -> str:
+    return "{" + ",".join(map(str, values)) + "}"
+
+
+def _times(values: Iterable[datetime | None]) -> str:
+    return "{" + ",".join([value.isoformat() if value else "NULL" for value in values]) + "}"
+
+
+def _bytes(values: Iterable[bytes]) -> str:
+    return '{"\\\\x' + '","\\\\x'.join([value.hex() for value in values]) + '"}'
+
+
+_LITERALS: dict[str, Callable[[Any], str]] = {
+    "text": texts,
+    "json": texts,
+    "jsonb": texts,
+    "timestamptz": _times,
+    "bytea": _bytes,
+}
+
+
+def literals(rows: Sequence[tuple[Any, ...]]) -> list[str]:
+    """An array literal for each column of some keys, which are texts and numbers; at least one."""
+    columns = zip(*rows, strict=True)
+    return [texts(column) if isinstance(column[0], str) else _plain(column) for column in columns]
+
+
+# In the order of their objects' fields.
+ACCOUNT = Columns(
+    (
+        ("account_id", "text", "account_id"),
+        ("display_name", "text", "display_name"),
+        ("status", "text", "status"),
+        ("status_reason", "text", "status_reason"),
+        ("overdraft_kind", "text", "overdraft_kind"),
+        ("overdraft_limit", "bigint", "overdraft_limit"),
+        ("cycle_anchor", "timestamptz", "cycle_anchor"),
+        ("created_at", "timestamptz", "created_at"),
+        ("open_hash", "bytea", "open_hash"),
+        ("touched_at", "timestamptz", "touched_at"),
+        ("cycle_start", "timestamptz", "cycle_start"),
+        ("cycle_end", "timestamptz", "cycle_end"),
+        ("sequence", "bigint", "sequence"),
+        ("usage_sequence", "bigint", "usage_sequence"),
+        ("last_hash", "bytea", "last_hash"),
+        ("available", "bigint", "available"),
+        ("held", "bigint", "held"),
+        ("funded", "bigint", "funded"),
+        ("spent", "bigint", "spent"),
+        ("expired", "bigint", "expired"),
+        ("overdrawn", "bigint", "overdrawn"),
+        ("unbacked", "bigint", "unbacked"),
+        ("cycle_spent", "bigint", "cycle_spent"),
+        ("grants", "json", lambda b: grants_json(b.grants)),
+        ("limits", "json", lambda b: limits_json(b.limits)),
+        ("next_event_at", "timestamptz", "next_event_at"),
+    )
 )
 # What is said of an account changes seldom, and is written apart; two of these never change.
-_WORDS = {
-    "account_id", "display_name", "status", "status_reason", "overdraft_kind", "overdraft_limit", "cycle_anchor",
-    "created_at", "open_hash",
-}  # fmt: skip
-ACCOUNT_CHANGES = (ACCOUNT[0], *(column for column in ACCOUNT if column[0] not in _WORDS))
-ACCOUNT_WORDS = tuple(c for c in ACCOUNT if c[0] in _WORDS - {"created_at", "open_hash"})
+_WORDS = ("display_name", "status", "status_reason", "overdraft_kind", "overdraft_limit", "cycle_anchor")
+ACCOUNT_CHANGES = ACCOUNT.without(*_WORDS, "created_at", "open_hash")
+ACCOUNT_WORDS = ACCOUNT.only("account_id", *_WORDS)
 
-HOLD: tuple[Column, ...] = (
-    ("account_id", "text", lambda h: h.account_id),
-    ("hold_id", "text", lambda h: h.hold_id),
-    ("status", "text", lambda h: h.status),
-    ("amount", "bigint", lambda h: h.amount),
-    ("tokens", "bigint", lambda h: h.tokens),
-    ("requests", "bigint", lambda h: h.requests),
-    ("key_id", "text", lambda h: h.key_id),
-    ("workspace", "text", lambda h: h.workspace),
-    ("billable", "boolean", lambda h: h.billable),
-    ("created_at", "timestamptz", lambda h: h.created_at),
-    ("expires_at", "timestamptz", lambda h: h.expires_at),
-    ("sequence", "bigint", lambda h: h.sequence),
-    ("reservations", "jsonb", lambda h: uses_json(h.reservations)),
-    ("unbacked", "bigint", lambda h: h.unbacked),
-    ("settled", "bigint", lambda h: h.settled),
-    ("ended_at", "timestamptz", lambda h: h.ended_at),
-    ("body_hash", "bytea", lambda h: h.body_hash),
-    ("end_body_hash", "bytea", lambda h: h.end_body_hash),
-    ("end_sequence", "bigint", lambda h: h.end_sequence),
-    ("end_available", "bigint", lambda h: h.end_available),
-    ("was_expired", "boolean", lambda h: h.was_expired),
-    ("usage_id", "text", lambda h: h.usage_id),
+HOLD = Columns(
+    (
+        ("account_id", "text", "account_id"),
+        ("hold_id", "text", "hold_id"),
+        ("status", "text", "status"),
+        ("amount", "bigint", "amount"),
+        ("tokens", "bigint", "tokens"),
+        ("requests", "bigint", "requests"),
+        ("key_id", "text", "key_id"),
+        ("workspace", "text", "workspace"),
+        ("billable", "boolean", "billable"),
+        ("created_at", "timestamptz", "created_at"),
+        ("expires_at", "timestamptz", "expires_at"),
+        ("sequence", "bigint", "sequence"),
+        ("reservations", "jsonb", lambda h: uses_json(h.reservations)),
+        ("unbacked", "bigint", "unbacked"),
+        ("settled", "bigint", "settled"),
+        ("ended_at", "timestamptz", "ended_at"),
+        ("body_hash", "bytea", "body_hash"),
+        ("end_body_hash", "bytea", "end_body_hash"),
+        ("end_sequence", "bigint", "end_sequence"),
+        ("end_available", "bigint", "end_available"),
+        ("was_expired", "boolean", "was_expired"),
+        ("usage_id", "text", "usage_id"),
+    )
+)
+HOLD_CHANGES = HOLD.without(
+    "requests", "key_id", "workspace", "billable", "created_at", "sequence", "body_hash"
+)  # fmt: skip
+
+ENTRY = Columns(
+    (
+        ("account_id", "text", "account_id"),
+        ("sequence", "bigint", "sequence"),
+        ("created_at", "timestamptz", "created_at"),
+        ("type", "text", "type"),
+        ("funding", "bigint", "funding"),
+        ("available", "bigint", "available"),
+        ("held", "bigint", "held"),
+        ("spent", "bigint", "spent"),
+        ("expired", "bigint", "expired"),
+        ("balance_after", "bigint", "balance_after"),
+        ("grant_uses", "jsonb", lambda e: uses_json(e.grant_uses)),
+        ("description", "text", "description"),
+        ("request_id", "text", "request_id"),
+        ("hold_id", "text", "hold_id"),
+        ("usage_id", "text", "usage_id"),
+        ("key_id", "text", "key_id"),
+        ("workspace", "text", "workspace"),
+        ("provider", "text", "provider"),
+        ("model", "text", "model"),
+        ("hash", "bytea", "hash"),
+        ("original_id", "text", "original_id"),
+    )
 )
 
-ENTRY: tuple[Column, ...] = (
-    ("account_id", "text", lambda e: e.account_id),
-    ("sequence", "bigint", lambda e: e.sequence),
-    ("created_at", "timestamptz", lambda e: e.created_at),
-    ("type", "text", lambda e: e.type),
-    ("funding", "bigint", lambda e: e.funding),
-    ("available", "bigint", lambda e: e.available),
-    ("held", "bigint", lambda e: e.held),
-    ("spent", "bigint", lambda e: e.spent),
-    ("expired", "bigint", lambda e: e.expired),
-    ("balance_after", "bigint", lambda e: e.balance_after),
-    ("grant_uses", "jsonb", lambda e: uses_json(e.grant_uses)),
-    ("description", "text", lambda e: e.description),
-    ("request_id", "text", lambda e: e.request_id),
-    ("hold_id", "text", lambda e: e.hold_id),
-    ("usage_id", "text", lambda e: e.usage_id),
-    ("key_id", "text", lambda e: e.key_id),
-    ("workspace", "text", lambda e: e.workspace),
-    ("provider", "text", lambda e: e.provider),
-    ("model", "text", lambda e: e.model),
-    ("hash", "bytea", lambda e: e.hash),
-    ("original_id", "text", lambda e: e.original_id),
+USAGE = Columns(
+    (
+        ("account_id", "text", "account_id"),
+        ("usage_number", "bigint", "number"),
+        ("created_at", "timestamptz", "created_at"),
+        ("key_id", "text", "key_id"),
+        ("workspace", "text", "workspace"),
+        ("hold_id", "text", "hold_id"),
+        ("transaction_id", "text", "transaction_id"),
+        ("billed", "bigint", "billed"),
+        ("billable", "boolean", "billable"),
+        ("session", "text", "usage.session"),
+        ("provider", "text", "usage.provider"),
+        ("model", "text", "usage.model"),
+        ("endpoint", "text", "usage.endpoint"),
+        ("input_tokens", "bigint", "usage.input_tokens"),
+        ("output_tokens", "bigint", "usage.output_tokens"),
+        ("cached_tokens", "bigint", "usage.cached_tokens"),
+        ("cache_write_tokens", "bigint", "usage.cache_write_tokens"),
+        ("reasoning_tokens", "bigint", "usage.reasoning_tokens"),
+        ("input_cost", "bigint", "usage.input_cost"),
+        ("output_cost", "bigint", "usage.output_cost"),
+        ("cost", "bigint", "usage.cost"),
+        ("price_version", "bigint", "usage.price_version"),
+        ("duration_milliseconds", "bigint", "usage.duration_milliseconds"),
+        ("status", "text", "usage.status"),
+        ("estimated", "boolean", "usage.estimated"),
+        ("started_at", "timestamptz", lambda r: r.usage.started_at or r.created_at),
+        ("provider_request_id", "text", "usage.provider_request_id"),
+        ("service_tier", "text", "usage.service_tier"),
+        ("tokens", "bigint", "tokens"),
+        ("requests", "bigint", "requests"),
+        ("counted_at", "timestamptz", "counted_at"),
+        ("units", "jsonb", lambda r: orjson.dumps(r.usage.units).decode() if r.usage.units else "{}"),
+    )
 )
 
-USAGE: tuple[Column, ...] = (
-    ("account_id", "text", lambda r: r.account_id),
-    ("usage_number", "bigint", lambda r: r.number),
-    ("created_at", "timestamptz", lambda r: r.created_at),
-    ("key_id", "text", lambda r: r.key_id),
-    ("workspace", "text", lambda r: r.workspace),
-    ("hold_id", "text", lambda r: r.hold_id),
-    ("transaction_id", "text", lambda r: r.transaction_id),
-    ("billed", "bigint", lambda r: r.billed),
-    ("billable", "boolean", lambda r: r.billable),
-    ("session", "text", lambda r: r.usage.session),
-    ("provider", "text", lambda r: r.usage.provider),
-    ("model", "text", lambda r: r.usage.model),
-    ("endpoint", "text", lambda r: r.usage.endpoint),
-    ("input_tokens", "bigint", lambda r: r.usage.input_tokens),
-    ("output_tokens", "bigint", lambda r: r.usage.output_tokens),
-    ("cached_tokens", "bigint", lambda r: r.usage.cached_tokens),
-    ("cache_write_tokens", "bigint", lambda r: r.usage.cache_write_tokens),
-    ("reasoning_tokens", "bigint", lambda r: r.usage.reasoning_tokens),
-    ("input_cost", "bigint", lambda r: r.usage.input_cost),
-    ("output_cost", "bigint", lambda r: r.usage.output_cost),
-    ("cost", "bigint", lambda r: r.usage.cost),
-    ("price_version", "bigint", lambda r: r.usage.price_version),
-    ("duration_milliseconds", "bigint", lambda r: r.usage.duration_milliseconds),
-    ("status", "text", lambda r: r.usage.status),
-    ("estimated", "boolean", lambda r: r.usage.estimated),
-    ("started_at", "timestamptz", lambda r: r.usage.started_at or r.created_at),
-    ("provider_request_id", "text", lambda r: r.usage.provider_request_id),
-    ("service_tier", "text", lambda r: r.usage.service_tier),
-    ("tokens", "bigint", lambda r: r.tokens),
-    ("requests", "bigint", lambda r: r.requests),
-    ("counted_at", "timestamptz", lambda r: r.counted_at),
-    ("units", "jsonb", lambda r: orjson.dumps(r.usage.units).decode() if r.usage.units else "{}"),
+# A key and its row.
+GRANT = Columns(
+    (
+        ("account_id", "text", lambda g: g[0][0]),
+        ("grant_id", "text", lambda g: g[0][1]),
+        ("source", "text", lambda g: g[1].grant.source),
+        ("priority", "integer", lambda g: g[1].grant.priority),
+        ("amount", "bigint", lambda g: g[1].grant.amount),
+        ("sequence", "bigint", lambda g: g[1].grant.order),
+        ("created_at", "timestamptz", lambda g: g[1].created_at),
+        ("expires_at", "timestamptz", lambda g: g[1].grant.expires_at),
+        ("rollover_cap", "bigint", lambda g: g[1].grant.rollover_cap),
+    )
+)
+SUBJECT = Columns(
+    (
+        ("account_id", "text", lambda s: s[0][0]),
+        ("scope", "text", lambda s: s[0][1]),
+        ("subject", "text", lambda s: s[0][2]),
+        ("limits", "json", lambda s: limits_json(s[1])),
+    )
+)
+REQUEST = Columns(
+    (
+        ("account_id", "text", lambda r: r[0][0]),
+        ("request_id", "text", lambda r: r[0][1]),
+        ("body_hash", "bytea", lambda r: r[1].body_hash),
+        ("sequence", "bigint", lambda r: r[1].sequence),
+        ("created_at", "timestamptz", lambda r: r[2]),
+    )
+)
+# A key and a number: what expired of a grant, what was undone of an entry.
+EXPIRED = Columns(
+    (
+        ("account_id", "text", lambda x: x[0][0]),
+        ("grant_id", "text", lambda x: x[0][1]),
+        ("expired", "bigint", lambda x: x[1]),
+    )
+)
+UNDONE = Columns(
+    (
+        ("account_id", "text", lambda x: x[0][0]),
+        ("sequence", "bigint", lambda x: x[0][1]),
+        ("amount", "bigint", lambda x: x[1]),
+    )
 )
 
-GRANT: tuple[Column, ...] = (
-    ("account_id", "text", lambda g: g[0][0]),
-    ("grant_id", "text", lambda g: g[0][1]),
-    ("source", "text", lambda g: g[1].grant.source),
-    ("priority", "integer", lambda g: g[1].grant.priority),
-    ("amount", "bigint", lambda g: g[1].grant.amount),
-    ("sequence", "bigint", lambda g: g[1].grant.order),
-    ("created_at", "timestamptz", lambda g: g[1].created_at),
-    ("expires_at", "timestamptz", lambda g: g[1].grant.expires_at),
-    ("rollover_cap", "bigint", lambda g: g[1].grant.rollover_cap),
-)
-
-# Rows of a key and one number: what expired of a grant, what was undone of an entry.
-EXPIRED: tuple[Column, ...] = (
-    ("account_id", "text", lambda x: x[0][0]),
-    ("grant_id", "text", lambda x: x[0][1]),
-    ("expired", "bigint", lambda x: x[1]),
-)
-UNDONE: tuple[Column, ...] = (
-    ("account_id", "text", lambda x: x[0][0]),
-    ("sequence", "bigint", lambda x: x[0][1]),
-    ("amount", "bigint", lambda x: x[1]),
-)
-
-SUBJECT: tuple[Column, ...] = (
-    ("account_id", "text", lambda s: s[0][0]),
-    ("scope", "text", lambda s: s[0][1]),
-    ("subject", "text", lambda s: s[0][2]),
-    ("limits", "jsonb", lambda s: limits_json(s[1])),
-)
-
-REQUEST: tuple[Column, ...] = (
-    ("account_id", "text", lambda r: r[0][0]),
-    ("request_id", "text", lambda r: r[0][1]),
-    ("body_hash", "bytea", lambda r: r[1].body_hash),
-    ("sequence", "bigint", lambda r: r[1].sequence),
-    ("created_at", "timestamptz", lambda r: r[2]),
-)
+for _columns, _type in ((ACCOUNT, Book), (HOLD, Hold), (ENTRY, Entry)):
+    assert tuple(name for name, _, _ in _columns.each) == _type.__slots__, _type  # rows are read by position
 
 
-def names(columns: Iterable[Column]) -> str:
-    """The columns' names, with commas."""
-    return ", ".join(name for name, _, _ in columns)
-
-
-def unnest(columns: Iterable[Column]) -> str:
-    """The arguments of `unnest`: a placeholder for each column, with its type."""
-    # JSON goes as text: an array of jsonb would be escaped twice.
-    return ", ".join(f"%s::{'text' if kind == 'jsonb' else kind}[]" for _, kind, _ in columns)
-
-
-def selected(columns: Iterable[Column]) -> str:
-    """The columns of rows `c` that came by `unnest`."""
-    return ", ".join(f"c.{name}::jsonb" if kind == "jsonb" else f"c.{name}" for name, kind, _ in columns)
-
-
-def book_of(row: TupleRow) -> Book:
+def book_of(row: Sequence[Any]) -> Book:
     """An account's row as a book."""
-    values: dict[str, Any] = {name: value for (name, _, _), value in zip(ACCOUNT, row, strict=True)}
-    values["grants"] = grants_of(values["grants"])
-    values["limits"] = limits_of(values["limits"])
-    return Book(**values)
+    values = list(row)
+    values[23], values[24] = grants_of(values[23]), limits_of(values[24])
+    return Book(*values)
 
 
-def hold_of(row: TupleRow) -> Hold:
+def hold_of(row: Sequence[Any]) -> Hold:
     """A hold's row as a hold."""
-    values: dict[str, Any] = {name: value for (name, _, _), value in zip(HOLD, row, strict=True)}
-    values["reservations"] = uses_of(values["reservations"])
-    return Hold(**values)
+    values = list(row)
+    values[12] = uses_of(values[12])
+    return Hold(*values)
 
 
 def entry_of(row: Sequence[Any]) -> Entry:
     """A journal row as an entry."""
-    values: dict[str, Any] = {name: value for (name, _, _), value in zip(ENTRY, row, strict=True)}
-    values["grant_uses"] = uses_of(values["grant_uses"])
-    return Entry(**values)
+    values = list(row)
+    values[10] = uses_of(values[10])
+    return Entry(*values)
 
 
-def usage_of(row: Sequence[Any]) -> UsageRow:
+def usage_of(row: TupleRow) -> UsageRow:
     """A usage row, its columns as in USAGE."""
-    values: dict[str, Any] = {name: value for (name, _, _), value in zip(USAGE, row, strict=True)}
+    values: dict[str, Any] = {name: value for (name, _, _), value in zip(USAGE.each, row, strict=True)}
     values["number"] = values.pop("usage_number")
     usage = Usage(**{name: values.pop(name) for name in Usage.__slots__})
     return UsageRow(**values, usage=usage)

@@ -5,23 +5,23 @@ Grants and limits are lists of values in the order of their fields: they are rea
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 import orjson
 
 from services.ledger.model.book import Grant, GrantUses, Limit
 
+_grant_fields = attrgetter(*Grant.__slots__)
+_limit_fields = attrgetter(*Limit.__slots__)
+
 
 def grants_json(grants: Iterable[Grant]) -> str:
     """The grants of an account's row."""
-    return orjson.dumps(
-        [
-            (g.grant_id, g.source, g.priority, g.order, g.expires_at, g.amount, g.remaining, g.reserved, g.rollover_cap)
-            for g in grants
-        ]
-    ).decode()
+    return orjson.dumps(list(map(_grant_fields, grants))).decode()
 
 
 def grants_of(document: list[list[Any]]) -> list[Grant]:
@@ -34,22 +34,13 @@ def grants_of(document: list[list[Any]]) -> list[Grant]:
 
 def limits_json(limits: Iterable[Limit]) -> str:
     """The limits of an account's, a key's or a workspace's row."""
-    return orjson.dumps(
-        [
-            (
-                x.scope, x.subject, x.unit, x.window, x.amount, x.mode, x.warn_percent,
-                x.window_start, x.window_end, x.used, x.held,
-            )
-            for x in limits
-        ]
-    ).decode()  # fmt: skip
+    return orjson.dumps(list(map(_limit_fields, limits))).decode()
 
 
 def limits_of(document: list[list[Any]]) -> list[Limit]:
     """The same, read back."""
-    moment = datetime.fromisoformat
     return [
-        Limit(scope, subject, unit, window, amount, mode, warn, moment(start), moment(end), used, held)
+        Limit(scope, subject, unit, window, amount, mode, warn, _moment_of(start), _moment_of(end), used, held)
         for scope, subject, unit, window, amount, mode, warn, start, end, used, held in document
     ]
 
@@ -62,6 +53,10 @@ def uses_json(uses: GrantUses) -> str:
 def uses_of(document: list[list[Any]]) -> GrantUses:
     """The same, read back."""
     return tuple((grant_id, amount) for grant_id, amount in document)
+
+
+# Windows of all accounts begin and end at few moments.
+_moment_of = functools.lru_cache(4096)(datetime.fromisoformat)
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -6,7 +6,7 @@ guard everything else of an account.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -39,34 +39,67 @@ from services.ledger.model.rows import (
     RequestKey,
     SubjectKey,
 )
-from services.ledger.store.columns import ACCOUNT, ENTRY, HOLD, USAGE, book_of, entry_of, hold_of, names, usage_of
+from services.ledger.store.columns import (
+    ACCOUNT,
+    ENTRY,
+    HOLD,
+    USAGE,
+    book_of,
+    entry_of,
+    hold_of,
+    literals,
+    texts,
+    usage_of,
+)
 from services.ledger.store.documents import limits_of
 
 Connection = AsyncConnection[TupleRow]
 
 _LOCKED = Histogram("tollkeeper_ledger_lock_wait_seconds", "How long a batch waited for its accounts' locks.")
 
-# FOR UPDATE in the order of ids. NO KEY: nothing refers to the key.
-_LOCK_ACCOUNTS = (
-    f"SELECT {names(ACCOUNT)} FROM accounts WHERE account_id = ANY(%s) ORDER BY account_id FOR NO KEY UPDATE"  # noqa: S608
-)
+# FOR UPDATE in the order of ids, and how long the locks were waited for: the transaction began right before. NO KEY:
+# nothing refers to the key.
+_LOCK_ACCOUNTS = f"""
+    WITH locked AS MATERIALIZED (
+        SELECT {ACCOUNT.names} FROM accounts WHERE account_id = ANY(%s::text[]) ORDER BY account_id FOR NO KEY UPDATE
+    )
+    SELECT *, extract(epoch FROM clock_timestamp() - now())::float8 FROM locked
+"""  # noqa: S608 (names are columns.py's own)
+# Holds that are there, and the names of those that ended long ago, as a status of its own.
+_NAMED_HOLDS = "(account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+_NOTHING = {
+    "text": "''",
+    "bigint": "0",
+    "boolean": "false",
+    "timestamptz": "now()",
+    "jsonb": "'[]'::jsonb",
+    "bytea": "''::bytea",
+}
+_OF_ENDED = {"account_id": "account_id", "hold_id": "hold_id", "status": "'ended'"}
 _READ_HOLDS = (
-    f"SELECT {names(HOLD)} FROM holds "  # noqa: S608
-    "WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+    f"SELECT {HOLD.names} FROM holds WHERE {_NAMED_HOLDS} UNION ALL SELECT "  # noqa: S608
+    + ", ".join(_OF_ENDED.get(name, _NOTHING[kind]) for name, kind, _ in HOLD.each)
+    + f" FROM ended_holds WHERE {_NAMED_HOLDS}"
 )
 # The limits of keys and workspaces: those that operations name, and those of the holds they name.
 _READ_SUBJECTS = (
     "SELECT account_id, scope, subject, limits FROM subject_limits "
     "WHERE (account_id, scope, subject) IN (SELECT * FROM unnest(%s::text[], %s::text[], %s::text[]))"
 )
-_READ_HOLDS_SUBJECTS = (
-    "SELECT s.account_id, s.scope, s.subject, s.limits FROM unnest(%s::text[], %s::text[]) AS n(account_id, hold_id) "
-    "JOIN holds h USING (account_id, hold_id) JOIN subject_limits s ON s.account_id = h.account_id "
-    "AND ((s.scope = 'key' AND s.subject = h.key_id) OR (s.scope = 'workspace' AND s.subject = h.workspace))"
+_READ_ALL_SUBJECTS = f"""
+    {_READ_SUBJECTS} UNION ALL
+    SELECT s.account_id, s.scope, s.subject, s.limits
+    FROM unnest(%s::text[], %s::text[]) AS n(account_id, hold_id)
+    JOIN holds h USING (account_id, hold_id) JOIN subject_limits s ON s.account_id = h.account_id
+    AND ((s.scope = 'key' AND s.subject = h.key_id) OR (s.scope = 'workspace' AND s.subject = h.workspace))
+"""  # noqa: S608
+_READ_REQUESTS = (
+    "SELECT account_id, request_id, body_hash, sequence FROM requests "
+    "WHERE (account_id, request_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
 )
-_READ_ENDED = (
-    "SELECT account_id, hold_id FROM ended_holds "
-    "WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+_READ_ENTRIES = (
+    f"SELECT {ENTRY.names} FROM journal "  # noqa: S608
+    "WHERE (account_id, sequence) IN (SELECT * FROM unnest(%s::text[], %s::bigint[]))"
 )
 _READ_UNDONE = (
     "SELECT account_id, sequence, amount FROM undone "
@@ -76,24 +109,14 @@ _READ_GRANTS = (
     "SELECT account_id, grant_id, source, priority, sequence, expires_at, amount, rollover_cap, created_at, expired "
     "FROM grants WHERE (account_id, grant_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
 )
-_READ_OPEN_HOLDS = f"SELECT {names(HOLD)} FROM holds WHERE account_id = ANY(%s) AND status = 'open'"  # noqa: S608
+_READ_OPEN_HOLDS = f"SELECT {HOLD.names} FROM holds WHERE account_id = ANY(%s) AND status = 'open'"  # noqa: S608
 _READ_NEW_USAGE = (
-    f"SELECT {names(USAGE)} FROM usage "  # noqa: S608
+    f"SELECT {USAGE.names} FROM usage "  # noqa: S608
     "JOIN unnest(%s::text[], %s::bigint[]) AS n(of_account, after) ON account_id = of_account AND usage_number > after"
-)
-# How long the locks were waited for: the transaction began right before.
-_LOCK_WAIT = "SELECT extract(epoch FROM clock_timestamp() - now())"
-_READ_REQUESTS = (
-    "SELECT account_id, request_id, body_hash, sequence FROM requests "
-    "WHERE (account_id, request_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
-)
-_READ_ENTRIES = (
-    f"SELECT {names(ENTRY)} FROM journal "  # noqa: S608
-    "WHERE (account_id, sequence) IN (SELECT * FROM unnest(%s::text[], %s::bigint[]))"
 )
 # As of each account's own time; the earliest, up to a bound. Both use the index holds_open.
 _READ_LAPSED = (
-    f"SELECT {', '.join(f'h.{name}' for name, _, _ in HOLD)} "  # noqa: S608
+    f"SELECT {', '.join(f'h.{name}' for name, _, _ in HOLD.each)} "  # noqa: S608
     "FROM unnest(%s::text[], %s::timestamptz[]) AS d(account_id, moment) CROSS JOIN LATERAL ("
     "SELECT * FROM holds WHERE holds.account_id = d.account_id AND status = 'open' AND expires_at <= d.moment "
     "ORDER BY expires_at, sequence LIMIT %s) h ORDER BY h.account_id, h.expires_at, h.sequence"
@@ -150,23 +173,23 @@ async def load(connection: Connection, operations: Sequence[Operation], now: dat
     loaded = Loaded()
     async with connection.pipeline():
         await connection.execute("BEGIN")
-        locked = await connection.execute(_LOCK_ACCOUNTS, (accounts,), prepare=True)
-        waited = await connection.execute(_LOCK_WAIT, prepare=True)
-        held = await _read(connection, _READ_HOLDS, named.holds | named.created, 2)
-        ended = await _read(connection, _READ_ENDED, named.created, 2)
-        asked = await _read(connection, _READ_REQUESTS, named.requests, 2)
-        limited = await _read(connection, _READ_SUBJECTS, named.subjects, 3)
-        limiting = await _read(connection, _READ_HOLDS_SUBJECTS, named.holds, 2)
-        undone = await _read(connection, _READ_UNDONE, named.originals, 2)
-    loaded.books = {row[0]: book_of(row) for row in await locked.fetchall()}
-    loaded.holds = {(row[0], row[1]): hold_of(row) for row in await _rows(held)}
-    loaded.ended = {(row[0], row[1]) for row in await _rows(ended)}
-    loaded.requests = {(row[0], row[1]): PastRequest(row[2], row[3]) for row in await _rows(asked)}
-    for row in (*await _rows(limited), *await _rows(limiting)):
+        locked = await connection.execute(_LOCK_ACCOUNTS, (texts(accounts),), prepare=True)
+        held = await _read(connection, _READ_HOLDS, named.holds | named.created, again=True)
+        limited = await _read_subjects(connection, named)
+        asked = await _read(connection, _READ_REQUESTS, named.requests)
+        undone = await _read(connection, _READ_UNDONE, named.originals)
+    for *account, waited in await locked.fetchall():
+        loaded.books[account[0]] = book_of(account)
+        _LOCKED.observe(waited)
+    for row in await _rows(held):
+        if row[2] == "ended":
+            loaded.ended.add((row[0], row[1]))
+        else:
+            loaded.holds[row[0], row[1]] = hold_of(row)
+    for row in await _rows(limited):
         loaded.subjects[row[0], row[1], row[2]] = limits_of(row[3])
+    loaded.requests = {(row[0], row[1]): PastRequest(row[2], row[3]) for row in await _rows(asked)}
     loaded.undone = {(row[0], row[1]): row[2] for row in await _rows(undone)}
-    for row in await waited.fetchall():
-        _LOCKED.observe(float(row[0]))
     # An account's time never goes back, also where another replica's clock, which touched it last, is ahead of ours.
     moments = {account_id: max(now, book.touched_at) for account_id, book in loaded.books.items()}
     due = {
@@ -196,7 +219,7 @@ async def _load_lapsed(connection: Connection, loaded: Loaded, due: dict[str, da
     for account_id, holds in loaded.lapsed.items():
         if len(holds) == MAX_LAPSED:  # there may be more: look again at once
             loaded.next_lapse[account_id] = due[account_id]
-    for row in await _rows(await _read(connection, _READ_SUBJECTS, subjects - loaded.subjects.keys(), 3)):
+    for row in await _rows(await _read(connection, _READ_SUBJECTS, subjects - loaded.subjects.keys())):
         loaded.subjects[row[0], row[1], row[2]] = limits_of(row[3])
 
 
@@ -205,7 +228,7 @@ async def _load_written(connection: Connection, loaded: Loaded, named: _Named) -
     entries = {(key[0], past.sequence) for key, past in loaded.requests.items() if past.sequence}
     entries |= {(h.account_id, h.sequence) for key, h in loaded.holds.items() if key in named.created}
     entries |= {(h.account_id, h.end_sequence) for h in loaded.holds.values() if h.status == "settled"}
-    for row in await _rows(await _read(connection, _READ_ENTRIES, entries | named.originals, 2)):
+    for row in await _rows(await _read(connection, _READ_ENTRIES, entries | named.originals)):
         loaded.entries[row[0], row[1]] = entry_of(row)
     grants = {
         (key[0], grant_id)
@@ -213,7 +236,7 @@ async def _load_written(connection: Connection, loaded: Loaded, named: _Named) -
         for grant_id, _ in loaded.entries[key].grant_uses
         if grant_id
     }
-    for row in await _rows(await _read(connection, _READ_GRANTS, grants, 2)):
+    for row in await _rows(await _read(connection, _READ_GRANTS, grants)):
         account_id, grant_id, source, priority, order, expires_at, amount, rollover_cap, created_at, expired = row
         grant = Grant(grant_id, source, priority, order, expires_at, amount, 0, 0, rollover_cap)
         loaded.grants[account_id, grant_id] = GrantRow(grant, created_at, expired)
@@ -231,7 +254,7 @@ async def _load_counted(connection: Connection, loaded: Loaded, operations: Sequ
         cursor = await connection.execute(_READ_OPEN_HOLDS, (sorted(closing | limiting.keys()),))
         for row in await cursor.fetchall():
             loaded.holds.setdefault((row[0], row[1]), hold_of(row))
-    for row in await _rows(await _read(connection, _READ_NEW_USAGE, limiting.items(), 2)):
+    for row in await _rows(await _read(connection, _READ_NEW_USAGE, limiting.items())):
         loaded.usage.setdefault(row[0], []).append(usage_of(row))
 
 
@@ -251,12 +274,22 @@ def _subjects(account_id: str, key_id: str, workspace: str) -> list[SubjectKey]:
 
 
 async def _read(
-    connection: Connection, query: str, keys: Iterable[tuple[Any, ...]], width: int
+    connection: Connection, query: str, keys: Collection[tuple[Any, ...]], *, again: bool = False
 ) -> AsyncCursor[TupleRow] | None:
-    rows = list(keys)
-    if not rows:
+    """Read by keys, if there are any. `again`: the query takes them twice."""
+    if not keys:
         return None
-    return await connection.execute(query, [[row[i] for row in rows] for i in range(width)], prepare=True)
+    arguments = literals(list(keys))
+    return await connection.execute(query, arguments * 2 if again else arguments, prepare=True)
+
+
+async def _read_subjects(connection: Connection, named: _Named) -> AsyncCursor[TupleRow] | None:
+    """The limits of the keys and workspaces that operations name, and of those of the holds they name."""
+    if not named.subjects and not named.holds:
+        return None
+    subjects = literals(list(named.subjects)) if named.subjects else ["{}"] * 3
+    holds = literals(list(named.holds)) if named.holds else ["{}"] * 2
+    return await connection.execute(_READ_ALL_SUBJECTS, [*subjects, *holds], prepare=True)
 
 
 async def _rows(cursor: AsyncCursor[TupleRow] | None) -> Sequence[TupleRow]:

@@ -8,8 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Row, func, literal_column
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Select, func, literal_column
 
 from services.ledger import tables
 from services.ledger.model.operations import SetLimit
@@ -31,9 +30,8 @@ DIMENSIONS: dict[str, sa.ColumnElement[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class SummaryFilter:
-    """Which usage to sum: booked in `[from_time, to_time)`; empty strings mean any. No account: all of them."""
+    """Which usage to sum: booked in `[from_time, to_time)`; empty strings mean any."""
 
-    account_id: str
     from_time: datetime
     to_time: datetime
     provider: str = ""
@@ -42,7 +40,7 @@ class SummaryFilter:
     workspace: str = ""
 
 
-def _sum(column: Any) -> sa.ColumnElement[int]:
+def summed(column: Any) -> sa.ColumnElement[int]:
     """A sum of 64-bit integers is a numeric in Postgres; nothing here comes near the end of 64 bits."""
     return func.coalesce(func.sum(column), 0).cast(sa.BigInteger)
 
@@ -50,7 +48,7 @@ def _sum(column: Any) -> sa.ColumnElement[int]:
 _SUMS = (
     func.count().label("requests"),
     *(
-        _sum(_USAGE[name]).label(name)
+        summed(_USAGE[name]).label(name)
         for name in ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens", "cost", "billed")
     ),
     func.count().filter(_USAGE.estimated).label("estimated_requests"),
@@ -58,45 +56,47 @@ _SUMS = (
 )
 
 
-class Summaries:
-    """Sums of one database's usage records."""
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-
-    async def usage(self, wanted: SummaryFilter, group_by: Sequence[str]) -> list[Row[Any]]:
-        """Sums by the dimensions named, in their order; one row in all where none is named."""
-        keys = [DIMENSIONS[name].label(f"by_{name}") for name in group_by]
-        columns: list[sa.ColumnElement[Any]] = [*keys, *_SUMS]
-        query = _narrowed(sa.select(*columns), wanted).group_by(*keys).order_by(*keys).limit(MAX_SUMMARIES)
-        async with self._engine.connect() as connection:
-            return list((await connection.execute(query)).all())
-
-    async def counted(self, limit: SetLimit, since: datetime, through: int) -> int:
-        """What limits count of a limit's subject since a moment, by records up to number `through`; in its unit."""
-        column = {"nanos": _USAGE.billed, "tokens": _USAGE.tokens, "requests": _USAGE.requests}[limit.unit]
-        # Booked after it was counted, so that older partitions are left out.
-        query = sa.select(_sum(column)).where(
-            _USAGE.account_id == limit.account_id,
-            _USAGE.usage_number <= through,
-            _USAGE.counted_at >= since,
-            _USAGE.created_at >= since,
-        )
-        if limit.subject:
-            query = query.where((_USAGE.key_id if limit.scope == "key" else _USAGE.workspace) == limit.subject)
-        async with self._engine.connect() as connection:
-            return int((await connection.execute(query)).scalar_one())
-
-    async def active_accounts(self, wanted: SummaryFilter) -> int:
-        """How many accounts have any of this usage."""
-        query = _narrowed(sa.select(func.count(_USAGE.account_id.distinct())), wanted)
-        async with self._engine.connect() as connection:
-            return int((await connection.execute(query)).scalar_one())
+def usage_sums(wanted: SummaryFilter, group_by: Sequence[str]) -> Select[Any]:
+    """Sums by the dimensions named, in their order; one row in all where none is named."""
+    keys = [DIMENSIONS[name].label(f"by_{name}") for name in group_by]
+    columns: list[sa.ColumnElement[Any]] = [*keys, *_SUMS]
+    return _chosen(sa.select(*columns), wanted).group_by(*keys).order_by(*keys).limit(MAX_SUMMARIES)
 
 
-def _narrowed(query: sa.Select[Any], wanted: SummaryFilter) -> sa.Select[Any]:
+def active_accounts(wanted: SummaryFilter) -> Select[Any]:
+    """How many accounts have any of this usage."""
+    return _chosen(sa.select(func.count(_USAGE.account_id.distinct())), wanted)
+
+
+def counted(limit: SetLimit, since: datetime, through: int) -> Select[Any]:
+    """What limits count of a limit's subject since a moment, by records up to number `through`; in its unit."""
+    column = {"nanos": _USAGE.billed, "tokens": _USAGE.tokens, "requests": _USAGE.requests}[limit.unit]
+    # Booked after it was counted, so that older partitions are left out.
+    query = sa.select(summed(column)).where(
+        _USAGE.account_id == limit.account_id,
+        _USAGE.usage_number <= through,
+        _USAGE.counted_at >= since,
+        _USAGE.created_at >= since,
+    )
+    if limit.subject:
+        query = query.where((_USAGE.key_id if limit.scope == "key" else _USAGE.workspace) == limit.subject)
+    return query
+
+
+def archived(limit: SetLimit) -> Select[Any]:
+    """What limits count of a limit's subject by records of archived months; in its unit."""
+    use = tables.archived_use.c
+    query = sa.select(summed(use[{"nanos": "billed"}.get(limit.unit, limit.unit)])).where(
+        use.account_id == limit.account_id
+    )
+    if limit.subject:
+        query = query.where((use.key_id if limit.scope == "key" else use.workspace) == limit.subject)
+    return query
+
+
+def _chosen(query: Select[Any], wanted: SummaryFilter) -> Select[Any]:
     query = query.where(_USAGE.created_at >= wanted.from_time, _USAGE.created_at < wanted.to_time)
-    for name in ("account_id", "provider", "model", "key_id", "workspace"):
+    for name in ("provider", "model", "key_id", "workspace"):
         value = getattr(wanted, name)
         if value:
             query = query.where(_USAGE[name] == value)

@@ -15,72 +15,62 @@ from services.ledger.store.columns import (
     EXPIRED,
     GRANT,
     HOLD,
+    HOLD_CHANGES,
     REQUEST,
     SUBJECT,
     UNDONE,
     USAGE,
-    Column,
-    names,
-    selected,
-    unnest,
+    Columns,
 )
 from services.ledger.store.loading import Connection
 
 
-def _insert(table: str, columns: tuple[Column, ...]) -> str:
-    return (
-        f"INSERT INTO {table} ({names(columns)}) "  # noqa: S608 (names are this module's own)
-        f"SELECT {selected(columns)} FROM unnest({unnest(columns)}) AS c({names(columns)})"
+def _rows(columns: Columns) -> str:
+    return f"unnest({columns.unnest}) AS c({columns.names})"
+
+
+def _insert(table: str, columns: Columns) -> str:
+    return f"INSERT INTO {table} ({columns.names}) SELECT {columns.selected} FROM {_rows(columns)}"  # noqa: S608 (names are columns.py's own)
+
+
+def _update(table: str, columns: Columns, *, key: int) -> str:
+    same = " AND ".join(f"t.{name} = c.{name}" for name, _, _ in columns.each[:key])
+    return f"UPDATE {table} t SET {columns.changes(key)} FROM {_rows(columns)} WHERE {same}"  # noqa: S608 (likewise)
+
+
+# What nearly every batch writes, as one statement: a statement's own cost is that of many rows. The usage records take
+# their writer's place in the feed there too, at its end: the slot's row is locked until the commit, so that within a
+# slot positions are in commit order, also where two writers share one.
+_CHANGE = f"""
+    WITH changed_accounts AS ({_update("accounts", ACCOUNT_CHANGES, key=1)}),
+    changed_limits AS (
+        {_insert("subject_limits", SUBJECT)}
+        ON CONFLICT (account_id, scope, subject) DO UPDATE SET limits = excluded.limits
+    ),
+    new_holds AS ({_insert("holds", HOLD)}),
+    changed_holds AS ({_update("holds", HOLD_CHANGES, key=2)}),
+    entries AS ({_insert("journal", ENTRY)}),
+    place AS (
+        UPDATE feed_slots SET position = position + n.added, fed_at = greatest(fed_at, clock_timestamp())
+        FROM (SELECT %s::integer AS added, %s::smallint AS writer) n WHERE slot = n.writer AND n.added > 0
+        RETURNING slot, position - n.added AS before, fed_at
     )
-
-
-def _update(table: str, columns: tuple[Column, ...], *, key: int) -> str:
-    changes = ", ".join(f"{n} = c.{n}::jsonb" if k == "jsonb" else f"{n} = c.{n}" for n, k, _ in columns[key:])
-    same = " AND ".join(f"t.{name} = c.{name}" for name, _, _ in columns[:key])
-    return (
-        f"UPDATE {table} t SET {changes} "  # noqa: S608 (names are this module's own)
-        f"FROM unnest({unnest(columns)}) AS c({names(columns)}) WHERE {same}"
-    )
-
+    INSERT INTO usage ({USAGE.names}, feed_slot, feed_position, fed_at)
+    SELECT {USAGE.selected}, place.slot, place.before + c.ordinality, place.fed_at
+    FROM place, unnest({USAGE.unnest}) WITH ORDINALITY AS c({USAGE.names}, ordinality)
+"""  # noqa: S608 (names are columns.py's own)
 
 _INSERT_ACCOUNTS = _insert("accounts", ACCOUNT)
-_UPDATE_ACCOUNTS = _update("accounts", ACCOUNT_CHANGES, key=1)
-_HOLD_CHANGES = (
-    "amount", "tokens", "expires_at", "reservations", "unbacked", "status", "settled", "ended_at", "end_body_hash",
-    "end_sequence", "end_available", "was_expired", "usage_id",
-)  # fmt: skip
-_UPSERT_HOLDS = (
-    _insert("holds", HOLD)
-    + " ON CONFLICT (account_id, hold_id) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in _HOLD_CHANGES)
-)
-_INSERT_ENTRIES = _insert("journal", ENTRY)
-# Its writer's place in the feed is taken in the same statement, the last of the batch: the slot's row is locked until
-# the commit, so that within a slot positions are in commit order, also where two writers share one.
-_INSERT_USAGE = f"""
-    WITH slot AS (
-        UPDATE feed_slots SET position = position + %s, fed_at = greatest(fed_at, clock_timestamp())
-        WHERE slot = %s RETURNING slot, position - %s AS before, fed_at
-    )
-    INSERT INTO usage ({names(USAGE)}, feed_slot, feed_position, fed_at)
-    SELECT {selected(USAGE)}, slot.slot, slot.before + c.ordinality, slot.fed_at
-    FROM slot, unnest({unnest(USAGE)}) WITH ORDINALITY AS c({names(USAGE)}, ordinality)
-"""  # noqa: S608 (names are this module's own)
+_UPDATE_WORDS = _update("accounts", ACCOUNT_WORDS, key=1)
 _INSERT_GRANTS = _insert("grants", GRANT)
 _ADD_EXPIRED = f"""
-    UPDATE grants t SET expired = t.expired + c.expired FROM unnest({unnest(EXPIRED)}) AS c({names(EXPIRED)})
+    UPDATE grants t SET expired = t.expired + c.expired FROM {_rows(EXPIRED)}
     WHERE t.account_id = c.account_id AND t.grant_id = c.grant_id
-"""  # noqa: S608 (names are this module's own)
+"""  # noqa: S608 (names are columns.py's own)
 _UPSERT_UNDONE = (
     _insert("undone", UNDONE) + " ON CONFLICT (account_id, sequence) DO UPDATE SET amount = excluded.amount"
 )
-_UPDATE_WORDS = _update("accounts", ACCOUNT_WORDS, key=1)
 _INSERT_REQUESTS = _insert("requests", REQUEST)
-_UPSERT_SUBJECTS = (
-    _insert("subject_limits", SUBJECT)
-    + " ON CONFLICT (account_id, scope, subject) DO UPDATE SET limits = excluded.limits"
-)
-
 
 FEED_SLOTS = 64
 
@@ -103,26 +93,29 @@ async def write(connection: Connection, changes: Changes, slot: int) -> None:
     books = [book for account_id, book in changes.books.items() if account_id not in changes.opened]
     reworded = [book for book in books if book.account_id in changes.reworded]
     requests = [(key, past, changes.books[key[0]].touched_at) for key, past in changes.requests.items()]
-    count = len(changes.usage)
     async with connection.pipeline():
         # In the order of ids, as the locks are taken.
         await _send(connection, _INSERT_ACCOUNTS, ACCOUNT, [book for _, book in sorted(changes.opened.items())])
-        await _send(connection, _UPDATE_ACCOUNTS, ACCOUNT_CHANGES, books)
         await _send(connection, _UPDATE_WORDS, ACCOUNT_WORDS, reworded)
-        await _send(connection, _UPSERT_SUBJECTS, SUBJECT, list(changes.subjects.items()))
-        await _send(connection, _UPSERT_HOLDS, HOLD, list(changes.holds.values()))
         await _send(connection, _INSERT_GRANTS, GRANT, list(changes.grants.items()))
         await _send(connection, _ADD_EXPIRED, EXPIRED, list(changes.expired.items()))
-        await _send(connection, _INSERT_ENTRIES, ENTRY, changes.entries)
         await _send(connection, _UPSERT_UNDONE, UNDONE, list(changes.undone.items()))
         await _send(connection, _INSERT_REQUESTS, REQUEST, requests)
-        await _send(connection, _INSERT_USAGE, USAGE, changes.usage, first=(count, slot, count))
+        if books:
+            arguments = [
+                *ACCOUNT_CHANGES.literals(books),
+                *SUBJECT.literals(list(changes.subjects.items())),
+                *HOLD.literals(list(changes.made.values())),
+                *HOLD_CHANGES.literals(list(changes.holds.values())),
+                *ENTRY.literals(changes.entries),
+                len(changes.usage),
+                slot,
+                *USAGE.literals(changes.usage),
+            ]
+            await connection.execute(_CHANGE, arguments, prepare=True)
         await connection.execute("COMMIT")
 
 
-async def _send(
-    connection: Connection, query: str, columns: tuple[Column, ...], rows: Sequence[Any], first: tuple[int, ...] = ()
-) -> None:
+async def _send(connection: Connection, query: str, columns: Columns, rows: Sequence[Any]) -> None:
     if rows:
-        arrays = [[value(row) for row in rows] for _, _, value in columns]
-        await connection.execute(query, [*first, *arrays], prepare=True)
+        await connection.execute(query, columns.literals(rows), prepare=True)

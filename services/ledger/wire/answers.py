@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from google.rpc import status_pb2  # type: ignore[import-untyped]
@@ -13,7 +12,7 @@ from tollkeeper.ledger.v1 import resources_pb2 as resources
 from services.kit.errors import DETAILS_KEY, ServiceError, wire_form
 from services.kit.times import timestamp
 from services.ledger.errors import LedgerError
-from services.ledger.model.book import Book, Entry, Grant, Hold, Limit
+from services.ledger.model.book import Book, Entry, Hold, Limit
 from services.ledger.model.operations import (
     AccountState,
     Debited,
@@ -27,7 +26,7 @@ from services.ledger.model.operations import (
     Result,
 )
 from services.ledger.model.rows import transaction_id, usage_id
-from services.ledger.service import BalanceView
+from services.ledger.service import BalanceView, GrantView, MonthView
 
 
 def result_message(result: Result) -> pb.OperationResult:
@@ -89,13 +88,15 @@ def balance_message(view: BalanceView) -> resources.Balance:
         cycle_spent_nanos=book.cycle_spent,
         cycle_start=timestamp(book.cycle_start),
         cycle_end=timestamp(book.cycle_end),
-        grants=[_grant_message(book, grant, view.granted_at.get(grant.grant_id)) for grant in book.grants],
+        grants=[grant_message(GrantView(grant, view.granted_at[grant.grant_id])) for grant in book.grants],
         as_of=timestamp(view.as_of),
         last_sequence=book.sequence,
     )
 
 
-def _grant_message(book: Book, grant: Grant, created_at: datetime | None) -> resources.Grant:
+def grant_message(view: GrantView) -> resources.Grant:
+    """A grant."""
+    grant = view.grant
     return resources.Grant(
         grant_id=grant.grant_id,
         source=grant.source,
@@ -103,10 +104,10 @@ def _grant_message(book: Book, grant: Grant, created_at: datetime | None) -> res
         amount_nanos=grant.amount,
         remaining_nanos=grant.remaining,
         reserved_nanos=grant.reserved,
-        created_at=timestamp(created_at),
+        created_at=timestamp(view.created_at),
         expires_at=timestamp(grant.expires_at),
         rollover_cap_nanos=grant.rollover_cap,
-        transaction_id=transaction_id(created_at or book.created_at, grant.order),
+        transaction_id=transaction_id(view.created_at, grant.order),
     )
 
 
@@ -232,6 +233,19 @@ def summary_message(row: Row[Any]) -> resources.UsageSummary:
         billed_nanos=row.billed,
         estimated_requests=row.estimated_requests,
         unbilled_requests=row.unbilled_requests,
+    )
+
+
+def month_message(account_id: str, month: str, view: MonthView) -> pb.MonthlySummary:
+    """One account's month."""
+    return pb.MonthlySummary(
+        account_id=account_id,
+        month=month,
+        opening_nanos=view.opening,
+        closing_nanos=view.closing,
+        amount_nanos_by_type=view.by_type,
+        providers=[summary_message(row) for row in view.providers],
+        total=summary_message(view.total),
     )
 
 

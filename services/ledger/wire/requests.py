@@ -301,18 +301,28 @@ def settle_hold(v: Violations, request: pb.SettleHoldRequest) -> SettleHold:
     )
 
 
+# Of a report: each text with its field's name, and each count with the most it may be.
+_REPORT_TEXTS = tuple(
+    (f"usage.{name}", name)
+    for name in ("session", "provider", "model", "endpoint", "provider_request_id", "service_tier")
+)
+_REPORT_COUNTS = tuple(
+    (f"usage.{name}", name, MAX_AMOUNT if name.endswith("_nanos") else MAX_COUNT)
+    for name in (
+        "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens",
+        "input_cost_nanos", "output_cost_nanos", "cost_nanos", "price_version", "duration_milliseconds",
+    )
+)  # fmt: skip
+
+
 def _usage(v: Violations, report: resources.UsageReport) -> Usage:
-    for name in ("session", "provider", "model", "endpoint", "provider_request_id", "service_tier"):
-        v.text(f"usage.{name}", getattr(report, name), max_length=200)
-    for name in ("input", "output", "cached", "cache_write", "reasoning"):
-        v.between(f"usage.{name}_tokens", getattr(report, f"{name}_tokens"), 0, MAX_COUNT)
-    for name in ("input_cost_nanos", "output_cost_nanos", "cost_nanos"):
-        v.between(f"usage.{name}", getattr(report, name), 0, MAX_AMOUNT)
-    for name in ("duration_milliseconds", "price_version"):
-        v.between(f"usage.{name}", getattr(report, name), 0, MAX_COUNT)
-    v.one_of("usage.status", report.status or "ok", ("ok", "cut", "failed"))
-    v.count("usage.units", report.units, at_most=MAX_UNITS)
-    for name, count in sorted(report.units.items())[:MAX_UNITS]:
+    for field, name in _REPORT_TEXTS:
+        v.text(field, getattr(report, name), max_length=200)
+    for field, name, most in _REPORT_COUNTS:
+        v.between(field, getattr(report, name), 0, most)
+    units = dict(report.units)
+    v.count("usage.units", units, at_most=MAX_UNITS)
+    for name, count in sorted(units.items())[:MAX_UNITS]:
         v.text("usage.units", name, max_length=40, required=True)
         v.between(f"usage.units[{name[:40]}]", count, 0, MAX_COUNT)
     return Usage(
@@ -330,12 +340,12 @@ def _usage(v: Violations, report: resources.UsageReport) -> Usage:
         cost=report.cost_nanos,
         price_version=report.price_version,
         duration_milliseconds=report.duration_milliseconds,
-        status=report.status or "ok",
+        status=v.one_of("usage.status", report.status or "ok", ("ok", "cut", "failed")),
         estimated=report.estimated,
         started_at=moment_of(v, "usage.started_at", report.started_at) if report.HasField("started_at") else None,
         provider_request_id=report.provider_request_id,
         service_tier=report.service_tier or "standard",
-        units=dict(report.units),
+        units=units,
     )
 
 

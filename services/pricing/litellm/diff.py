@@ -8,7 +8,7 @@ from datetime import datetime
 
 from services.pricing.litellm.mapping import PriceMap
 from services.pricing.model import BASIS_POINTS, MAX_INT64, PriceBook, PublishedPrice
-from services.rating import PriceCard
+from services.rating import STANDARD, PriceCard
 
 NEW, CHANGED, GONE = "new", "changed", "gone"
 _KINDS = (CHANGED, NEW, GONE)
@@ -31,10 +31,8 @@ class PriceChange:
 
     @property
     def told_move(self) -> str:
-        """The largest move for a person: `33.34 %`, or `from free`."""
-        if self.largest_move_basis_points == FROM_FREE:
-            return "from free"
-        return f"{self.largest_move_basis_points // 100}.{self.largest_move_basis_points % 100:02d} %"
+        """Its largest move for a person: `33.34 %`, or `from free`."""
+        return told_basis_points(self.largest_move_basis_points)
 
     def moves_more_than(self, percent: int) -> bool:
         """Whether any of its rates moves by more; ANY_MOVE_PERCENT lets all pass, also what was free."""
@@ -69,28 +67,63 @@ def changes_of(prices: Iterable[PublishedPrice], book: PriceBook, at: datetime) 
         if not _same(before, after):
             assert before.card is not None, "the book gives no withdrawn price"
             assert after.card is not None, "a map withdraws nothing"
-            move = largest_move_basis_points(before.card, after.card)
-            found.append(PriceChange(CHANGED, price.provider, price.model, before, after, move))
+            largest = max((move.basis_points for move in moves(before.card, after.card)), default=0)
+            found.append(PriceChange(CHANGED, price.provider, price.model, before, after, largest))
     return sorted(found, key=_largest_first)
 
 
-def largest_move_basis_points(before: PriceCard, after: PriceCard) -> int:
-    """The largest move of what a call pays, up or down; FROM_FREE where that was nothing.
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What a call pays for one component, in a tier and above a threshold: before and after; None: not priced."""
+
+    component: str
+    service_tier: str
+    above_tokens: int
+    was: int | None
+    becomes: int | None
+
+    @property
+    def basis_points(self) -> int:
+        """How far it moves, up or down, rounded up: just above a limit is not at it. 0 where one side is not priced."""
+        if self.was is None or self.becomes is None or self.was == self.becomes:
+            return 0
+        if self.was == 0:
+            return FROM_FREE
+        return min(-(-abs(self.becomes - self.was) * BASIS_POINTS // self.was), FROM_FREE - 1)
+
+    @property
+    def told_rate(self) -> str:
+        """Which rate, for a person: `input, batch, above 200,000`."""
+        tier = f", {self.service_tier}" if self.service_tier != STANDARD else ""
+        return self.component + tier + (f", above {self.above_tokens:,}" if self.above_tokens else "")
+
+    @property
+    def told(self) -> str:
+        """How far, for a person: `+33.34 %`, `from free`, `new` or `gone`."""
+        if self.was is None:
+            return "new"
+        if self.becomes is None:
+            return "gone"
+        return ("-" if self.becomes < self.was else "+") * (self.was > 0) + told_basis_points(self.basis_points)
+
+
+def moves(before: PriceCard, after: PriceCard) -> list[Move]:
+    """Every rate that is not the same on both sides, largest moves first.
 
     What is compared is the rate that a call takes, not the one that stands there: where a rate of its own is dropped, a
-    part goes over to that of the tokens it is part of. What has no rate on one side does not move.
+    part goes over to that of the tokens it is part of.
     """
     asked = {(rate.component, rate.service_tier, rate.above_tokens) for card in (before, after) for rate in card.rates}
-    largest = 0
-    for component, tier, above in asked:
-        was, becomes = before.rate(component, tier, above + 1), after.rate(component, tier, above + 1)
-        if was is None or becomes is None or was == becomes:
-            continue
-        if was == 0:
-            return FROM_FREE
-        # Rounded up, so that a move just above a limit is not taken for one at it.
-        largest = max(largest, -(-abs(becomes - was) * BASIS_POINTS // was))
-    return min(largest, FROM_FREE - 1)
+    found = [
+        Move(component, tier, above, before.rate(component, tier, above + 1), after.rate(component, tier, above + 1))
+        for component, tier, above in sorted(asked)
+    ]
+    return sorted((move for move in found if move.was != move.becomes), key=lambda move: -move.basis_points)
+
+
+def told_basis_points(basis_points: int) -> str:
+    """A move for a person: `33.34 %`, or `from free`."""
+    return "from free" if basis_points == FROM_FREE else f"{basis_points // 100}.{basis_points % 100:02d} %"
 
 
 def _keeping(before: PublishedPrice, after: PublishedPrice) -> PublishedPrice:

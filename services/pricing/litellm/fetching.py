@@ -42,6 +42,7 @@ def check_address(url: str) -> None:
         raise BadAddressError("must be an http or https address")
     if len(url) > MAX_URL_CHARS or not url.isascii() or not url.isprintable() or " " in url:
         raise BadAddressError(f"must be an address of at most {MAX_URL_CHARS} ASCII characters")
+    check_peer(parts.hostname)
     if parts.username is not None or parts.password is not None:
         raise BadAddressError("must not hold a password")
 
@@ -115,12 +116,12 @@ class _Connections:
         self.were_cut = False
 
     def add(self, made: socket.socket) -> None:
-        """Refuse a peer on the machine's own link; it is asked of the socket, since a name may change its mind."""
-        peer = ipaddress.ip_address(str(made.getpeername()[0]).partition("%")[0])
-        peer = getattr(peer, "ipv4_mapped", None) or peer
-        if peer.is_link_local or peer.is_multicast or peer.is_unspecified:
+        """Note a socket, unless its peer must not be asked: the socket says who that is, a name may change its mind."""
+        try:
+            check_peer(str(made.getpeername()[0]))
+        except BadAddressError:
             made.close()
-            raise BadAddressError("must not be a link-local address")
+            raise
         self._made.append(made)
 
     def cut(self) -> None:
@@ -131,10 +132,25 @@ class _Connections:
                 made.shutdown(socket.SHUT_RDWR)
 
 
+def check_peer(host: str) -> None:
+    """Refuse an IP address on the machine's own link; a name passes, until it is known whose it is.
+
+    Raises BadAddressError.
+    """
+    try:
+        peer = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return
+    peer = getattr(peer, "ipv4_mapped", None) or peer
+    if peer.is_link_local or peer.is_multicast or peer.is_unspecified:
+        raise BadAddressError("must not be a link-local address")
+
+
 class _HttpConnection(http.client.HTTPConnection):
     connections: _Connections
 
     def connect(self) -> None:
+        check_peer(self.host)
         super().connect()
         self.connections.add(self.sock)
 

@@ -84,7 +84,7 @@ def import_prices(engine: Engine, live: LiveCatalogue, order: Order) -> Imported
         if not published:
             return Imported(changes, known)
         version = ours.new_version(effective_from=ours.now, prices_changed=len(published))
-        store.insert_prices(ours.connection, [_as_of(price, version) for price in published])
+        store.insert_prices(ours.connection, [price.published_by(version) for price in published])
         ours.done(version.version)
     _log.info("prices imported", version=version.version, models=version.prices_changed, author=version.author)
     live.refresh()
@@ -130,9 +130,4 @@ def _refuse_large_moves(changes: list[PriceChange], percent: int) -> None:
 
 
 def _published(change: PriceChange, version: CatalogueVersion) -> PriceChange:
-    return change if change.after is None else replace(change, after=_as_of(change.after, version))
-
-
-def _as_of(price: PublishedPrice, version: CatalogueVersion) -> PublishedPrice:
-    card = price.card and replace(price.card, version=version.version, effective_from=version.effective_from)
-    return replace(price, version=version.version, effective_from=version.effective_from, card=card)
+    return change if change.after is None else replace(change, after=change.after.published_by(version))

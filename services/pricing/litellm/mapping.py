@@ -24,13 +24,15 @@ from typing import Any
 
 from services.kit.validation import is_identifier
 from services.pricing.litellm.fields import IMAGE_MADE_OR_PUT_IN, TIERED, Meaning, has_no_price, meaning
-from services.pricing.litellm.reading import is_number, nanos_per_million, read_entries, shown
+from services.pricing.litellm.reading import PriceMapError, is_number, nanos_per_million, read_entries, shown
 from services.pricing.model import PublishedPrice
 from services.rating import COMPONENTS, SERVICE_TIERS, STANDARD, PriceCard, Rate, rate_faults
 from services.rating.card import fallbacks
 
 MAX_MODEL_CHARS = 200
+MAX_UNKNOWN_FIELDS = 1_000
 _EXAMPLE = "sample_spec"
+_MAX_TOLD = 5
 
 _MODES = {
     "chat": "chat",
@@ -105,6 +107,8 @@ def read_price_map(content: bytes, effective_from: datetime, *, version: int = 0
         named.add((str(entry.get("litellm_provider")), key))
         for field in reader.unknown:
             unknown.setdefault(shown(field), []).append(shown(key))
+    if len(unknown) > MAX_UNKNOWN_FIELDS:
+        raise PriceMapError(f"is not a price map: it has {len(unknown)} fields that are not understood")
     return PriceMap(
         tuple(sorted(prices, key=lambda price: (price.provider, price.model))),
         frozenset(named),
@@ -135,9 +139,9 @@ class _Entry:
         if len(self._key) > MAX_MODEL_CHARS or not self._key.isprintable() or not self._key.strip():
             raise _NotPriced(f"its key is not a name of 1 to {MAX_MODEL_CHARS} printable characters")
         if not slots:
-            raise _NotPriced(f"is priced by {', '.join(map(shown, self.unknown))}" if self.unknown else "has no price")
+            raise _NotPriced(f"is priced by {self._told_unknown()}" if self.unknown else "has no price")
         if not any(slots.values()) and self._something_else_costs():
-            raise _NotPriced(f"is free but for {', '.join(map(shown, self.unknown))}")
+            raise _NotPriced(f"is free but for {self._told_unknown()}")
         rates = tuple(
             Rate(slot.component, slot.service_tier, slot.above_tokens, slots[slot])
             for slot in sorted(slots, key=_order)
@@ -234,6 +238,11 @@ class _Entry:
         for above, rates in zip(starts, found, strict=True):
             for component, rate in rates.items():
                 given.setdefault(Meaning(component, STANDARD, above), {})[TIERED] = rate
+
+    def _told_unknown(self) -> str:
+        names = ", ".join(map(shown, self.unknown[:_MAX_TOLD]))
+        more = len(self.unknown) - _MAX_TOLD
+        return names if more <= 0 else f"{names} and {more} more"
 
     def _something_else_costs(self) -> bool:
         return any(not is_number(self._entry[name]) or self._entry[name] for name in self.unknown)

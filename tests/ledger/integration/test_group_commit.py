@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import psycopg
 import pytest
@@ -14,7 +15,6 @@ from services.ledger.group_commit import GroupCommit
 from services.ledger.model.book import Book
 from services.ledger.model.windows import add_months
 from services.ledger.service import Ledger
-from services.ledger.store import batches
 from services.ledger.store.partitions import create_months
 from services.ledger.store.reads import Reads
 from services.ledger.worker import make_partitions
@@ -41,15 +41,15 @@ async def reads(ledger_settings):
 
 def once(monkeypatch, action):
     """Let the next write of a batch be `action(the real write, its arguments)`."""
-    real = batches.write
+    real = group_commit.write
     left = [action]
 
-    async def write(connection, changes):
+    async def write(connection, changes, slot):
         if left:
-            return await left.pop()(real, connection, changes)
-        return await real(connection, changes)
+            return await left.pop()(partial(real, slot=slot), connection, changes)
+        return await real(connection, changes, slot)
 
-    monkeypatch.setattr(batches, "write", write)
+    monkeypatch.setattr(group_commit, "write", write)
 
 
 async def test_commit_whose_answer_was_lost_is_not_done_twice(commits, monkeypatch, ledger_settings):

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from tollkeeper.ledger.v1 import resources_pb2 as resources
@@ -84,3 +85,23 @@ async def test_malformed_sum_names_the_field(ledger, request_, field):
     name = type(request_).__name__.removesuffix("Request")
     refusal = await refused(getattr(ledger, name)(request_))
     assert [violation.field for violation in refusal.violations] == [field]
+
+
+@pytest.mark.parametrize(
+    ("words", "total"),
+    [
+        ({"window": "lifetime"}, 521 + 1_007),
+        ({"window": "lifetime", "scope": "key", "subject": "k1"}, 221 + 1_000),
+        ({"window": "lifetime", "scope": "workspace", "subject": "web", "unit": "requests"}, 2 + 40),
+        ({"window": "month"}, 521),
+    ],
+    ids=str,
+)
+async def test_new_lifetime_limit_counts_what_archived_records_come_to(used, ledger_settings, words, total):
+    with psycopg.connect(ledger_settings.database_url) as connection:
+        connection.execute(
+            "INSERT INTO archived_use VALUES ('acme', 'k1', 'web', 1000, 0, 40), ('acme', 'k2', '', 7, 0, 5), "
+            "('other', 'k1', 'web', 1, 1, 1)"
+        )
+    limit = await used.SetLimit(pb.SetLimitRequest(account_id="acme", amount=9_999, **words))
+    assert limit.used == total

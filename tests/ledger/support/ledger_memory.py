@@ -80,8 +80,10 @@ class Memory:
             kept = FIXED if account_id in changes.reworded else FIXED + WORDS
             fixed = {name: getattr(self.books[account_id], name) for name in kept}
             self.books[account_id] = replace(copy.deepcopy(changes.books[account_id]), **fixed)
+        assert not changes.made.keys() & self.holds.keys()
+        self.holds |= copy.deepcopy(changes.made)
         for key, hold in changes.holds.items():
-            there = self.holds.setdefault(key, copy.deepcopy(hold))
+            there = self.holds[key]
             self.holds[key] = replace(copy.deepcopy(hold), **{name: getattr(there, name) for name in MADE})
         self.subjects |= copy.deepcopy(changes.subjects)
         self.requests |= changes.requests

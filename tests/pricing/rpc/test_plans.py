@@ -165,15 +165,3 @@ def test_bad_recommendation_is_refused_by_field(pricing, refused):
     assert fields(error) == ["spend_nanos"]
     known = pb.RecommendPlanRequest(plan_id="gold", cycle_start=start, cycle_end=later)
     assert refused(recommend, known).reason == "PLAN_NOT_FOUND"
-
-
-@pytest.mark.parametrize(
-    ("stub", "name", "request_type"),
-    [
-        ("plans", "RetirePlan", pb.RetirePlanRequest),
-        ("plans", "GetMarginReport", pb.GetMarginReportRequest),
-    ],
-)
-def test_what_is_not_there_yet_says_so(admin, refused, stub, name, request_type):
-    error = refused(getattr(getattr(admin, stub), name), request_type())
-    assert (error.code, error.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")

@@ -30,6 +30,12 @@ def test_of_two_versions_for_the_same_moment_the_later_holds():
     assert version_at(PriceBook([published(2, 5), published(1, 5)], 2), 5) == 2
 
 
+def test_call_admitted_before_its_proxy_saw_a_price_is_not_priced_by_it():
+    book = PriceBook([published(1, 0), published(2, 5), published(3, 5), published(4, 6, withdrawn=True)], 4)
+    found = [book.in_force("openai", "m", START + timedelta(days=7), known_by) for known_by in (0, 1, 2, 3, 4)]
+    assert [price and price.version for price in found] == [None, 1, 2, 3, None]
+
+
 def test_withdrawal_holds_until_the_next_price():
     book = PriceBook([published(1, 0), published(2, 5, withdrawn=True), published(3, 9)], 3)
     assert [version_at(book, days) for days in (4, 5, 8, 9)] == [1, None, None, 3]

@@ -85,7 +85,8 @@ STATEMENTS = (
         PRIMARY KEY (account_id)
     )
     """,
-    # Limits count their whole window now, and rows hold grants and limits as lists of values.
+    # Limits count their whole window now, and rows hold grants and limits as lists of values. They are read and written
+    # whole with every operation and never looked into here, so they are JSON that is only checked.
     """
     UPDATE accounts SET
         grants = (SELECT coalesce(jsonb_agg(jsonb_build_array(g->'grant_id', g->'source', g->'priority', g->'order',
@@ -101,6 +102,8 @@ STATEMENTS = (
             g->'amount', g->'mode', g->'warn_percent', g->'window_start', g->'window_end', g->'used', g->'held')
             ORDER BY n), '[]') FROM jsonb_array_elements(limits) WITH ORDINALITY AS x(g, n))
     """,
+    "ALTER TABLE accounts ALTER COLUMN grants TYPE JSON, ALTER COLUMN limits TYPE JSON",
+    "ALTER TABLE subject_limits ALTER COLUMN limits TYPE JSON",
 )
 
 # The role that reads for customers. A service's owner may often not make roles: then whoever makes the database does.

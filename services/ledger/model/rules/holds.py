@@ -56,6 +56,7 @@ def create_hold(moves: Moves, operation: CreateHold) -> Result:
     hold = Hold(
         account_id=operation.account_id,
         hold_id=operation.hold_id,
+        status="open",
         amount=amount,
         tokens=tokens,
         requests=operation.requests,
@@ -75,8 +76,8 @@ def create_hold(moves: Moves, operation: CreateHold) -> Result:
         limit.held += hold.asked(limit.unit)
     moves.count(limits, book)
     book.expects(hold.expires_at)
-    moves.loaded.holds[key] = moves.changes.holds[key] = hold
-    return Result(HoldMade(replace(hold), book.available, warnings_of(limits)))
+    moves.loaded.holds[key] = moves.changes.made[key] = hold
+    return Result(HoldMade(hold.copy(), book.available, warnings_of(limits)))
 
 
 def _made_before(moves: Moves, there: Hold, operation: CreateHold) -> Result:
@@ -95,7 +96,7 @@ def extend_hold(moves: Moves, operation: ExtendHold) -> Result:
     """
     hold = moves.hold(operation.account_id, operation.hold_id)
     if moves.replayed(operation.account_id, operation.request_id, operation.body_hash):
-        return Result(HoldMade(replace(hold), moves.book(operation.account_id).available, ()), replayed=True)
+        return Result(HoldMade(hold.copy(), moves.book(operation.account_id).available, ()), replayed=True)
     book = moves.open_book(operation.account_id)
     if hold.status != "open":
         raise HoldEnded(f"hold {hold.hold_id} has ended: {hold.status}", holdId=hold.hold_id, status=hold.status)
@@ -115,7 +116,7 @@ def extend_hold(moves: Moves, operation: ExtendHold) -> Result:
         requests=0,
         billable=operation.amount > 0,
     )
-    before = replace(hold)
+    before = hold.copy()
     reservations, unbacked = book.reserve(operation.amount)
     hold.reservations += reservations
     hold.unbacked += unbacked
@@ -127,9 +128,9 @@ def extend_hold(moves: Moves, operation: ExtendHold) -> Result:
         limit.held += hold.asked(limit.unit) - before.asked(limit.unit)
     moves.count(limits, book)
     sequence = _posted(moves, hold, "hold_extended", operation.amount, operation.request_id)
-    moves.changes.holds[hold.account_id, hold.hold_id] = hold
+    moves.change_hold(hold)
     moves.remember(operation.account_id, operation.request_id, operation.body_hash, sequence)
-    return Result(HoldMade(replace(hold), book.available, warnings_of(limits)))
+    return Result(HoldMade(hold.copy(), book.available, warnings_of(limits)))
 
 
 def settle_hold(moves: Moves, operation: SettleHold) -> Result:
@@ -140,7 +141,7 @@ def settle_hold(moves: Moves, operation: SettleHold) -> Result:
         if hold.end_body_hash != operation.body_hash:
             raise IdempotencyConflict(f"hold {hold.hold_id} was settled otherwise", holdId=hold.hold_id)
         charged = moves.entry(operation.account_id, hold.end_sequence) if hold.settled else None
-        first = HoldSettled(replace(hold), charged, hold.end_available, hold.was_expired, warnings=())
+        first = HoldSettled(hold.copy(), charged, hold.end_available, hold.was_expired, warnings=())
         return Result(first, replayed=True)
     if hold.status == "released":
         raise HoldEnded(f"hold {hold.hold_id} was released", holdId=hold.hold_id, status=hold.status)
@@ -186,7 +187,7 @@ def _settled(moves: Moves, book: Book, hold: Hold, operation: SettleHold) -> Hol
     charged = entry if amount else None
     hold.status, hold.settled, hold.ended_at = "settled", amount, book.touched_at
     hold.end_body_hash = operation.body_hash
-    moves.changes.holds[hold.account_id, hold.hold_id] = hold
+    moves.change_hold(hold)
     moves.record(
         book,
         usage,
@@ -202,20 +203,20 @@ def _settled(moves: Moves, book: Book, hold: Hold, operation: SettleHold) -> Hol
     )
     moves.expire_grants(book, book.touched_at)
     hold.end_available = book.available
-    return HoldSettled(replace(hold), charged, book.available, was_expired, warnings_of(limits))
+    return HoldSettled(hold.copy(), charged, book.available, was_expired, warnings_of(limits))
 
 
 def release_hold(moves: Moves, operation: ReleaseHold) -> Result:
     """Give a whole hold back. Raises HoldEnded where it was settled."""
     hold = moves.hold(operation.account_id, operation.hold_id)
     if hold.status in {"released", "expired"}:
-        return Result(HoldReleased(replace(hold)), replayed=hold.status == "released")
+        return Result(HoldReleased(hold.copy()), replayed=hold.status == "released")
     if hold.status == "settled":
         raise HoldEnded(f"hold {hold.hold_id} was settled", holdId=hold.hold_id, status=hold.status)
     book = moves.book(operation.account_id)
     moves.give_back(book, hold, "released", "hold_released", operation.description)
     moves.expire_grants(book, book.touched_at)
-    return Result(HoldReleased(replace(hold)))
+    return Result(HoldReleased(hold.copy()))
 
 
 def _posted(moves: Moves, hold: Hold, entry_type: str, amount: int, request_id: str = "") -> int:

@@ -14,9 +14,9 @@ from services.ledger.model.verification.findings import Findings, Start
 class HoldRows:
     """One hold: its row, if it is there, and the sums of the entries and usage records that name it; nanos.
 
-    `ended`: it ended so long ago that only its name is kept. `made`: entries that made it, `set_aside`: what those and
-    its extensions set aside, `held`: what all left of that, `charges` and `charged`: deductions, `records`: usage records,
-    `first` and `first_at`: the first of the entries.
+    `ended`: it ended so long ago that only its name is kept. `made`: how many entries made it; `set_aside`: what they
+    and its extensions set aside; `held`: what all entries left of that; `charges`, `charged`: its deductions;
+    `records`: its usage records; `first`, `first_at`: the first of the entries.
     """
 
     account_id: str
@@ -49,7 +49,9 @@ class Holds:
             return
         whole = hold.sequence > self._start.sequence
         if whole and (rows.made, rows.first) != (1, hold.sequence):
-            self._differs(rows, f"expected entry {hold.sequence} to make it, found {rows.made} that do, {rows.first} first")
+            self._differs(
+                rows, f"expected entry {hold.sequence} to make it, found {rows.made} that do, {rows.first} first"
+            )
         if rows.set_aside != hold.amount if whole else not 0 <= rows.set_aside <= hold.amount:
             self._differs(rows, f"expected an amount of {rows.set_aside}, found {hold.amount}")
         if hold.status == "open":
@@ -79,7 +81,9 @@ class Holds:
         if (hold.end_sequence > self._start.sequence or not hold.end_sequence) and rows.charged != hold.settled:
             self._differs(rows, f"expected settled {rows.charged}, found {hold.settled}")
         if rows.charges > 1 or rows.records > 1:
-            self._differs(rows, f"expected it settled once, found {rows.charges} deductions, {rows.records} usage records")
+            self._differs(
+                rows, f"expected it settled once, found {rows.charges} deductions, {rows.records} usage records"
+            )
         expected = int(hold.status == "settled")
         recorded = hold.ended_at is not None and self._start.whole_since(hold.ended_at)
         if recorded and rows.records < expected:
@@ -91,7 +95,9 @@ class Holds:
         if not rows.ended:
             self._differs(rows, "expected its row, found none")
         elif (rows.made and rows.held) or rows.charges > 1 or rows.records > 1:
-            self._differs(rows, f"expected it ended and settled once at most, found {rows.held} held, {rows.charges} deductions")
+            self._differs(
+                rows, f"expected it ended and settled once at most, found {rows.held} held, {rows.charges} deductions"
+            )
 
     def _differs(self, rows: HoldRows, detail: str) -> None:
         self._findings.add("HOLD_DIFFERS", f"hold {rows.hold_id}: {detail}", rows.first, rows.first_at)
@@ -102,11 +108,15 @@ class Holds:
         if self._held != book.held:
             findings.add("HOLD_DIFFERS", f"expected {self._held} held, which open holds add up to, found {book.held}")
         if self._unbacked != book.unbacked:
-            findings.add("HOLD_DIFFERS", f"expected {self._unbacked} unbacked, as open holds are, found {book.unbacked}")
+            findings.add(
+                "HOLD_DIFFERS", f"expected {self._unbacked} unbacked, as open holds are, found {book.unbacked}"
+            )
         for grant in book.grants:
             reserved = self._reserved.pop(grant.grant_id, 0)
             if reserved != grant.reserved:
                 detail = f"expected {reserved} reserved of {grant.grant_id}, as open holds do, found {grant.reserved}"
                 findings.add("GRANT_DIFFERS", detail)
         for grant_id in self._reserved:
-            findings.add("GRANT_DIFFERS", f"expected {grant_id} in the account's row, as open holds reserve it, found none")
+            findings.add(
+                "GRANT_DIFFERS", f"expected {grant_id} in the account's row, as open holds reserve it, found none"
+            )

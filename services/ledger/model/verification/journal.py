@@ -33,7 +33,9 @@ class Journal:
                 findings.blame(entry, "HASH_BROKEN", f"expected hash {found.hex()}, found {entry.hash.hex()}")
             balance = self._balance + entry.available
             if balance != entry.balance_after:
-                findings.blame(entry, "BALANCE_DIFFERS", f"expected balance_after {balance}, found {entry.balance_after}")
+                findings.blame(
+                    entry, "BALANCE_DIFFERS", f"expected balance_after {balance}, found {entry.balance_after}"
+                )
         else:
             findings.blame(entry, "SEQUENCE_GAP", f"expected entry {self._sequence + 1}, found {sequence}")
         if self._at is not None and entry.created_at < self._at:
@@ -59,14 +61,18 @@ class Journal:
     def end(self) -> None:
         """There are no more entries: compare the sums with the account's row."""
         book, findings = self._book, self._findings
+        sequence, created_at = (self._last.sequence, self._last.created_at) if self._last else (0, None)
         if self._sequence != book.sequence:
-            detail = f"expected {book.sequence} as the last entry's number, as the account has it, found {self._sequence}"
+            detail = (
+                f"expected {book.sequence} as the last entry's number, as the account has it, found {self._sequence}"
+            )
             findings.add("SEQUENCE_GAP", detail)
         elif self._hash != book.last_hash:
-            detail = f"expected the last entry's hash {self._hash.hex()} in the account, found {book.last_hash.hex()}"
-            self._blame_last("HASH_BROKEN", detail)
-        if self._at is not None and book.touched_at < self._at:
-            self._blame_last("TIME_GOES_BACK", f"expected no time after the account's, {book.touched_at}, found {self._at}")
+            detail = f"expected {self._hash.hex()}, the last entry's hash, in the account, found {book.last_hash.hex()}"
+            findings.add("HASH_BROKEN", detail, sequence, created_at)
+        if created_at is not None and book.touched_at < created_at:
+            detail = f"expected no time after {book.touched_at}, the account's own, found {created_at}"
+            findings.add("TIME_GOES_BACK", detail, sequence, created_at)
         for name, total in zip(_SUMS, self._sums, strict=True):
             there = -book.funded if name == "funding" else getattr(book, name)
             if there != total:
@@ -74,9 +80,3 @@ class Journal:
         if self._start.whole_since(book.cycle_start) and self._cycle_spent != book.cycle_spent:
             detail = f"expected {self._cycle_spent} spent in this cycle, found {book.cycle_spent}"
             findings.add("BALANCE_DIFFERS", detail)
-
-    def _blame_last(self, reason: str, detail: str) -> None:
-        if self._last is None:
-            self._findings.add(reason, detail)
-        else:
-            self._findings.blame(self._last, reason, detail)

@@ -13,9 +13,9 @@ from services.ledger.model.verification.findings import Findings, Start
 class UndoneRows:
     """An entry of which something was undone, nanos.
 
-    `kept`: what is kept of it (None: no row); `named` and `undoing`: what refunds and reversals name, and come to, `first`
-    and `first_at`: the first of them (0 and None: there is none); `original_at`: the entry's time (None: it is not here);
-    `undoable`: the most that may be undone of it.
+    `kept`: what is kept of it (None: no row); `named`, `undoing`: what refunds and reversals name, and come to;
+    `first`, `first_at`: the first of them (0, None: there is none); `original_at`: the entry's time (None: it is not
+    here); `undoable`: the most that may be undone of it.
     """
 
     account_id: str

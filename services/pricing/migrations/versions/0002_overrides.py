@@ -1,4 +1,4 @@
-"""Accounts' price overrides and their ends, each by a catalogue version of its own; why a version of a plan was made."""
+"""Accounts' price overrides and their ends, each a catalogue version of its own; why a plan's version was made."""
 
 from alembic import op
 
@@ -41,6 +41,7 @@ def upgrade() -> None:
         )
     """)
     for table in _WRITTEN_ONCE:
+        op.execute(f"CREATE INDEX {table}_by_account ON {table} (account_id)")
         op.execute(f"""
             CREATE TRIGGER written_once BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
             FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()

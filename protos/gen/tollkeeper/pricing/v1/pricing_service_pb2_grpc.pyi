@@ -65,8 +65,9 @@ class PricingServiceStub:
     """
     SetPriceOverride: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.SetPriceOverrideRequest, _resources_pb2.PriceOverride]
     """Gives one account a price of its own for a model, as a catalogue version of its own. What it had before stays in force
-    beneath: it holds again when this one ends by itself. Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the
-    catalogue never had a price for the model), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+    beneath: it holds again when this one ends by itself. An account has at most 1000, in force or to come.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the catalogue never had a price for the model),
+    FAILED_PRECONDITION (TOO_MANY_OVERRIDES), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
     """
     DeletePriceOverride: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.DeletePriceOverrideRequest, _pricing_service_pb2.DeletePriceOverrideResponse]
     """Ends all overrides that an account has for a model, those to come too, from now on. Errors: NOT_FOUND
@@ -115,8 +116,9 @@ class PricingServiceAsyncStub(PricingServiceStub):
     """
     SetPriceOverride: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.SetPriceOverrideRequest, _resources_pb2.PriceOverride]  # type: ignore[assignment]
     """Gives one account a price of its own for a model, as a catalogue version of its own. What it had before stays in force
-    beneath: it holds again when this one ends by itself. Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the
-    catalogue never had a price for the model), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+    beneath: it holds again when this one ends by itself. An account has at most 1000, in force or to come.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the catalogue never had a price for the model),
+    FAILED_PRECONDITION (TOO_MANY_OVERRIDES), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
     """
     DeletePriceOverride: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.DeletePriceOverrideRequest, _pricing_service_pb2.DeletePriceOverrideResponse]  # type: ignore[assignment]
     """Ends all overrides that an account has for a model, those to come too, from now on. Errors: NOT_FOUND
@@ -217,8 +219,9 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.PriceOverride, _abc.Awaitable[_resources_pb2.PriceOverride]]:
         """Gives one account a price of its own for a model, as a catalogue version of its own. What it had before stays in force
-        beneath: it holds again when this one ends by itself. Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the
-        catalogue never had a price for the model), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+        beneath: it holds again when this one ends by itself. An account has at most 1000, in force or to come.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the catalogue never had a price for the model),
+        FAILED_PRECONDITION (TOO_MANY_OVERRIDES), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
         """
 
     def DeletePriceOverride(

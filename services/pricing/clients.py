@@ -1,0 +1,155 @@
+"""Owns the other services as pricing sees them: the ledger's usage and credits, subscriptions' customers.
+
+They are only asked for operators' reports, never to price a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
+from tollkeeper.ledger.v1 import resources_pb2 as ledger_resources_pb
+from tollkeeper.ledger.v1.ledger_service_pb2_grpc import AccountServiceStub, JournalServiceStub
+from tollkeeper.subscriptions.v1 import operator_service_pb2 as customers_pb
+from tollkeeper.subscriptions.v1.operator_service_pb2_grpc import CustomerServiceStub
+
+from services.kit.errors import RemoteError
+from services.pricing.errors import AccountNotFound
+from services.pricing.margins import AccountMonth, Credit, Customer, Month
+from services.pricing.repricing import BookedCall
+from services.rating import COMPONENTS, USAGE_FIELDS, Usage
+
+_PAGE_SIZE = 1000
+_GRANT, _PURCHASE = "subscription_grant", "credit_purchase"
+
+# Where a usage record names a component, the field of Usage that counts it.
+_FIELD_OF = {
+    component: field
+    for component in COMPONENTS
+    for field in (f"{component}_tokens", f"{component}s")
+    if field in USAGE_FIELDS
+} | {"second": "milliseconds"}
+
+
+class LedgerClient:
+    """The ledger. Methods raise grpc.RpcError where it does not answer, and what their docstrings say."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._accounts = AccountServiceStub(channel)
+        self._journal = JournalServiceStub(channel)
+
+    def account_ids(self) -> Iterator[str]:
+        """Every account, by id; a page of them is held at once."""
+        for page in _pages(self._accounts.ListAccounts, ledger_pb.ListAccountsRequest()):
+            for account in page.accounts:
+                yield account.account_id
+
+    def calls(self, account_id: str, start: datetime, end: datetime) -> Iterator[list[BookedCall]]:
+        """An account's calls booked in `[start, end)`, page by page. Raises AccountNotFound."""
+        request = ledger_pb.ListUsageRequest(
+            account_id=account_id, from_time=_timestamp(start), to_time=_timestamp(end)
+        )
+        try:
+            for page in _pages(self._journal.ListUsage, request):
+                yield [booked_call(record) for record in page.records]
+        except grpc.RpcError as error:
+            if _is_not_found(error):
+                raise AccountNotFound(f"the ledger has no account {account_id}", account_id=account_id) from error
+            raise
+
+    def month_of(self, account_id: str, month: Month) -> AccountMonth:
+        """An account's month; an empty one where the ledger does not know the account yet."""
+        start, end = _timestamp(month.start), _timestamp(month.end)
+        try:
+            summed = self._journal.SummarizeUsage(
+                ledger_pb.SummarizeUsageRequest(account_id=account_id, from_time=start, to_time=end)
+            )
+            return AccountMonth(
+                grants=self._credits(account_id, _GRANT, start, end),
+                purchases=self._credits(account_id, _PURCHASE, start, end),
+                api_cost_nanos=sum(summary.cost_nanos for summary in summed.summaries),
+            )
+        except grpc.RpcError as error:
+            if _is_not_found(error):
+                return AccountMonth((), (), 0)
+            raise
+
+    def _credits(self, account_id: str, kind: str, start: Timestamp, end: Timestamp) -> tuple[Credit, ...]:
+        request = ledger_pb.ListTransactionsRequest(account_id=account_id, type=kind, from_time=start, to_time=end)
+        return tuple(
+            Credit(transaction.amount_nanos, transaction.refunded_nanos)
+            for page in _pages(self._journal.ListTransactions, request)
+            for transaction in page.transactions
+        )
+
+
+class SubscriptionsClient:
+    """Subscriptions. Methods raise grpc.RpcError where it does not answer."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._customers = CustomerServiceStub(channel)
+
+    def pages(self) -> Iterator[list[Customer]]:
+        """Every customer, page by page, by account id."""
+        for page in _pages(self._customers.ListCustomers, customers_pb.ListCustomersRequest()):
+            yield [
+                Customer(
+                    account_id=account.account_id,
+                    plan_id=account.plan,
+                    plan_version=account.plan_version,
+                    status=account.status,
+                    created_at=account.created_at.ToDatetime(UTC),
+                    cycle_start=account.cycle_start.ToDatetime(UTC),
+                )
+                for account in page.accounts
+            ]
+
+
+def booked_call(record: ledger_resources_pb.UsageRecord) -> BookedCall:
+    """A usage record as a call to be priced; without usage where it counts what is no component that is known."""
+    units = dict(record.units)
+    one_hour = units.get("cache_write_1h", 0)
+    counts = {
+        "input_tokens": record.input_tokens,
+        "output_tokens": record.output_tokens,
+        "cache_read_tokens": record.cached_tokens,
+        # All that was written to caches stands in one count; what was for an hour is told apart by its unit.
+        "cache_write_5m_tokens": max(0, record.cache_write_tokens - one_hour),
+        "reasoning_tokens": record.reasoning_tokens,
+    }
+    known = units.keys() <= _FIELD_OF.keys()
+    if known:
+        counts |= {_FIELD_OF[component]: count for component, count in units.items()}
+    return BookedCall(
+        provider=record.provider,
+        model=record.model,
+        service_tier=record.service_tier,
+        usage=Usage(**counts) if known else None,
+        cost_nanos=record.cost_nanos,
+        created_at=record.created_at.ToDatetime(UTC),
+    )
+
+
+def _pages(call: Any, request: Any) -> Iterator[Any]:
+    """The answers of a list RPC, page after page."""
+    request.page_size = _PAGE_SIZE
+    while True:
+        page = call(request)
+        yield page
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token
+
+
+def _is_not_found(error: grpc.RpcError) -> bool:
+    return RemoteError.from_rpc(error).code is grpc.StatusCode.NOT_FOUND
+
+
+def _timestamp(moment: datetime) -> Timestamp:
+    made = Timestamp()
+    made.FromDatetime(moment)
+    return made

@@ -1,0 +1,1 @@
+"""Pricing's benchmark: how soon a call is priced, in process and over gRPC, beside a bare gRPC echo."""
