@@ -48,6 +48,7 @@ class Binding:
     public: bool
     streaming: bool
     wire: Wire
+    body: str = ""  # the field that the body is; `*` for the whole request
 
     @property
     def grpc_service(self) -> str:
@@ -63,10 +64,10 @@ class Binding:
     def refuses_query(self) -> bool:
         """Whether a query could only stand for a field that path or body name: the transcoder would let it win.
 
-        On model calls the query is the SDK's own business.
+        Where the body is one field, the query gives the others. On model calls it is the SDK's own business.
         """
         reads = self.method == "GET" or (self.method == "DELETE" and self.path_regex is None)
-        return self.wire is Wire.API and not reads
+        return self.wire is Wire.API and not reads and self.body in {"", "*"}
 
 
 def wire_of(path: str) -> Wire:
@@ -126,6 +127,7 @@ def _bindings_of(package: str, service: str, rpc: descriptor_pb2.MethodDescripto
             public=rpc.options.Extensions[access_pb2.access] == access_pb2.ACCESS_PUBLIC,
             streaming=rpc.server_streaming,
             wire=wire,
+            body=each.body,
         )
 
 

@@ -1,8 +1,7 @@
-"""Owns group commit: concurrent operations wait in a queue, and its writer commits all that wait in one transaction.
+"""Owns group commit: concurrent operations wait in a queue, and a writer commits all that wait in one transaction.
 
-A unit is what one call brings to a writer: its operations are done in order, in one batch. A batch that the database
-refuses is halved, and each half done again, so that one bad unit fails alone. Every operation is safe to do again, so a
-batch whose commit may or may not have happened (the connection broke) is simply done again.
+A batch that the database refuses is halved, and each half done again, so that one bad call fails alone. Every operation
+is safe to do again, so a batch whose commit may or may not have happened (the connection broke) is simply done again.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,11 +52,38 @@ Group = Sequence[Operation]
 
 
 @dataclass(slots=True)
-class _Unit:
+class _Call:
+    """What one call asked for: its groups, which of them wait still, and the results of those that are done."""
+
     groups: Sequence[Group]
-    size: int
     answer: asyncio.Future[list[Result]]
     queued_at: float
+    # All accounts, where a group spans several: then the whole call is one, since all its order matters.
+    linked: frozenset[str]
+    waiting: list[int]
+    left: int
+    results: list[list[Result]]
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with why not; what waits still is not done."""
+        self.waiting = []
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def done(self, at: int, results: list[Result]) -> None:
+        """One group is done; the last one answers the call."""
+        self.results[at] = results
+        self.left -= 1
+        if self.left == 0 and not self.answer.done():
+            self.answer.set_result([result for group in self.results for result in group])
+
+
+# Some groups of a call, for one batch.
+_Part = tuple[_Call, list[int]]
+
+
+def _operations(call: _Call, places: Sequence[int]) -> list[Operation]:
+    return [operation for at in places for operation in call.groups[at]]
 
 
 class _Line:
@@ -105,150 +130,33 @@ class _Line:
                 await connection.close()
 
 
-class _Writer:
-    """One queue of what waits, and the connection over which it is committed, a batch at a time."""
-
-    def __init__(self, settings: LedgerSettings) -> None:
-        self._line = _Line(settings)
-        self._max_batch = settings.max_batch
-        self._waiting: deque[_Unit] = deque()
-        self._arrived = asyncio.Event()
-        self.waiting_operations = 0
-        self.closing = False
-
-    def put(self, groups: Sequence[Group]) -> asyncio.Future[list[Result]]:
-        """Let some groups wait for the next batch."""
-        size = sum(map(len, groups))
-        unit = _Unit(groups, size, asyncio.get_running_loop().create_future(), time.perf_counter())
-        self._waiting.append(unit)
-        self.waiting_operations += size
-        self._arrived.set()
-        return unit.answer
-
-    def close(self) -> None:
-        """Commit what waits, then end."""
-        self.closing = True
-        self._arrived.set()
-
-    async def write_forever(self) -> None:
-        """Commit what waits, until closed and nothing waits."""
-        try:
-            while True:
-                await self._arrived.wait()
-                units = self._take()
-                if units:
-                    try:
-                        await self._answer(units)
-                    finally:
-                        _fail(units, _stopping())  # those that have no answer: this task was cancelled
-                elif self.closing:
-                    return
-                else:
-                    self._arrived.clear()
-        finally:
-            await self._line.close()
-
-    def _take(self) -> list[_Unit]:
-        """What waits, up to a batch; at least one unit if any waits."""
-        units: list[_Unit] = []
-        size = 0
-        now = time.perf_counter()
-        while self._waiting and (not units or size + self._waiting[0].size <= self._max_batch):
-            unit = self._waiting.popleft()
-            self.waiting_operations -= unit.size
-            if unit.answer.cancelled():
-                continue  # its caller has gone; nothing of it was begun
-            _QUEUE_WAIT.observe(now - unit.queued_at)
-            units.append(unit)
-            size += unit.size
-        return units
-
-    async def _answer(self, units: list[_Unit]) -> None:
-        """Commit a batch and answer each unit, with its results or with why not."""
-        try:
-            results = await self._committed(units)
-        except Exception as error:  # noqa: BLE001 (whatever one unit did wrong, its neighbours go on)
-            away = isinstance(error, psycopg.OperationalError)
-            if len(units) > 1 and (isinstance(error, _BLOCKED) or not away):
-                _log.warning("a batch failed; its halves are done apart", units=len(units), error=str(error))
-                middle = len(units) // 2
-                await self._answer(units[:middle])
-                await self._answer(units[middle:])
-                return
-            _log.error("a batch failed", units=len(units), exc_info=error)
-            if away:
-                refusal = StorageUnavailable("the ledger's database does not answer", retry_after_seconds=1)
-                refusal.__cause__ = error
-                _fail(units, refusal)
-            else:
-                _fail(units, error)
-            return
-        for unit, answer in zip(units, results, strict=True):
-            if not unit.answer.done():
-                unit.answer.set_result(answer)
-
-    async def _committed(self, units: list[_Unit]) -> list[list[Result]]:
-        """Each unit's results, once they are committed. Does again what failed for a reason that passes."""
-        for pause in (*_RETRY_SECONDS, None):
-            try:
-                return await self._tried(units)
-            except _PASSING as error:
-                await self._line.rolled_back()
-                if pause is None or self.closing or isinstance(error, _BLOCKED):
-                    raise
-                await asyncio.sleep(pause)
-            except Exception:
-                await self._line.rolled_back()
-                raise
-        raise AssertionError("unreachable")
-
-    async def _tried(self, units: list[_Unit]) -> list[list[Result]]:
-        connection = await self._line.connected()
-        operations = [operation for unit in units for group in unit.groups for operation in group]
-        begun = time.perf_counter()
-        # After the wait for this writer, so that a hold lives as long as was asked for.
-        now = datetime.now(UTC)
-        loaded = await load(connection, operations, now)
-        read = time.perf_counter()
-        batch = Batch(loaded, now)
-        results = [[result for group in unit.groups for result in batch.run(group)] for unit in units]
-        if batch.changes:
-            await write(connection, batch.changes, self._line.slot)
-        else:
-            await connection.execute("ROLLBACK")
-        _BATCH_SIZE.observe(len(operations))
-        _LOAD.observe(read - begun)
-        _COMMIT.observe(time.perf_counter() - read)
-        for answer in results:
-            for result in answer:
-                if isinstance(result.outcome, LedgerError):
-                    _REFUSED.labels(result.outcome.reason).inc()
-        return results
-
-
 class GroupCommit:
     """The only way to write to the ledger's database.
 
-    Each account has its writer, so that two do not wait for each other's locks, and what is asked for an account is
-    done in the order in which it came.
+    Several batches may be under way, never two with the same account: so writers do not wait for each other's locks,
+    and what is asked for an account is done in the order in which it came. While one is under way, another begins only
+    when enough waits for it: few large batches cost less than many small ones.
     """
 
     def __init__(self, settings: LedgerSettings) -> None:
-        self._max_queued = settings.max_queued
-        self._writers = [_Writer(settings) for _ in range(settings.writers)]
+        self._settings = settings
+        self._waiting: deque[_Call] = deque()
+        self._waiting_operations = 0
+        self._busy: set[str] = set()
+        self._under_way = 0
+        self._changed = asyncio.Event()
         self._closing = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._writers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start the writers, in the running loop. They connect when there is something to write."""
-        self._tasks = [asyncio.create_task(writer.write_forever()) for writer in self._writers]
+        self._writers = [asyncio.create_task(self._write_forever()) for _ in range(self._settings.writers)]
 
     async def stop(self) -> None:
         """Commit what waits, then end the writers."""
         self._closing = True
-        for writer in self._writers:
-            writer.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._changed.set()
+        await asyncio.gather(*self._writers, return_exceptions=True)
 
     async def submit(self, groups: Sequence[Group]) -> list[Result]:
         """Do linked groups of operations, in order within each account; the results of all operations, once committed.
@@ -260,39 +168,174 @@ class GroupCommit:
         if self._closing:
             raise _stopping()
         size = sum(map(len, groups))
-        if sum(writer.waiting_operations for writer in self._writers) + size > self._max_queued:
+        if self._waiting_operations + size > self._settings.max_queued:
             raise Overloaded("too many operations wait for the database", retry_after_seconds=1)
-        shares = self._shared_out(groups)
-        if len(shares) == 1:
-            ((number, places),) = shares.items()
-            return await self._writers[number].put(groups)
-        answers = [self._writers[number].put([groups[at] for at in places]) for number, places in shares.items()]
-        by_group: list[list[Result]] = [[] for _ in groups]
-        for places, results in zip(shares.values(), await asyncio.gather(*answers), strict=True):
-            found = iter(results)
+        spans = any(operation.account_id != group[0].account_id for group in groups for operation in group)
+        call = _Call(
+            groups=groups,
+            answer=asyncio.get_running_loop().create_future(),
+            queued_at=time.perf_counter(),
+            linked=frozenset(operation.account_id for group in groups for operation in group) if spans else frozenset(),
+            waiting=list(range(len(groups))),
+            left=len(groups),
+            results=[[] for _ in groups],
+        )
+        self._waiting.append(call)
+        self._waiting_operations += size
+        self._changed.set()
+        return await call.answer
+
+    async def _write_forever(self) -> None:
+        line = _Line(self._settings)
+        try:
+            while True:
+                parts = self._take()
+                if parts:
+                    await self._write(line, parts)
+                elif self._closing and not self._waiting:
+                    return
+                else:
+                    self._changed.clear()
+                    await self._changed.wait()
+        finally:
+            await line.close()
+
+    async def _write(self, line: _Line, parts: list[_Part]) -> None:
+        accounts = {operation.account_id for call, places in parts for operation in _operations(call, places)}
+        self._busy |= accounts
+        self._under_way += 1
+        try:
+            await self._answer(line, parts)
+        except BaseException:
+            for call, _ in parts:
+                call.fail(_stopping())  # this task was cancelled
+            raise
+        finally:
+            self._busy -= accounts
+            self._under_way -= 1
+            self._changed.set()
+
+    def _take(self) -> list[_Part]:
+        """What waits and touches no account of a batch under way, up to a batch; in order within each account."""
+        if self._under_way and self._waiting_operations < self._settings.max_batch // 4:
+            return []
+        parts: list[_Part] = []
+        kept: list[_Call] = []
+        blocked = set(self._busy)
+        room = self._settings.max_batch
+        looks = 4 * room  # however many wait for one busy account
+        now = time.perf_counter()
+        while self._waiting and room > 0 and looks > 0:
+            call = self._waiting.popleft()
+            places = [] if self._given_up(call) else _takable(call, blocked, room, first=not parts)
+            taken = len(_operations(call, places))
+            looks -= len(call.waiting)
+            if places:
+                _QUEUE_WAIT.observe(now - call.queued_at)
+                parts.append((call, places))
+                chosen = set(places)
+                call.waiting = [at for at in call.waiting if at not in chosen]
+                room -= taken
+                self._waiting_operations -= taken
+            if call.waiting:
+                kept.append(call)
+        self._waiting.extendleft(reversed(kept))
+        return parts
+
+    def _given_up(self, call: _Call) -> bool:
+        """Whether its caller has gone before anything of it was begun, or it has failed: then nothing of it waits."""
+        if call.waiting and not (call.answer.cancelled() and call.left == len(call.waiting) == len(call.groups)):
+            return False
+        self._waiting_operations -= len(_operations(call, call.waiting))
+        call.waiting = []
+        return True
+
+    async def _answer(self, line: _Line, parts: list[_Part]) -> None:
+        """Commit a batch and answer each call, with its results or with why not."""
+        try:
+            results = await self._committed(line, parts)
+        except Exception as error:  # noqa: BLE001 (whatever one call did wrong, its neighbours go on)
+            away = isinstance(error, psycopg.OperationalError)
+            if len(parts) > 1 and (isinstance(error, _BLOCKED) or not away):
+                _log.warning("a batch failed; its halves are done apart", calls=len(parts), error=str(error))
+                middle = len(parts) // 2
+                await self._answer(line, parts[:middle])
+                await self._answer(line, parts[middle:])
+                return
+            _log.error("a batch failed", calls=len(parts), exc_info=error)
+            refusal: BaseException = error
+            if away:
+                refusal = StorageUnavailable("the ledger's database does not answer", retry_after_seconds=1)
+                refusal.__cause__ = error
+            for call, _ in parts:
+                self._waiting_operations -= len(_operations(call, call.waiting))
+                call.fail(refusal)
+            return
+        found = iter(results)
+        for call, places in parts:
             for at in places:
-                by_group[at] = [next(found) for _ in groups[at]]
-        return [result for group in by_group for result in group]
+                call.done(at, next(found))
 
-    def _shared_out(self, groups: Sequence[Group]) -> dict[int, list[int]]:
-        """Which writer does which groups. A call that links accounts is done by one, since all its order matters."""
-        shares: dict[int, list[int]] = {}
-        for at, group in enumerate(groups):
-            account_id = group[0].account_id
-            if any(operation.account_id != account_id for operation in group):
-                return {self._writer_of(account_id): list(range(len(groups)))}
-            shares.setdefault(self._writer_of(account_id), []).append(at)
-        return shares
+    async def _committed(self, line: _Line, parts: list[_Part]) -> list[list[Result]]:
+        """Each group's results, once they are committed. Does again what failed for a reason that passes."""
+        for pause in (*_RETRY_SECONDS, None):
+            try:
+                return await self._tried(line, parts)
+            except _PASSING as error:
+                await line.rolled_back()
+                if pause is None or self._closing or isinstance(error, _BLOCKED):
+                    raise
+                await asyncio.sleep(pause)
+            except Exception:
+                await line.rolled_back()
+                raise
+        raise AssertionError("unreachable")
 
-    def _writer_of(self, account_id: str) -> int:
-        return zlib.crc32(account_id.encode()) % len(self._writers)
+    async def _tried(self, line: _Line, parts: list[_Part]) -> list[list[Result]]:
+        connection = await line.connected()
+        operations = [operation for call, places in parts for operation in _operations(call, places)]
+        begun = time.perf_counter()
+        # After the wait for this writer, so that a hold lives as long as was asked for.
+        now = datetime.now(UTC)
+        loaded = await load(connection, operations, now)
+        read = time.perf_counter()
+        batch = Batch(loaded, now)
+        results = [batch.run(call.groups[at]) for call, places in parts for at in places]
+        if batch.changes:
+            await write(connection, batch.changes, line.slot)
+        else:
+            await connection.execute("ROLLBACK")
+        _BATCH_SIZE.observe(len(operations))
+        _LOAD.observe(read - begun)
+        _COMMIT.observe(time.perf_counter() - read)
+        for group in results:
+            for result in group:
+                if isinstance(result.outcome, LedgerError):
+                    _REFUSED.labels(result.outcome.reason).inc()
+        return results
+
+
+def _takable(call: _Call, blocked: set[str], room: int, *, first: bool) -> list[int]:
+    """Which of a call's groups a batch with so much room takes; accounts of those it leaves are blocked from then on.
+
+    The first of a batch is taken however large it is.
+    """
+    if call.linked:
+        if call.linked & blocked or (len(_operations(call, call.waiting)) > room and not first):
+            blocked |= call.linked
+            return []
+        return call.waiting
+    places: list[int] = []
+    for at in call.waiting:
+        group = call.groups[at]
+        account_id = group[0].account_id
+        if account_id in blocked or (len(group) > room and (places or not first)):
+            blocked.add(account_id)
+        else:
+            places.append(at)
+            room -= len(group)
+    return places
 
 
 def _stopping() -> StorageUnavailable:
     return StorageUnavailable("the ledger is stopping", retry_after_seconds=1)
-
-
-def _fail(units: list[_Unit], error: BaseException) -> None:
-    for unit in units:
-        if not unit.answer.done():
-            unit.answer.set_exception(error)

@@ -161,7 +161,8 @@ def _overridden(card: rating.PriceCard, override: _Override) -> rating.PriceCard
             rates=rates,
             max_input_tokens=card.max_input_tokens,
             max_output_tokens=card.max_output_tokens,
-            version=override.version,
+            # The newer of the two names both: it prices as they stood together.
+            version=max(card.version, override.version),
             effective_from=card.effective_from,
         )
     except rating.InvalidPriceCard as error:

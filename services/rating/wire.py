@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC
+from operator import attrgetter
 
 from tollkeeper.pricing.v1 import resources_pb2
 
 from services.rating.arithmetic import Cost, CostPart
 from services.rating.card import STANDARD, PriceCard, Rate
 from services.rating.usage import USAGE_FIELDS, Usage
+
+_counts: Callable[[resources_pb2.Usage], tuple[int, ...]] = attrgetter(*USAGE_FIELDS)
 
 
 def rate_from_proto(rate: resources_pb2.Rate) -> Rate:
@@ -63,8 +67,10 @@ def card_to_proto(card: PriceCard, *, display_name: str = "", withdrawn: bool = 
 
 def usage_from_proto(usage: resources_pb2.Usage) -> Usage:
     """A call's counts; where the message does not say, it was one request."""
-    counts = {name: getattr(usage, name) for name in USAGE_FIELDS if name != "requests"}
-    return Usage(**counts, requests=usage.requests if usage.HasField("requests") else 1)
+    counts = dict(zip(USAGE_FIELDS, _counts(usage), strict=True))
+    if not usage.HasField("requests"):
+        counts["requests"] = 1
+    return Usage(**counts)
 
 
 def usage_to_proto(usage: Usage) -> resources_pb2.Usage:
@@ -88,19 +94,18 @@ def cost_from_proto(cost: resources_pb2.Cost) -> Cost:
 
 def cost_to_proto(cost: Cost) -> resources_pb2.Cost:
     """A cost's message."""
-    return resources_pb2.Cost(
+    message = resources_pb2.Cost(
         cost_nanos=cost.cost_nanos,
         billed_nanos=cost.billed_nanos,
         input_cost_nanos=cost.input_cost_nanos,
         output_cost_nanos=cost.output_cost_nanos,
         price_version=cost.price_version,
-        parts=[
-            resources_pb2.CostPart(
-                component=part.component,
-                quantity=part.quantity,
-                nanos_per_million=part.nanos_per_million,
-                cost_nanos=part.cost_nanos,
-            )
-            for part in cost.parts
-        ],
     )
+    for part in cost.parts:
+        message.parts.add(
+            component=part.component,
+            quantity=part.quantity,
+            nanos_per_million=part.nanos_per_million,
+            cost_nanos=part.cost_nanos,
+        )
+    return message

@@ -97,6 +97,8 @@ def _run(chosen: argparse.Namespace, settings: Callable[[], LedgerSettings]) -> 
         finally:
             await engine.dispose()
 
+    if chosen.resume:
+        found.keep(chosen.resume)  # told now, not after hours, where it cannot be written
     if found.after:
         report.say(f"going on after account {found.after}: {found.accounts} accounts were verified before")
     with report.progress:
@@ -108,10 +110,13 @@ def _run(chosen: argparse.Namespace, settings: Callable[[], LedgerSettings]) -> 
 
 
 async def _verified(engine: AsyncEngine, chosen: argparse.Namespace, found: Found, report: _Report) -> None:
-    if not chosen.account:
+    if chosen.account:
+        report.expect(len(set(chosen.account)), None)
+        batches = _chosen(chosen.account)
+    else:
         accounts, entries = await totals_after(engine, found.after)
         report.expect(found.accounts + accounts, entries)
-    batches = _chosen(chosen.account) if chosen.account else _batches(engine, found.after)
+        batches = _batches(engine, found.after)
     async for batch in batches:
         results = await verified(engine, batch, page_rows=_PAGE_ROWS, told=report.read)
         if chosen.account and not results:
@@ -170,8 +175,8 @@ class _Report:
         """A line for a person, beside the result."""
         self._console.print(line, soft_wrap=True)
 
-    def expect(self, accounts: int, entries: int) -> None:
-        """How much there is to do, more than was done before."""
+    def expect(self, accounts: int, entries: int | None) -> None:
+        """How many accounts there are in all, and how many entries to read, where that is known."""
         self._accounts = accounts
         self.progress.update(self._task, total=entries)
 

@@ -21,6 +21,9 @@ CREDIT_TYPES = {
     "refund": "refund",
 }
 
+# Entries that move money between available and held, and change nothing of what an account is worth.
+HOLD_MOVES = ("hold", "hold_extended", "hold_released", "hold_expired")
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:

@@ -43,7 +43,7 @@ class LedgerServicer(Servicer, contract.LedgerServiceServicer):
 
     async def CreditAccount(self, request: pb.CreditAccountRequest, context: Context) -> resources.Transaction:
         posted: Posted = await self._do(checked(requests.credit, request), context)
-        return answers.transaction_message(posted.entry)
+        return answers.transaction_message(posted.entry, posted.undone)
 
     async def DebitAccount(self, request: pb.DebitAccountRequest, context: Context) -> pb.DebitAccountResponse:
         debited: Debited = await self._do(checked(requests.debit, request), context)
@@ -51,17 +51,17 @@ class LedgerServicer(Servicer, contract.LedgerServiceServicer):
 
     async def AdjustBalance(self, request: pb.AdjustBalanceRequest, context: Context) -> resources.Transaction:
         posted: Posted = await self._do(checked(requests.adjust, request), context)
-        return answers.transaction_message(posted.entry)
+        return answers.transaction_message(posted.entry, posted.undone)
 
     async def RefundTransaction(self, request: pb.RefundTransactionRequest, context: Context) -> resources.Transaction:
         posted: Posted = await self._do(checked(requests.refund, request), context)
-        return answers.transaction_message(posted.entry)
+        return answers.transaction_message(posted.entry, posted.undone)
 
     async def ReverseTransaction(
         self, request: pb.ReverseTransactionRequest, context: Context
     ) -> resources.Transaction:
         posted: Posted = await self._do(checked(requests.reverse, request), context)
-        return answers.transaction_message(posted.entry)
+        return answers.transaction_message(posted.entry, posted.undone)
 
     async def CreateHold(self, request: pb.CreateHoldRequest, context: Context) -> pb.CreateHoldResponse:
         made: HoldMade = await self._do(checked(requests.create_hold, request), context)

@@ -60,13 +60,14 @@ class Columns:
         """An array literal for each column, of all rows' values."""
         if not rows:
             return ["{}"] * len(self.each)
-        values: Iterator[tuple[Any, ...]] = iter(())
+        attributes: Iterator[Sequence[Any]] = iter(())
         if self._attributes:
-            values = zip(*map(attrgetter(*self._attributes), rows), strict=True)
-        return [
-            _LITERALS.get(kind, _plain)(next(values) if isinstance(of, str) else [of(row) for row in rows])
-            for _, kind, of in self.each
-        ]
+            attributes = zip(*map(attrgetter(*self._attributes), rows), strict=True)
+        found: list[str] = []
+        for _, kind, of in self.each:
+            values = next(attributes) if isinstance(of, str) else list(map(of, rows))
+            found.append(_LITERALS[kind](values))
+        return found
 
     @property
     def _attributes(self) -> list[str]:
@@ -106,6 +107,9 @@ _LITERALS: dict[str, Callable[[Any], str]] = {
     "jsonb": texts,
     "timestamptz": _times,
     "bytea": _bytes,
+    "bigint": _plain,
+    "integer": _plain,
+    "boolean": _plain,
 }
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import Select, Text, select
 
 from services.ledger import tables
-from services.ledger.store.history import HOLD_MOVES, entries
+from services.ledger.model.operations import HOLD_MOVES
+from services.ledger.store.history import entries
 
 WHAT = ("usage", "transactions")
 

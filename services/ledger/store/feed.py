@@ -13,7 +13,8 @@ from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.ledger import tables
-from services.ledger.store.columns import USAGE
+
+_COLUMNS = ", ".join(f"u.{column.name}" for column in tables.usage.c)
 
 # One statement, so one snapshot: a record is only seen with all that its account has before it. The slots' own rows say
 # which of them have anything new: the others cost no look at the usage table. Takes no lock. Of each partition it uses
@@ -21,8 +22,8 @@ from services.ledger.store.columns import USAGE
 # limit, which those imply, keeps Postgres from joining the whole table instead.
 _AFTER = text(
     f"""
-    SELECT a.slot, a.after, a.until, u.feed_position, u.fed_at,
-        (SELECT max(month) FROM archived_months) AS archived, {", ".join(f"u.{name}" for name, _, _ in USAGE.each)}
+    SELECT a.slot, a.after, a.until,
+        (SELECT max(month) FROM archived_months) AS archived, {_COLUMNS}
     FROM (
         SELECT s.slot, coalesce(c.position, 0) AS after, s.position AS until
         FROM feed_slots s

@@ -13,12 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy import Select, func
 
 from services.ledger import tables
+from services.ledger.model.operations import HOLD_MOVES
 from services.ledger.model.past import Moved
 from services.ledger.store.narrowing import Narrowed
 from services.ledger.store.summaries import summed
-
-# Movements between available and held: they change nothing of what an account is worth.
-HOLD_MOVES = ("hold", "hold_extended", "hold_released", "hold_expired")
 
 _JOURNAL = tables.journal.c
 _MOVES = ("funding", "available", "held", "spent", "expired")

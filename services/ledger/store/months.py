@@ -74,7 +74,8 @@ _CHECKPOINTS = """
         CASE WHEN m.sequence IS NULL THEN coalesce(c.grant_uses, '[]') ELSE coalesce(uses.grant_uses, '[]') END,
         coalesce(used.usage_number, c.usage_number, 0), %s
     FROM moved m FULL JOIN used USING (account_id) LEFT JOIN checkpoints c USING (account_id)
-        LEFT JOIN uses USING (account_id) LEFT JOIN {journal} j ON j.account_id = m.account_id AND j.sequence = m.sequence
+        LEFT JOIN uses USING (account_id)
+        LEFT JOIN {journal} j ON j.account_id = m.account_id AND j.sequence = m.sequence
     ON CONFLICT (account_id) DO UPDATE SET sequence = excluded.sequence, hash = excluded.hash,
         funding = excluded.funding, available = excluded.available, held = excluded.held, spent = excluded.spent,
         expired = excluded.expired, grant_uses = excluded.grant_uses, usage_number = excluded.usage_number,

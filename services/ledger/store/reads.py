@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.ledger import tables
 from services.ledger.model.book import Book, Grant, Hold, Limit
-from services.ledger.model.operations import Posted, SetLimit
+from services.ledger.model.operations import HOLD_MOVES, Posted, SetLimit
 from services.ledger.model.past import Moved
 from services.ledger.model.rows import GrantRow
 from services.ledger.store import exports, history, summaries
@@ -26,8 +26,6 @@ from services.ledger.store.documents import limits_of
 from services.ledger.store.history import MonthMoves
 from services.ledger.store.narrowing import Narrowed, NextRows
 from services.ledger.store.summaries import SummaryFilter
-
-HOLD_MOVES = history.HOLD_MOVES
 
 # Entries looked through for holds at once, and how often for one page.
 HOLD_ENTRIES = 2_000

@@ -50,6 +50,8 @@ _REQUESTS_PAGE = """
     ORDER BY account_id DESC, request_id DESC LIMIT 1
 """
 
+_LOCKED_FOR_LONG = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+
 Place = tuple[str, str]
 BEGINNING: Place = ("", "")
 
@@ -69,7 +71,7 @@ async def forget_holds(connection: Connection, before: datetime, after: Place) -
         count += done
         # An account that is always busy has the most to forget: its turn in the queue of its lock comes, alone.
         for _, of_account in groupby(busy, key=lambda key: key[0]):
-            with contextlib.suppress(psycopg.errors.LockNotAvailable):  # the next walk comes by again
+            with contextlib.suppress(*_LOCKED_FOR_LONG):  # the next walk comes by again
                 count += (await _replaced(connection, list(of_account), before, skip=False))[0]
     return (page[-1][0], page[-1][1]) if len(page) == PAGE_ROWS else None, count
 

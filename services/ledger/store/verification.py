@@ -39,10 +39,13 @@ _ENTRIES = text(
     f"SELECT {_ENTRY} FROM journal WHERE account_id = ANY(:accounts) ORDER BY account_id, sequence, created_at"  # noqa: S608
 )
 
-_HOLD = [f.name for f in fields(Hold) if f.name not in ("account_id", "hold_id")]
-_HOLD_COLUMNS = ", ".join(f"kept.{name}::text" if name == "reservations" else f"kept.{name}" for name in _HOLD)
+# Of a hold what verification needs: all but what a replay is answered with.
+_HOLD = (
+    "amount", "tokens", "requests", "key_id", "workspace", "billable", "created_at", "expires_at", "sequence",
+    "reservations", "unbacked", "status", "settled", "ended_at", "end_sequence",
+)  # fmt: skip
 _RESERVATIONS_AT = _HOLD.index("reservations")
-# A refund names the hold of what it refunds, and moves nothing of it.
+# A refund names the hold of what it refunds, and moves nothing of it. In no order: sorting rows so wide takes longest.
 _HOLDS = text(f"""
     WITH moved AS (
         SELECT account_id, hold_id, min(sequence) AS first, min(created_at) AS first_at,
@@ -57,15 +60,13 @@ _HOLDS = text(f"""
         SELECT account_id, hold_id, count(*) AS records FROM usage
         WHERE account_id = ANY(:accounts) AND hold_id <> '' GROUP BY account_id, hold_id
     ), kept AS (
-        SELECT * FROM holds WHERE account_id = ANY(:accounts)
-    ), ended AS (
-        SELECT account_id, hold_id, true AS ended FROM ended_holds WHERE account_id = ANY(:accounts)
+        SELECT account_id, hold_id, {", ".join(_HOLD)} FROM holds WHERE account_id = ANY(:accounts)
     )
-    SELECT account_id, hold_id, ended, made, set_aside, held, charges, charged, records, first, first_at,
-        {_HOLD_COLUMNS}
-    FROM moved FULL JOIN recorded USING (account_id, hold_id) FULL JOIN kept USING (account_id, hold_id)
-        LEFT JOIN ended USING (account_id, hold_id)
-    ORDER BY account_id, first
+    SELECT h.account_id, h.hold_id, made, set_aside, held, charges, charged, records, first, first_at,
+        h.status IS NULL AND EXISTS (
+            SELECT FROM ended_holds e WHERE e.account_id = h.account_id AND e.hold_id = h.hold_id),
+        {", ".join(f"h.{name}::text" if name == "reservations" else f"h.{name}" for name in _HOLD)}
+    FROM (moved FULL JOIN recorded USING (account_id, hold_id) FULL JOIN kept USING (account_id, hold_id)) AS h
 """)  # noqa: S608 (names are this module's own)
 
 _USE = text("""
@@ -107,7 +108,6 @@ _UNDONE = text(r"""
     SELECT b.account_id, b.sequence, b.kept, b.named, b.amount, b.first, b.first_at, o.created_at,
         CASE WHEN o.type = 'usage_deduction' THEN o.spent ELSE greatest(-o.funding, 0) END
     FROM both_sides b LEFT JOIN journal o ON o.account_id = b.account_id AND o.sequence = b.sequence
-    ORDER BY b.account_id, b.first
 """)
 
 _ARCHIVED_USE = text(
@@ -270,17 +270,17 @@ def _entry_of(row: Sequence[Any]) -> Entry:
 
 
 def _hold_rows(row: Sequence[Any]) -> HoldRows:
-    account_id, hold_id, ended, made, set_aside, held, charges, charged, records, first, first_at, *kept = row
+    account_id, hold_id, made, set_aside, held, charges, charged, records, first, first_at, ended, *kept = row
     hold = None
     if kept[0] is not None:
         kept[_RESERVATIONS_AT] = _uses_of(kept[_RESERVATIONS_AT])
-        hold = Hold(account_id, hold_id, *kept)
+        hold = Hold(account_id=account_id, hold_id=hold_id, **dict(zip(_HOLD, kept, strict=True)))
     # A sum of 64-bit integers is a numeric.
     return HoldRows(
         account_id,
         hold_id,
         hold,
-        ended=ended is not None,
+        ended=ended,
         made=made or 0,
         set_aside=int(set_aside or 0),
         held=int(held or 0),

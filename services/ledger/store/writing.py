@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from psycopg import AsyncRawCursor
+
 from services.ledger.model.rows import Changes
 from services.ledger.store.columns import (
     ACCOUNT,
@@ -38,10 +40,16 @@ def _update(table: str, columns: Columns, *, key: int) -> str:
     return f"UPDATE {table} t SET {columns.changes(key)} FROM {_rows(columns)} WHERE {same}"  # noqa: S608 (likewise)
 
 
+def _numbered(query: str) -> str:
+    """A query with its placeholders numbered, as Postgres has them: psycopg does it anew each time for one so long."""
+    first, *others = query.split("%s")
+    return first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))
+
+
 # What nearly every batch writes, as one statement: a statement's own cost is that of many rows. The usage records take
 # their writer's place in the feed there too, at its end: the slot's row is locked until the commit, so that within a
 # slot positions are in commit order, also where two writers share one.
-_CHANGE = f"""
+_CHANGE = _numbered(f"""
     WITH changed_accounts AS ({_update("accounts", ACCOUNT_CHANGES, key=1)}),
     changed_limits AS (
         {_insert("subject_limits", SUBJECT)}
@@ -58,7 +66,7 @@ _CHANGE = f"""
     INSERT INTO usage ({USAGE.names}, feed_slot, feed_position, fed_at)
     SELECT {USAGE.selected}, place.slot, place.before + c.ordinality, place.fed_at
     FROM place, unnest({USAGE.unnest}) WITH ORDINALITY AS c({USAGE.names}, ordinality)
-"""  # noqa: S608 (names are columns.py's own)
+""")  # noqa: S608 (names are columns.py's own)
 
 _INSERT_ACCOUNTS = _insert("accounts", ACCOUNT)
 _UPDATE_WORDS = _update("accounts", ACCOUNT_WORDS, key=1)
@@ -101,7 +109,7 @@ async def write(connection: Connection, changes: Changes, slot: int) -> None:
         await _send(connection, _ADD_EXPIRED, EXPIRED, list(changes.expired.items()))
         await _send(connection, _UPSERT_UNDONE, UNDONE, list(changes.undone.items()))
         await _send(connection, _INSERT_REQUESTS, REQUEST, requests)
-        if books:
+        if changes.books:
             arguments = [
                 *ACCOUNT_CHANGES.literals(books),
                 *SUBJECT.literals(list(changes.subjects.items())),
@@ -112,7 +120,7 @@ async def write(connection: Connection, changes: Changes, slot: int) -> None:
                 slot,
                 *USAGE.literals(changes.usage),
             ]
-            await connection.execute(_CHANGE, arguments, prepare=True)
+            await AsyncRawCursor(connection).execute(_CHANGE, arguments, prepare=True)
         await connection.execute("COMMIT")
 
 

@@ -15,6 +15,7 @@ from services.kit.validation import Violations, is_identifier
 from services.ledger.model.book import MAX_AMOUNT
 from services.ledger.model.operations import (
     CREDIT_TYPES,
+    HOLD_MOVES,
     Adjust,
     CreateHold,
     Credit,
@@ -33,7 +34,6 @@ from services.ledger.model.operations import (
 )
 from services.ledger.model.rows import sequence_of
 from services.ledger.model.windows import WINDOWS
-from services.ledger.store.reads import HOLD_MOVES
 
 MAX_TTL_SECONDS = 86_400
 DEFAULT_TTL_SECONDS = 300

@@ -1,46 +1,33 @@
 """Months: what is detached is summed up, the ledger goes on without it, and its archive is what it was."""
 
 import asyncio
-import hashlib
-import json
-import re
 from datetime import UTC, datetime, timedelta
 
 import psycopg
-import pyarrow.parquet as pq
 import pytest
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
-from services.kit.command import main
 from services.kit.db import async_engine
-from services.ledger.__main__ import MIGRATIONS, make_server
-from services.ledger.archive import write_archive
-from services.ledger.commands import COMMANDS
 from services.ledger.errors import CursorUnknown, ResultArchived, TransactionNotFound
 from services.ledger.feed import Cursor, UsageFeed
 from services.ledger.group_commit import GroupCommit
 from services.ledger.model.rows import transaction_id
-from services.ledger.settings import LedgerSettings
 from services.ledger.store import months as store
 from services.ledger.store.feed import FeedReads
 from services.ledger.store.months import MonthError, detach
 from services.ledger.store.partitions import create_months, month_name, months
+from services.ledger.verifying import verified
 from tests.ledger.support.ledger_audit import entry_of, rows
+from tests.ledger.support.ledger_client import refused as refusal_of
 from tests.ledger.support.ledger_memory import (
     adjust,
     credit,
     debit,
     hold,
-    opened,
-    release,
     settle,
-    touch,
     undo,
-    usage,
 )
-from tests.ledger.support.ledger_past import connected, happened, make_past, months_ago
-
-THREE, TWO = months_ago(3), months_ago(2)
+from tests.ledger.support.ledger_past import THREE, TWO, connected, happened, make_past, months_ago, two_old_months
 
 
 @pytest.fixture
@@ -56,23 +43,6 @@ async def commits(ledger_settings):
     commits.start()
     yield commits
     await commits.stop()
-
-
-async def two_old_months(connection):
-    """Two accounts with a past: what was spent three and two months ago, and this one's holds."""
-    await happened(
-        connection, THREE, opened("acme"), credit(1000, "c1", "acme"), credit(500, "c2", "acme"),
-        opened("bert"), credit(70, "c1", "bert"), opened("idle"),
-    )  # fmt: skip
-    hour = timedelta(hours=1)
-    await happened(
-        connection, THREE + hour, hold(100, "h1", "acme", key_id="k1"), hold(50, "h2", "acme"), release("h2", "acme"),
-        settle(90, "h1", "acme", tokens=7, usage=usage(provider="openai", units={"images": 2})),
-        debit(20, "d1", "bert", tokens=3),
-    )  # fmt: skip
-    await happened(connection, TWO, debit(910, "d2", "acme", key_id="k2", tokens=11), adjust(-5, "a1", "acme"))
-    await happened(connection, TWO + hour, hold(30, "h3", "acme"), settle(30, "h3", "acme", tokens=1))
-    await happened(connection, TWO + 2 * hour, touch("acme"))  # as the worker does
 
 
 def sums(url, account_id):
@@ -166,6 +136,38 @@ async def test_ledger_goes_on_after_a_detach_and_does_nothing_twice(connection, 
     (point,) = rows(ledger_settings.database_url, "SELECT * FROM checkpoints WHERE account_id = 'acme'")
     assert first.sequence == point.sequence + 1
     assert entry_of(first).chained(point.hash) == first.hash
+
+
+async def test_reads_and_verification_go_on_with_what_is_left(connection, ledger, ledger_settings):
+    await two_old_months(connection)
+    (old, *_) = await ledger.transactions("bert")
+    for moment in (months_ago(4), THREE):
+        await detach(connection, month_name(moment))
+    engine = async_engine(ledger_settings)
+
+    async def findings():
+        found = await verified(engine, ["acme", "bert", "idle"], page_rows=3, told=lambda _: None)
+        return {account.account_id: list(account.findings) for account in found}
+
+    try:
+        assert await findings() == {"acme": [], "bert": [], "idle": []}
+        balance = await ledger.balance("acme")
+        assert (balance.available_nanos, balance.spent_nanos) == (465, 1030)
+        assert [record.billed_nanos for record in await ledger.usage("acme")] == [30, 910]
+        assert len(await ledger.transactions("acme")) == 3
+        assert await ledger.transactions("bert") == await ledger.usage("bert") == []
+        request = pb.GetTransactionRequest(account_id="bert", transaction_id=old.transaction_id)
+        assert (await refusal_of(ledger.GetTransaction(request))).reason == "TRANSACTION_NOT_FOUND"
+        await detach(connection, month_name(TWO))
+        await ledger.credit(5, "acme")
+        assert await findings() == {"acme": [], "bert": [], "idle": []}
+        assert (await ledger.balance("acme")).available_nanos == 470
+        await connection.execute("UPDATE checkpoints SET available = available + 1, funding = funding - 1")
+        spoiled = await findings()
+        assert spoiled["acme"]
+        assert spoiled["bert"]
+    finally:
+        await engine.dispose()
 
 
 async def lifetime_use(ledger, name):
@@ -339,112 +341,6 @@ async def test_feed_begins_where_the_archive_ends_and_never_leaves_a_gap_unsaid(
         await feed_of(ledger_settings, end)
     await happened(connection, datetime.now(UTC), debit(1, "s5", "acme"))
     assert (await feed_of(ledger_settings))[0] == [("acme", 6)]
-
-
-def run(capsys, monkeypatch, settings, *words):
-    monkeypatch.setenv("TOLLKEEPER_LEDGER_DATABASE_URL", settings.database_url)
-    arguments = {"serve": make_server, "script_location": MIGRATIONS, "own": COMMANDS, "arguments": ["months", *words]}
-    status = main(LedgerSettings, **arguments)
-    told = capsys.readouterr()
-    return status, told.out, told.err
-
-
-@pytest.fixture
-def past(ledger_settings):
-    async def make():
-        async with connected(ledger_settings) as connection:
-            await make_past(connection, 4)
-            await two_old_months(connection)
-
-    asyncio.run(make())
-    return ledger_settings
-
-
-def test_commands_take_a_month_from_its_partitions_to_verified_files(past, tmp_path, capsys, monkeypatch):
-    def command(*words):
-        return run(capsys, monkeypatch, past, *words)
-
-    oldest, month, folder = month_name(months_ago(4)), month_name(THREE), tmp_path / "archive"
-    before = {
-        t: rows(past.database_url, f"SELECT * FROM {t}_{THREE:%Y_%m} ORDER BY 1, 2") for t in ("journal", "usage")
-    }
-    assert command("detach", month)[0::2] == (
-        1,
-        f"ledger: months are detached in order: {oldest} is older than {month}\n",
-    )
-    assert command("archive", month, "--output", str(folder))[0] == 1
-    assert command("detach", oldest)[:2] == (
-        0,
-        f"{oldest} is detached: 0 journal entries, 0 usage records; archive it next\n",
-    )
-    assert json.loads(command("detach", month, "--json")[1]) == {"month": month, "journal_rows": 8, "usage_rows": 2}
-    status, out, _ = command("archive", month, "--output", str(folder), "--json")
-    manifest = json.loads(out)
-    assert (status, manifest["dropped"]) == (0, False)
-    assert json.loads((folder / f"ledger-{month}.json").read_text())["tables"] == manifest["tables"]
-    for name, table in manifest["tables"].items():
-        content = (folder / table["file"]).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == table["sha256"]
-        found = pq.read_table(folder / table["file"]).to_pylist()
-        wanted = [as_archived(row) for row in before[name]]
-        assert found == wanted
-        assert table["rows"] == len(wanted)
-        assert table["first"]["account_id"] == "acme"
-        assert table["last"]["account_id"] == "bert"
-    assert not list(folder.glob("*.part"))
-    listed = {row["month"]: row for row in json.loads(command("list", "--json")[1])}
-    assert (listed[month]["state"], listed[month]["archived"], listed[month]["journal_rows"]) == ("detached", True, 8)
-    assert command("archive", month, "--output", str(folder), "--drop")[0] == 0
-    assert (
-        command("archive", month, "--output", str(folder), "--drop")[2] == f"ledger: {month} is dropped, not detached\n"
-    )
-    status, out, _ = command("list")
-    assert status == 0
-    assert re.search(rf"{oldest} +detached", out)
-    assert re.search(rf"{month} +dropped +yes +8 +2 +0", out)
-    assert re.search(rf"{month_name(TWO)} +attached", out)
-
-
-def as_archived(row):
-    words = row._asdict()
-    for name in ("grant_uses", "units"):
-        if name in words:
-            words[name] = json.dumps(words[name])
-    return words
-
-
-def test_wrong_arguments_and_places_are_told_in_a_line(past, tmp_path, capsys, monkeypatch):
-    for words in (["detach", "2026-13"], ["detach", "x"], ["create", "--ahead", "0"], ["create", "--ahead", "61"], []):
-        with pytest.raises(SystemExit, match="2"):
-            run(capsys, monkeypatch, past, *words)
-    capsys.readouterr()
-    (tmp_path / "file").write_text("")
-    status, _, told = run(capsys, monkeypatch, past, "archive", month_name(THREE), "--output", str(tmp_path / "file"))
-    assert (status, told.count("\n")) == (1, 1)
-
-
-def test_months_are_made_as_far_ahead_as_asked(past, capsys, monkeypatch):
-    status, out, _ = run(capsys, monkeypatch, past, "create", "--ahead", "5")
-    assert (status, out.count("made ")) == (0, 4)
-    assert run(capsys, monkeypatch, past, "create", "--ahead", "5")[1] == "nothing was missing\n"
-
-
-async def test_archive_that_is_not_what_the_database_has_drops_nothing(
-    connection, ledger_settings, tmp_path, monkeypatch
-):
-    await two_old_months(connection)
-    for moment in (months_ago(4), THREE):
-        await detach(connection, month_name(moment))
-    real = pq.ParquetFile.iter_batches
-
-    def damaged(self, **words):
-        return list(real(self, **words))[:-1]
-
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", damaged)
-    with pytest.raises(MonthError, match="not what was written"):
-        await write_archive(connection, month_name(THREE), tmp_path)
-    assert not list(tmp_path.glob("*.parquet"))
-    assert not list(tmp_path.glob("*.json"))
 
 
 async def test_partition_that_somebody_keeps_from_being_made_does_not_stop_the_start(

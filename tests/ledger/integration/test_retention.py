@@ -1,7 +1,6 @@
 """Retention and the worker: what ended long ago is forgotten down to its name, what moved money never is."""
 
 import asyncio
-import contextlib
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -52,7 +51,7 @@ async def commits(ledger_settings):
 
 async def ended(connection, moment, account_id, name, count):
     """Holds that were settled, released or left open at a moment."""
-    holds = [hold(1, f"{name}{number}", account_id, ttl_seconds=86400) for number in range(3 * count)]
+    holds = [hold(1, f"{name}{number}", account_id) for number in range(3 * count)]
     ends = [settle(1, f"{name}{number}", account_id) for number in range(0, 3 * count, 3)]
     ends += [release(f"{name}{number}", account_id) for number in range(1, 3 * count, 3)]
     await happened(connection, moment, *holds, *ends)
@@ -76,16 +75,16 @@ async def test_holds_that_ended_long_ago_leave_their_names_and_cannot_be_made_ag
     await ended(connection, RECENT, "acme", "new", 2)
     for _ in range(2):
         await forget(ledger_settings, asyncio.Event())
-    assert names(url, "SELECT hold_id FROM ended_holds") == {(f"old{n}",) for n in (0, 1, 3, 4)}
-    kept = {f"new{n}" for n in range(6)} | {"old2", "old5"}
-    assert {row[0] for row in names(url, "SELECT hold_id FROM holds")} == kept
+    # Also those that nobody ended: they lapsed when the account was next looked at, as of their own time.
+    assert names(url, "SELECT hold_id FROM ended_holds") == {(f"old{n}",) for n in range(6)}
+    assert names(url, "SELECT hold_id FROM holds") == {(f"new{n}",) for n in range(6)}
     before = rows(url, "SELECT available, held, sequence FROM accounts")
     assert isinstance(await does(commits, hold(1, "old0", "acme")), ResultArchived)
     assert isinstance(await does(commits, settle(1, "old0", "acme")), HoldNotFound)
     assert isinstance(await does(commits, release("old1", "acme")), HoldNotFound)
     (account,) = rows(url, "SELECT available, held, spent FROM accounts")
     assert account.spent == 4
-    # Those that were left open have lapsed by now; nothing else has happened.
+    # The new ones that were left open have lapsed by now; nothing else has happened.
     assert (account.available, account.held) == (before[0].available + before[0].held, 0)
 
 
@@ -150,11 +149,13 @@ async def test_retention_walks_all_pages_while_clients_work_and_loses_nothing(
     finally:
         done.set()
     await asyncio.gather(*clients)
+    old = {(a, f"old{n}") for a in accounts for n in range(60)}
     gone = names(url, "SELECT account_id, hold_id FROM ended_holds")
-    # The third of each three lapsed when its account was first touched, today.
-    assert gone == {(a, f"old{n}") for a in accounts for n in range(60) if n % 3 < 2}
-    left = names(url, "SELECT account_id, hold_id FROM holds")
-    assert left == made | {(a, f"old{n}") for a in accounts for n in range(2, 60, 3)}
+    assert gone >= {(a, f"old{n}") for a in accounts for n in range(60) if n % 3 < 2}
+    assert names(url, "SELECT account_id, hold_id FROM holds") == made | (old - gone)
+    await walk(retention.forget_holds)  # those that lapsed when their account was first looked at
+    assert names(url, "SELECT account_id, hold_id FROM ended_holds") == old
+    assert names(url, "SELECT account_id, hold_id FROM holds") == made
     assert names(url, "SELECT count(*) FROM journal WHERE type = 'hold' GROUP BY account_id, hold_id") == {(1,)}
     for row in rows(url, "SELECT * FROM accounts"):
         assert (row.held, row.available + row.spent) == (0, 10**6)
@@ -170,7 +171,7 @@ async def test_account_that_is_always_busy_is_not_passed_over(connection, ledger
             forgetting = asyncio.create_task(forget(ledger_settings, asyncio.Event()))
             query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
             async with asyncio.timeout(20):
-                while not (await (await connection.execute(query)).fetchone())[0]:
+                while not (await (await connection.execute(query)).fetchone())[0]:  # noqa: ASYNC110 (Postgres tells nobody)
                     await asyncio.sleep(0.01)
             assert names(ledger_settings.database_url, "SELECT DISTINCT account_id FROM ended_holds") == {("bert",)}
         await forgetting
@@ -213,16 +214,21 @@ def gauge(name):
 async def test_worker_reports_what_is_overdue_and_what_is_missing(connection, commits, ledger_settings):
     await report(ledger_settings)
     assert (gauge("due_lag_seconds"), gauge("months_ahead"), gauge("default_partitions_in_use")) == (0, 3, 0)
-    await commits.submit([[opened()], [credit(5, "c1")]])
+    for operation in (opened(), credit(5, "c1")):
+        await commits.submit([[operation]])
     await connection.execute("UPDATE accounts SET next_event_at = now() - interval '1 hour'")
     await connection.execute("CREATE TEMPORARY TABLE later AS SELECT * FROM journal")
     await connection.execute("UPDATE later SET created_at = created_at + interval '10 years'")
     await connection.execute("INSERT INTO journal SELECT * FROM later")
-    last = (datetime.now(UTC).replace(day=1) + timedelta(days=80)).strftime("%Y_%m")
+    last = (datetime.now(UTC).replace(day=1) + timedelta(days=100)).strftime("%Y_%m")
     await connection.execute(f"DROP TABLE usage_{last}")
     await report(ledger_settings)
     assert 3600 <= gauge("due_lag_seconds") < 3700
     assert (gauge("months_ahead"), gauge("default_partitions_in_use")) == (2, 1)
+
+
+FORGOTTEN = "SELECT 1 FROM ended_holds"
+LAPSED = "SELECT 1 FROM holds WHERE status = 'expired'"
 
 
 async def test_worker_does_all_its_jobs_and_ends_when_told(connection, commits, ledger_settings):
@@ -233,11 +239,7 @@ async def test_worker_does_all_its_jobs_and_ends_when_told(connection, commits, 
     settings = ledger_settings.model_copy(update={"sweep_seconds": 3600})
     working = asyncio.create_task(work(settings, stop))
     async with asyncio.timeout(30):
-        while not (
-            rows(url, "SELECT 1 FROM ended_holds") and rows(url, "SELECT 1 FROM holds WHERE status = 'expired'")
-        ):
+        while not (rows(url, FORGOTTEN) and rows(url, LAPSED)):  # noqa: ASYNC110 (the worker tells nobody)
             await asyncio.sleep(0.02)
     stop.set()
     await asyncio.wait_for(working, 10)
-    with contextlib.suppress(asyncio.InvalidStateError):
-        assert working.exception() is None

@@ -1,7 +1,7 @@
 """Owns how tests put a real ledger's past into its database: batches that are run and written as of another time."""
 
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import orjson
 import psycopg
@@ -12,6 +12,17 @@ from services.ledger.model.windows import add_months
 from services.ledger.store.loading import load
 from services.ledger.store.partitions import create_months
 from services.ledger.store.writing import write
+from tests.ledger.support.ledger_memory import (
+    adjust,
+    credit,
+    debit,
+    hold,
+    opened,
+    release,
+    settle,
+    touch,
+    usage,
+)
 
 
 def months_ago(count, day=10):
@@ -34,9 +45,31 @@ async def make_past(connection, count):
 
 
 async def happened(connection, moment, *operations, slot=0):
-    """Do operations, each by itself, as of a past moment; their outcomes. Times of an account must not go back."""
-    loaded = await load(connection, operations, moment)
-    batch = Batch(loaded, moment)
-    results = [result for operation in operations for result in batch.run([operation])]
-    await write(connection, batch.changes, slot)
-    return [result.outcome for result in results]
+    """Do operations, each in a batch of its own, as of a past moment; their outcomes. No account's time goes back."""
+    outcomes = []
+    for operation in operations:
+        batch = Batch(await load(connection, [operation], moment), moment)
+        (result,) = batch.run([operation])
+        await write(connection, batch.changes, slot)
+        outcomes.append(result.outcome)
+    return outcomes
+
+
+THREE, TWO = months_ago(3), months_ago(2)
+
+
+async def two_old_months(connection):
+    """Two accounts with a past: what was spent three and two months ago, and this one's holds."""
+    await happened(
+        connection, THREE, opened("acme"), credit(1000, "c1", "acme"), credit(500, "c2", "acme"),
+        opened("bert"), credit(70, "c1", "bert"), opened("idle"),
+    )  # fmt: skip
+    hour = timedelta(hours=1)
+    await happened(
+        connection, THREE + hour, hold(100, "h1", "acme", key_id="k1"), hold(50, "h2", "acme"), release("h2", "acme"),
+        settle(90, "h1", "acme", tokens=7, usage=usage(provider="openai", units={"images": 2})),
+        debit(20, "d1", "bert", tokens=3),
+    )  # fmt: skip
+    await happened(connection, TWO, debit(910, "d2", "acme", key_id="k2", tokens=11), adjust(-5, "a1", "acme"))
+    await happened(connection, TWO + hour, hold(30, "h3", "acme"), settle(30, "h3", "acme", tokens=1))
+    await happened(connection, TWO + 2 * hour, touch("acme"))  # as the worker does

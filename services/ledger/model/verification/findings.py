@@ -55,20 +55,25 @@ class Findings:
     """What was found of one account: of each reason the first hundred."""
 
     def __init__(self) -> None:
-        self._found: list[Finding] = []
+        self._broken: list[Finding] = []
+        self._others: list[Finding] = []
         self._counts: Counter[str] = Counter()
 
+    def blame(self, entry: Entry, reason: str, detail: str) -> None:
+        """Note what is wrong with an entry itself. Entries come in order."""
+        self._note(self._broken, reason, detail, entry.sequence, entry.created_at)
+
     def add(self, reason: str, detail: str, sequence: int = 0, created_at: datetime | None = None) -> None:
-        """Note what is wrong, and the entry to blame by its number and time, where there is one."""
+        """Note what is wrong beside the journal, and the entry it disagrees with, where there is one."""
+        self._note(self._others, reason, detail, sequence, created_at)
+
+    def _note(self, found: list[Finding], reason: str, detail: str, sequence: int, created_at: datetime | None) -> None:
         self._counts[reason] += 1
         if self._counts[reason] <= MAX_FINDINGS:
             blamed = (sequence, transaction_id(created_at, sequence)) if created_at is not None else (0, "")
-            self._found.append(Finding(reason, *blamed, detail))
-
-    def blame(self, entry: Entry, reason: str, detail: str) -> None:
-        """Note what is wrong with an entry."""
-        self.add(reason, detail, entry.sequence, entry.created_at)
+            found.append(Finding(reason, *blamed, detail))
 
     def first(self) -> tuple[Finding, ...]:
-        """Up to a hundred, the first broken entry first, and last what no entry is to blame for."""
-        return tuple(sorted(self._found, key=lambda finding: finding.sequence or 2**63)[:MAX_FINDINGS])
+        """Up to a hundred: broken entries in order, then what disagrees with an entry, then all else."""
+        others = sorted(self._others, key=lambda finding: finding.sequence or 2**63)
+        return tuple((self._broken + others)[:MAX_FINDINGS])

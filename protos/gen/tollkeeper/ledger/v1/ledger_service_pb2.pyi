@@ -282,7 +282,9 @@ class GetBalanceRequest(_message.Message):
     """Which account."""
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp:
-        """Default: now. Not in the future and not before the account was opened."""
+        """Default: now. Not in the future, not before the account was opened, and not where its entries are archived. For times
+        before the cycle anchor was changed, the cycle is reckoned from the present anchor.
+        """
 
     def __init__(
         self,
@@ -394,10 +396,12 @@ class VerifyAccountResponse(_message.Message):
     sound: _builtins.bool
     """Nothing is wrong."""
     transactions_checked: _builtins.int
-    """Journal entries read."""
+    """Journal entries read; those of archived months are not."""
     @_builtins.property
     def discrepancies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Discrepancy]:
-        """What is wrong, the first broken entry first. Empty where sound."""
+        """What is wrong: broken entries in order, then what beside the journal disagrees with it. At most 100. Empty where
+        sound.
+        """
 
     def __init__(
         self,
@@ -424,9 +428,15 @@ class Discrepancy(_message.Message):
     TRANSACTION_ID_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """`HASH_BROKEN`, `SEQUENCE_GAP`, `NOT_ZERO_SUM`, `BALANCE_DIFFERS`, `GRANT_DIFFERS`, `HOLD_DIFFERS` or `LIMIT_DIFFERS`."""
+    """`HASH_BROKEN`: an entry was changed, or the account's last hash. `SEQUENCE_GAP`: entries are missing or come twice.
+    `TIME_GOES_BACK`: an entry is dated before the one before it. `NOT_ZERO_SUM`: an entry's postings do not sum to zero.
+    `BALANCE_DIFFERS`: the account's balances, or an entry's balance after it, are not what the entries add up to.
+    `GRANT_DIFFERS`, `HOLD_DIFFERS`, `LIMIT_DIFFERS`: a grant, a hold, a limit's use is not what entries, usage records
+    and open holds say. `USAGE_DIFFERS`: usage records are missing, or disagree with their entries. `REFUND_DIFFERS`:
+    what was undone of an entry is not what its refunds or reversals come to, or is more than there was.
+    """
     transaction_id: _builtins.str
-    """The entry, where one is to blame."""
+    """The entry, where one is to blame or is disagreed with."""
     detail: _builtins.str
     """What was expected and what was found, in words."""
     def __init__(

@@ -159,7 +159,9 @@ class AccountServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyAccount(self, request, context):
-        """Re-derives balance, grants, holds and hash chain from the journal and compares. Never changes anything.
+        """Re-derives balance, grants, holds, limits and hash chain from the journal and the usage records and compares, as of
+        one moment. Never changes anything: what is due and has not happened yet is nothing wrong. Takes a second for some
+        ten thousand entries: give it the time, or run `python -m services.ledger verify`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -680,7 +682,8 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListHolds(self, request, context):
-        """An account's holds, newest first.
+        """An account's holds, newest first. Of a status that is rare a page may have fewer than asked for, even none, before the
+        last one: go on while there is a `next_page_token`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1307,14 +1310,17 @@ class JournalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetMonthlySummary(self, request, context):
-        """One month of one account: opening and closing balance, sums by transaction type and by provider.
+        """One month of one account: opening and closing balance, sums by transaction type and by provider. Errors:
+        INVALID_ARGUMENT for a month that has not begun, or whose entries are archived.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Export(self, request, context):
-        """Usage records or transactions as a CSV or Parquet file, in pieces.
+        """Usage records or transactions as a CSV or Parquet file, in pieces: all as they are at one moment, oldest first, without
+        movements of holds. In CSV a text that a spreadsheet would take for a formula stands behind a `'`.
+        Errors: RESOURCE_EXHAUSTED (OVERLOADED) while the account has another export under way, or the server too many.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -65,7 +65,10 @@ class AccountServiceStub:
     ListGrants: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListGrantsRequest, _ledger_service_pb2.ListGrantsResponse]
     """Every grant the account was ever given, newest first."""
     VerifyAccount: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.VerifyAccountRequest, _ledger_service_pb2.VerifyAccountResponse]
-    """Re-derives balance, grants, holds and hash chain from the journal and compares. Never changes anything."""
+    """Re-derives balance, grants, holds, limits and hash chain from the journal and the usage records and compares, as of
+    one moment. Never changes anything: what is due and has not happened yet is nothing wrong. Takes a second for some
+    ten thousand entries: give it the time, or run `python -m services.ledger verify`.
+    """
 
 @_typing.type_check_only
 class AccountServiceAsyncStub(AccountServiceStub):
@@ -97,7 +100,10 @@ class AccountServiceAsyncStub(AccountServiceStub):
     ListGrants: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListGrantsRequest, _ledger_service_pb2.ListGrantsResponse]  # type: ignore[assignment]
     """Every grant the account was ever given, newest first."""
     VerifyAccount: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.VerifyAccountRequest, _ledger_service_pb2.VerifyAccountResponse]  # type: ignore[assignment]
-    """Re-derives balance, grants, holds and hash chain from the journal and compares. Never changes anything."""
+    """Re-derives balance, grants, holds, limits and hash chain from the journal and the usage records and compares, as of
+    one moment. Never changes anything: what is due and has not happened yet is nothing wrong. Takes a second for some
+    ten thousand entries: give it the time, or run `python -m services.ledger verify`.
+    """
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     """Accounts and their balances."""
@@ -176,7 +182,10 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.VerifyAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.VerifyAccountResponse, _abc.Awaitable[_ledger_service_pb2.VerifyAccountResponse]]:
-        """Re-derives balance, grants, holds and hash chain from the journal and compares. Never changes anything."""
+        """Re-derives balance, grants, holds, limits and hash chain from the journal and the usage records and compares, as of
+        one moment. Never changes anything: what is due and has not happened yet is nothing wrong. Takes a second for some
+        ten thousand entries: give it the time, or run `python -m services.ledger verify`.
+        """
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -225,7 +234,9 @@ class LedgerServiceStub:
     GetHold: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetHoldRequest, _resources_pb2.Hold]
     """One hold. Errors: NOT_FOUND (HOLD_NOT_FOUND)."""
     ListHolds: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListHoldsRequest, _ledger_service_pb2.ListHoldsResponse]
-    """An account's holds, newest first."""
+    """An account's holds, newest first. Of a status that is rare a page may have fewer than asked for, even none, before the
+    last one: go on while there is a `next_page_token`.
+    """
     SetLimit: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.SetLimitRequest, _resources_pb2.Limit]
     """Makes a limit or changes it; what was used in the window stays counted."""
     DeleteLimit: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.DeleteLimitRequest, _ledger_service_pb2.DeleteLimitResponse]
@@ -276,7 +287,9 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     GetHold: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetHoldRequest, _resources_pb2.Hold]  # type: ignore[assignment]
     """One hold. Errors: NOT_FOUND (HOLD_NOT_FOUND)."""
     ListHolds: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListHoldsRequest, _ledger_service_pb2.ListHoldsResponse]  # type: ignore[assignment]
-    """An account's holds, newest first."""
+    """An account's holds, newest first. Of a status that is rare a page may have fewer than asked for, even none, before the
+    last one: go on while there is a `next_page_token`.
+    """
     SetLimit: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SetLimitRequest, _resources_pb2.Limit]  # type: ignore[assignment]
     """Makes a limit or changes it; what was used in the window stays counted."""
     DeleteLimit: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.DeleteLimitRequest, _ledger_service_pb2.DeleteLimitResponse]  # type: ignore[assignment]
@@ -384,7 +397,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.ListHoldsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.ListHoldsResponse, _abc.Awaitable[_ledger_service_pb2.ListHoldsResponse]]:
-        """An account's holds, newest first."""
+        """An account's holds, newest first. Of a status that is rare a page may have fewer than asked for, even none, before the
+        last one: go on while there is a `next_page_token`.
+        """
 
     def SetLimit(
         self,
@@ -429,9 +444,14 @@ class JournalServiceStub:
     SummarizeAllUsage: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.SummarizeAllUsageRequest, _ledger_service_pb2.SummarizeAllUsageResponse]
     """Sums of usage over all accounts, for operators' reports."""
     GetMonthlySummary: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetMonthlySummaryRequest, _ledger_service_pb2.MonthlySummary]
-    """One month of one account: opening and closing balance, sums by transaction type and by provider."""
+    """One month of one account: opening and closing balance, sums by transaction type and by provider. Errors:
+    INVALID_ARGUMENT for a month that has not begun, or whose entries are archived.
+    """
     Export: _grpc.UnaryStreamMultiCallable[_ledger_service_pb2.ExportRequest, _ledger_service_pb2.ExportResponse]
-    """Usage records or transactions as a CSV or Parquet file, in pieces."""
+    """Usage records or transactions as a CSV or Parquet file, in pieces: all as they are at one moment, oldest first, without
+    movements of holds. In CSV a text that a spreadsheet would take for a formula stands behind a `'`.
+    Errors: RESOURCE_EXHAUSTED (OVERLOADED) while the account has another export under way, or the server too many.
+    """
     StreamUsage: _grpc.UnaryStreamMultiCallable[_ledger_service_pb2.StreamUsageRequest, _ledger_service_pb2.StreamUsageResponse]
     """Every account's usage records in the order they were committed, from a cursor on, and then as they come. A reader
     that keeps the cursor with its own work misses none and sees none twice. Each account's records come in the order of
@@ -456,9 +476,14 @@ class JournalServiceAsyncStub(JournalServiceStub):
     SummarizeAllUsage: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SummarizeAllUsageRequest, _ledger_service_pb2.SummarizeAllUsageResponse]  # type: ignore[assignment]
     """Sums of usage over all accounts, for operators' reports."""
     GetMonthlySummary: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetMonthlySummaryRequest, _ledger_service_pb2.MonthlySummary]  # type: ignore[assignment]
-    """One month of one account: opening and closing balance, sums by transaction type and by provider."""
+    """One month of one account: opening and closing balance, sums by transaction type and by provider. Errors:
+    INVALID_ARGUMENT for a month that has not begun, or whose entries are archived.
+    """
     Export: _aio.UnaryStreamMultiCallable[_ledger_service_pb2.ExportRequest, _ledger_service_pb2.ExportResponse]  # type: ignore[assignment]
-    """Usage records or transactions as a CSV or Parquet file, in pieces."""
+    """Usage records or transactions as a CSV or Parquet file, in pieces: all as they are at one moment, oldest first, without
+    movements of holds. In CSV a text that a spreadsheet would take for a formula stands behind a `'`.
+    Errors: RESOURCE_EXHAUSTED (OVERLOADED) while the account has another export under way, or the server too many.
+    """
     StreamUsage: _aio.UnaryStreamMultiCallable[_ledger_service_pb2.StreamUsageRequest, _ledger_service_pb2.StreamUsageResponse]  # type: ignore[assignment]
     """Every account's usage records in the order they were committed, from a cursor on, and then as they come. A reader
     that keeps the cursor with its own work misses none and sees none twice. Each account's records come in the order of
@@ -515,14 +540,19 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.GetMonthlySummaryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.MonthlySummary, _abc.Awaitable[_ledger_service_pb2.MonthlySummary]]:
-        """One month of one account: opening and closing balance, sums by transaction type and by provider."""
+        """One month of one account: opening and closing balance, sums by transaction type and by provider. Errors:
+        INVALID_ARGUMENT for a month that has not begun, or whose entries are archived.
+        """
 
     def Export(
         self,
         request: _ledger_service_pb2.ExportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ledger_service_pb2.ExportResponse], _abc.AsyncIterator[_ledger_service_pb2.ExportResponse]]:
-        """Usage records or transactions as a CSV or Parquet file, in pieces."""
+        """Usage records or transactions as a CSV or Parquet file, in pieces: all as they are at one moment, oldest first, without
+        movements of holds. In CSV a text that a spreadsheet would take for a formula stands behind a `'`.
+        Errors: RESOURCE_EXHAUSTED (OVERLOADED) while the account has another export under way, or the server too many.
+        """
 
     def StreamUsage(
         self,
