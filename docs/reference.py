@@ -24,10 +24,8 @@ UNBUILT_PARTS = (
     "Model calls: the `Idempotency-Key` header, fallback lists, retries beyond a failed connection.",
     "Model calls: several credentials for a provider, rate limit headers, a tokenizer where usage is missing.",
     "Keys: revocation reaches other replicas by the cache's lifetime (0.9 s), not by an invalidation.",
-    "CreditAccount: `rollover_cap_nanos`. GetBalance: `as_of`. DeleteLimit: an idempotency key.",
-    "Apply: the operations of the RPCs listed below.",
-    "Limits: one that is made in the middle of a window counts from then on, not what was used before.",
-    "Row-level security: reads are narrowed to the caller's account in the service, not yet by Postgres too.",
+    "Row-level security: in the ledger; the other services narrow reads to the caller's account in code alone.",
+    "ImportPrices: rates that have no component here (cached audio, pages, pixels, search fees) are listed, not priced.",
     "Gateway: unknown fields in a JSON body are ignored.",
     "Gateway: TLS, CORS, `/openapi.json`.",
 )

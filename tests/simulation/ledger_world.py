@@ -185,6 +185,10 @@ class World:
             )
             found = {limit.limit_id: (limit.amount, limit.used, limit.held) for limit in limits.limits}
             assert found == shadow.limit_use(), own.account_id
+            checked = await self.insist(
+                1, "AccountService", "VerifyAccount", pb.VerifyAccountRequest(account_id=own.account_id)
+            )
+            assert checked.sound, checked
 
     def audit(self, url):
         """The rows add up, and what was acknowledged is there once."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
@@ -59,10 +58,10 @@ class Found:
 
     def keep(self, file: Path) -> None:
         """Write the file, whole or not at all. Raises CommandError."""
+        part = file.with_name(f".{file.name}.part")
         try:
-            with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as part:
-                part.write(json.dumps(asdict(self)))
-            Path(part.name).replace(file)
+            part.write_text(json.dumps(asdict(self)))
+            part.replace(file)
         except OSError as error:
             raise CommandError(f"{file}: {error.strerror}") from error
 

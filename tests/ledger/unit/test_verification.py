@@ -16,7 +16,18 @@ from services.ledger.model.verification.holds import HoldRows
 from services.ledger.model.verification.undoing import UndoneRows
 from services.ledger.model.verification.use import Counts, UseRows
 from tests.ledger.support.ledger_chance import Chance
-from tests.ledger.support.ledger_memory import Memory, credit, debit, extend, hold, opened, set_limit, settle, touch, undo
+from tests.ledger.support.ledger_memory import (
+    Memory,
+    credit,
+    debit,
+    extend,
+    hold,
+    opened,
+    set_limit,
+    settle,
+    touch,
+    undo,
+)
 
 
 def name_of(entry):
