@@ -79,7 +79,7 @@ def test_hang_says_nothing_until_the_client_gives_up(sandbox, stream):
             connection.recv(1)
     record = sandbox.last_record()
     assert record["aborted_by_client"]
-    assert record["duration_ms"] >= 300
+    assert record["duration_ms"] > 290  # the two processes read their clocks at other moments
     assert (record["status"], record["output_tokens"]) == (0, 0)
 
 

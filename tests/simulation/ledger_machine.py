@@ -1,4 +1,4 @@
-"""Owns the simulation: Hypothesis decides what clients do and which part is killed when, in a world of real processes."""
+"""Owns the simulation: Hypothesis says what clients do and which part is killed when, in a world of real processes."""
 
 import asyncio
 import contextlib

@@ -199,12 +199,12 @@ async def test_export_is_of_the_time_asked_for_by_default_of_this_month(ledger, 
 @pytest.mark.parametrize(
     ("words", "fields"),
     [
-        ({"what": "money", "format": "xls"}, {"what", "format"}),
+        ({"what": "money", "format": "xls"}, {"format", "what"}),
         ({"from_time": stamp(datetime(2026, 3, 2, tzinfo=UTC)), "to_time": stamp(datetime(2026, 3, 1, tzinfo=UTC))},
          {"from"}),
         ({"account_id": "no account"}, {"account_id"}),
     ],
-    ids=str,
+    ids=["words", "times", "account"],
 )  # fmt: skip
 async def test_malformed_export_names_the_field(ledger, words, fields):
     assert violations(await refused(received(ledger, **words))) == fields

@@ -202,6 +202,7 @@ async def test_entry_that_does_not_balance_is_named(whole, ledger):
 
 CHANGED_ROWS = [
     ("UPDATE accounts SET available = available + 1, funded = funded + 1", "BALANCE_DIFFERS", "available"),
+    ("UPDATE accounts SET held = held + 1, available = available - 1", "HOLD_DIFFERS", "which open holds add up to"),
     ("UPDATE accounts SET overdrawn = overdrawn + 1", "BALANCE_DIFFERS", "overdrawn"),
     ("UPDATE accounts SET cycle_spent = cycle_spent + 1", "BALANCE_DIFFERS", "cycle"),
     ("UPDATE accounts SET last_hash = 'x'", "HASH_BROKEN", "in the account"),
@@ -215,6 +216,8 @@ CHANGED_ROWS = [
     ("UPDATE accounts SET grants = '{}'", "GRANT_DIFFERS", "left of grant-"),
     ("UPDATE accounts SET grants = '[1, 2]'", "GRANT_DIFFERS", "expected grants"),
     ("UPDATE accounts SET grants = jsonb_set(grants::jsonb, '{0,6}', '\"1\"')", "GRANT_DIFFERS", "expected grants"),
+    ("UPDATE accounts SET grants = grants::jsonb || jsonb_build_array(grants::jsonb->0)", "GRANT_DIFFERS", "one twice"),
+    ("DELETE FROM grants WHERE sequence = 2", "GRANT_DIFFERS", "row of grant-2, which it names"),
     ("UPDATE grants SET amount = amount + 1 WHERE sequence = 2", "GRANT_DIFFERS", "grant-2"),
     ("UPDATE grants SET expired = expired + 1 WHERE sequence = 2", "GRANT_DIFFERS", "expired of grant-2"),
     ("DELETE FROM grants WHERE sequence = 2", "GRANT_DIFFERS", "grant-2"),
@@ -222,6 +225,8 @@ CHANGED_ROWS = [
     ("UPDATE holds SET amount = amount + 1 WHERE hold_id = 'h1'", "HOLD_DIFFERS", "h1"),
     ("UPDATE holds SET settled = settled + 1 WHERE hold_id = 'h3'", "HOLD_DIFFERS", "h3"),
     ("UPDATE holds SET status = 'open' WHERE hold_id = 'h2'", "HOLD_DIFFERS", "h2"),
+    ("UPDATE holds SET status = 'odd' WHERE hold_id = 'h2'", "HOLD_DIFFERS", "expected a status"),
+    ("UPDATE holds SET settled = 1 WHERE hold_id = 'open1'", "HOLD_DIFFERS", "charged nothing"),
     ("UPDATE holds SET status = 'settled' WHERE hold_id = 'h2'", "HOLD_DIFFERS", "h2"),
     ("UPDATE holds SET status = 'released' WHERE hold_id = 'open1'", "HOLD_DIFFERS", "open1"),
     ("UPDATE holds SET sequence = sequence + 1 WHERE hold_id = 'open1'", "HOLD_DIFFERS", "open1"),
@@ -239,6 +244,7 @@ CHANGED_ROWS = [
     ),
     ("DELETE FROM usage WHERE usage_number = 3", "USAGE_DIFFERS", "expected usage record 3"),
     ("DELETE FROM usage WHERE usage_number = (SELECT max(usage_number) FROM usage)", "USAGE_DIFFERS", "last usage"),
+    ("DELETE FROM usage WHERE usage_number = 2", "USAGE_DIFFERS", "expected its usage record"),
     ("UPDATE usage SET billed = billed + 1 WHERE usage_number = 1", "USAGE_DIFFERS", "usage record 1"),
     ("UPDATE usage SET key_id = 'k9' WHERE usage_number = 1", "USAGE_DIFFERS", "its entry's key"),
     ("UPDATE usage SET transaction_id = '' WHERE usage_number = 1", "USAGE_DIFFERS", "usage record 1"),

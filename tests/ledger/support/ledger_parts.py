@@ -1,5 +1,6 @@
 """Owns the parts of a ledger as processes that a test kills: a Postgres of its own, and ledgers on one database."""
 
+import itertools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from services.kit.migrations import upgrade
 from services.ledger.__main__ import MIGRATIONS
 
 ROOT = Path(__file__).parents[3]
+_numbers = itertools.count(1)
 
 
 class Part:
@@ -43,9 +45,11 @@ class Part:
 
 def durable_postgres(folder, stack):
     """A Postgres that waits for the disk, with the ledger's schema; its process, and the database's URL."""
-    server = EmbeddedPostgres(folder=folder / "durable", port=ports.free_port(), password="secret", durable=True)
+    # A folder of its own: tests share the one it lies in.
+    name = f"durable-{next(_numbers)}"
+    server = EmbeddedPostgres(folder=folder / name, port=ports.free_port(), password="secret", durable=True)
     server.initialise()
-    part = Part(server.program(), server.port, folder / "durable.log", stack)
+    part = Part(server.program(), server.port, folder / f"{name}.log", stack)
     deadline = time.monotonic() + 30
     while not server.ready() and time.monotonic() < deadline:
         time.sleep(0.05)

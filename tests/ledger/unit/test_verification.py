@@ -257,6 +257,26 @@ def test_forged_chain_does_not_hide_a_changed_amount():
     assert (result.findings[0].reason, result.findings[0].sequence) == ("GRANT_DIFFERS", forged.sequence)
 
 
+def test_grant_that_was_overspent_for_a_while_is_found_though_its_end_is_right():
+    memory = Memory()
+    memory.do(opened())
+    memory.do(credit(100, "c1"))
+    memory.do(credit(50, "c2"))
+    memory.do(debit(60, "d1"))
+    memory.do(debit(60, "d2"))
+    memory.do(undo("refund", name_of(memory.journal()[3]), "r1"))
+    journal = memory.journal()
+    assert journal[3].grant_uses == (("grant-1", 40), ("grant-2", 20))
+    journal[3] = replace(journal[3], grant_uses=(("grant-1", 60),))
+    journal[4] = replace(journal[4], grant_uses=(("grant-1", -60),))
+    for index in (3, 4):
+        journal[index] = replace(journal[index], hash=journal[index].chained(journal[index - 1].hash))
+    memory.books["acme"].last_hash = journal[4].hash
+    (found,) = verified(memory, journal=journal).findings
+    assert (found.reason, found.sequence) == ("GRANT_DIFFERS", 4)
+    assert "expected 0 to 100 left of grant-1, found -20" in found.detail
+
+
 def test_unbalanced_entry_is_named():
     journal = history().journal()
     journal[10] = replace(journal[10], expired=journal[10].expired + 1)
@@ -326,3 +346,35 @@ def test_what_is_due_but_has_not_happened_yet_is_nothing_wrong():
     memory.do(hold(40, "h1", ttl_seconds=10))
     memory.wait(500_000)
     assert verified(memory).findings == ()
+
+
+def over_refunded():
+    """What the database says of an entry of 30 that was refunded twice, chained and kept as if it were right."""
+    now = history().now
+    return UndoneRows("acme", 1, 40, name_of(history().journal()[0]), 40, 5, now, history().journal()[0].created_at, 30)
+
+
+def test_more_undone_than_there_was_is_found_however_consistent_it_is():
+    verification = Verification(Memory().do(opened()).book)
+    verification.undone(over_refunded())
+    (found,) = verification.result().findings
+    assert (found.reason, found.sequence) == ("REFUND_DIFFERS", 5)
+    assert "expected at most 30 undone, found 40" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("words", "sound"),
+    [
+        ({}, True),
+        ({"ended": False}, False),
+        ({"held": 3}, False),
+        ({"charges": 2}, False),
+        ({"records": 2}, False),
+        ({"made": 0, "set_aside": 0, "held": -10}, True),  # made in a month that is archived
+    ],
+)
+def test_hold_that_is_kept_by_name_alone_was_given_back_and_charged_once(words, sound):
+    rows = {"ended": True, "made": 1, "set_aside": 10, "held": 0, "charges": 1, "charged": 5, "records": 1}
+    verification = Verification(Memory().do(opened()).book)
+    verification.hold(HoldRows("acme", "h1", None, **rows | words, first=2, first_at=history().now))
+    assert (verification.result().findings == ()) == sound
