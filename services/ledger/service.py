@@ -67,7 +67,9 @@ class Ledger:
 
     async def apply(self, groups: Sequence[Group]) -> list[Result]:
         """Do linked groups of operations in order; one result each, refusals included. See GroupCommit.submit."""
-        return await self._commits.submit([[await self._counted(operation) for operation in g] for g in groups])
+        if any(isinstance(operation, SetLimit) for group in groups for operation in group):
+            groups = [[await self._counted(operation) for operation in group] for group in groups]
+        return await self._commits.submit(groups)
 
     async def do(self, operation: Operation) -> Result:
         """Do one operation. Raises its refusal."""

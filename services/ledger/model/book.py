@@ -226,14 +226,16 @@ class Book:
 
     def check(self) -> None:
         """Assert the book's equations."""
-        free = sum(grant.free for grant in self.grants)
-        reserved = sum(grant.reserved for grant in self.grants)
+        free = reserved = 0
+        for grant in self.grants:
+            assert 0 <= grant.reserved <= grant.remaining <= grant.amount, self.account_id
+            free += grant.free
+            reserved += grant.reserved
         assert self.available == free - self.overdrawn - self.unbacked, self.account_id
         assert self.held == reserved + self.unbacked, self.account_id
         assert self.funded == self.available + self.held + self.spent + self.expired, self.account_id
         assert min(self.held, self.spent, self.expired, self.overdrawn, self.unbacked) >= 0, self.account_id
         assert self.overdrawn == 0 or free == 0, self.account_id
-        assert all(0 <= grant.reserved <= grant.remaining <= grant.amount for grant in self.grants), self.account_id
 
     def turn_cycle(self, now: datetime) -> None:
         """Begin the cycle that `now` is in, if the last one is over."""

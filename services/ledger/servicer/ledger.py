@@ -34,12 +34,13 @@ class LedgerServicer(Servicer, contract.LedgerServiceServicer):
         if request.operations and request.operations[-1].linked:
             v.add(f"operations[{len(request.operations) - 1}].linked", "the last operation cannot be linked to a next")
         v.raise_if_any()
-        found: list[pb.OperationResult] = [pb.OperationResult() for _ in request.operations]
+        response = pb.ApplyResponse()
+        found = [response.results.add() for _ in request.operations]
         groups, places = _groups(request, found)
         results = await self._ledger.apply(groups) if groups else []
         for place, result in zip(places, results, strict=True):
-            found[place].CopyFrom(answers.result_message(result))
-        return pb.ApplyResponse(results=found)
+            answers.fill_result(found[place], result)
+        return response
 
     async def CreditAccount(self, request: pb.CreditAccountRequest, context: Context) -> resources.Transaction:
         posted: Posted = await self._do(checked(requests.credit, request), context)

@@ -29,9 +29,9 @@ from services.ledger.model.rows import transaction_id, usage_id
 from services.ledger.service import BalanceView, GrantView, MonthView
 
 
-def result_message(result: Result) -> pb.OperationResult:
-    """One operation's result."""
-    message = pb.OperationResult(replayed=result.replayed)
+def fill_result(message: pb.OperationResult, result: Result) -> None:
+    """Say what became of one operation, in its place in a batch's answer."""
+    message.replayed = result.replayed
     match result.outcome:
         case AccountState(book):
             message.account.CopyFrom(account_message(book))
@@ -51,7 +51,6 @@ def result_message(result: Result) -> pb.OperationResult:
             message.limit_deleted.SetInParent()
         case LedgerError() as refusal:
             message.error.CopyFrom(status_message(refusal))
-    return message
 
 
 def status_message(refusal: ServiceError) -> status_pb2.Status:
