@@ -25,6 +25,7 @@ UNBUILT_PARTS = (
     "Model calls: several credentials for a provider, rate limit headers, a tokenizer where usage is missing.",
     "Keys: revocation reaches other replicas by the cache's lifetime (0.9 s), not by an invalidation.",
     "Row-level security: in the ledger; the other services narrow reads to the caller's account in code alone.",
+    "ReverseTransaction: what rolled over of the credit and expired later is owed (docs/decisions/008).",
     "ImportPrices: rates without a component here (cached audio, pages, pixels, search fees) are listed, not priced.",
     "Gateway: unknown fields in a JSON body are ignored.",
     "Gateway: TLS, CORS, `/openapi.json`.",

@@ -48,6 +48,11 @@ _PASSING = (psycopg.OperationalError, psycopg.errors.UniqueViolation)
 # Somebody holds an account's lock for too long: waiting once more would keep every other account waiting too.
 _BLOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 
+# How long few operations wait for the batch under way to end before they go as a batch of their own.
+_PATIENCE_SECONDS = 0.05
+# How long the halves of a batch that met a locked account wait for it: the whole batch has waited for long already.
+_HURRIED_LOCK_MILLISECONDS = 200
+
 Group = Sequence[Operation]
 
 
@@ -144,6 +149,7 @@ class GroupCommit:
         self._waiting_operations = 0
         self._busy: set[str] = set()
         self._under_way = 0
+        self._last_begun = 0.0
         self._changed = asyncio.Event()
         self._closing = False
         self._writers: list[asyncio.Task[None]] = []
@@ -167,6 +173,8 @@ class GroupCommit:
         """
         if self._closing:
             raise _stopping()
+        if not groups:
+            return []
         size = sum(map(len, groups))
         if self._waiting_operations + size > self._settings.max_queued:
             raise Overloaded("too many operations wait for the database", retry_after_seconds=1)
@@ -196,7 +204,8 @@ class GroupCommit:
                     return
                 else:
                     self._changed.clear()
-                    await self._changed.wait()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._changed.wait(), _PATIENCE_SECONDS if self._waiting else None)
         finally:
             await line.close()
 
@@ -204,6 +213,7 @@ class GroupCommit:
         accounts = {operation.account_id for call, places in parts for operation in _operations(call, places)}
         self._busy |= accounts
         self._under_way += 1
+        self._last_begun = time.perf_counter()
         try:
             await self._answer(line, parts)
         except BaseException:
@@ -217,7 +227,8 @@ class GroupCommit:
 
     def _take(self) -> list[_Part]:
         """What waits and touches no account of a batch under way, up to a batch; in order within each account."""
-        if self._under_way and self._waiting_operations < self._settings.max_batch // 4:
+        few = self._waiting_operations < self._settings.max_batch // 4
+        if few and self._under_way and time.perf_counter() - self._last_begun < _PATIENCE_SECONDS:
             return []
         parts: list[_Part] = []
         kept: list[_Call] = []
@@ -250,17 +261,18 @@ class GroupCommit:
         call.waiting = []
         return True
 
-    async def _answer(self, line: _Line, parts: list[_Part]) -> None:
+    async def _answer(self, line: _Line, parts: list[_Part], *, hurried: bool = False) -> None:
         """Commit a batch and answer each call, with its results or with why not."""
         try:
-            results = await self._committed(line, parts)
+            results = await self._committed(line, parts, hurried=hurried)
         except Exception as error:  # noqa: BLE001 (whatever one call did wrong, its neighbours go on)
             away = isinstance(error, psycopg.OperationalError)
             if len(parts) > 1 and (isinstance(error, _BLOCKED) or not away):
                 _log.warning("a batch failed; its halves are done apart", calls=len(parts), error=str(error))
                 middle = len(parts) // 2
-                await self._answer(line, parts[:middle])
-                await self._answer(line, parts[middle:])
+                hurried = hurried or isinstance(error, _BLOCKED)
+                await self._answer(line, parts[:middle], hurried=hurried)
+                await self._answer(line, parts[middle:], hurried=hurried)
                 return
             _log.error("a batch failed", calls=len(parts), exc_info=error)
             refusal: BaseException = error
@@ -276,11 +288,11 @@ class GroupCommit:
             for at in places:
                 call.done(at, next(found))
 
-    async def _committed(self, line: _Line, parts: list[_Part]) -> list[list[Result]]:
+    async def _committed(self, line: _Line, parts: list[_Part], *, hurried: bool) -> list[list[Result]]:
         """Each group's results, once they are committed. Does again what failed for a reason that passes."""
         for pause in (*_RETRY_SECONDS, None):
             try:
-                return await self._tried(line, parts)
+                return await self._tried(line, parts, hurried=hurried)
             except _PASSING as error:
                 await line.rolled_back()
                 if pause is None or self._closing or isinstance(error, _BLOCKED):
@@ -291,13 +303,14 @@ class GroupCommit:
                 raise
         raise AssertionError("unreachable")
 
-    async def _tried(self, line: _Line, parts: list[_Part]) -> list[list[Result]]:
+    async def _tried(self, line: _Line, parts: list[_Part], *, hurried: bool) -> list[list[Result]]:
         connection = await line.connected()
         operations = [operation for call, places in parts for operation in _operations(call, places)]
         begun = time.perf_counter()
         # After the wait for this writer, so that a hold lives as long as was asked for.
         now = datetime.now(UTC)
-        loaded = await load(connection, operations, now)
+        patience = _HURRIED_LOCK_MILLISECONDS if hurried else None
+        loaded = await load(connection, operations, now, lock_milliseconds=patience)
         read = time.perf_counter()
         batch = Batch(loaded, now)
         results = [batch.run(call.groups[at]) for call, places in parts for at in places]

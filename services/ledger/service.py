@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Row
+from sqlalchemy.exc import SQLAlchemyError
 
 from services.kit.errors import Violation
+from services.kit.logs import get_logger
 from services.kit.refusals import InvalidArgument, Overloaded
 from services.ledger.errors import AccountNotFound, HoldNotFound, LedgerError, TransactionNotFound
 from services.ledger.group_commit import Group, GroupCommit
@@ -24,6 +26,8 @@ from services.ledger.model.windows import window_containing
 from services.ledger.store.narrowing import NextRows
 from services.ledger.store.reads import AccountReads, Reads, TransactionFilter, UsageFilter
 from services.ledger.store.summaries import SummaryFilter
+
+_log = get_logger(__name__)
 
 # Each holds a connection of the pool, and its snapshot, for as long as its reader takes.
 MAX_EXPORTS = 3
@@ -85,14 +89,19 @@ class Ledger:
         """
         if not isinstance(operation, SetLimit):
             return operation
-        async with self._reads.of(operation.account_id) as rows:
-            book = await rows.book()
-            if book is None:
-                return operation
-            now = max(datetime.now(UTC), book.touched_at)
-            book.turn_cycle(now)
-            since = book.cycle_start if operation.window == "cycle" else window_containing(operation.window, now)[0]
-            used = await rows.counted(operation, since, book.usage_sequence)
+        try:
+            async with self._reads.of(operation.account_id) as rows:
+                book = await rows.book()
+                if book is None:
+                    return operation
+                now = max(datetime.now(UTC), book.touched_at)
+                book.turn_cycle(now)
+                since = book.cycle_start if operation.window == "cycle" else window_containing(operation.window, now)[0]
+                used = await rows.counted(operation, since, book.usage_sequence)
+        except SQLAlchemyError as error:
+            # Its batch counts it, or fails it alone: what else the call asks for is not to fail with it.
+            _log.warning("a new limit could not be counted ahead", account=operation.account_id, error=str(error))
+            return operation
         return replace(operation, counted=Counted(since, book.usage_sequence, used))
 
     @asynccontextmanager

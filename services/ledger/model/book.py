@@ -32,6 +32,7 @@ MAX_LIMITS = 32
 MAX_AMOUNT = 10**18
 MAX_FUNDED = 4 * 10**18
 MAX_SPENT = 4 * 10**18
+MAX_COUNTED = 2**63 - 1
 
 _LAST = datetime.max.replace(tzinfo=UTC)
 
@@ -78,6 +79,10 @@ class Limit:
     def limit_id(self) -> str:
         """`{scope}:{subject}:{unit}:{window}`."""
         return f"{self.scope}:{self.subject}:{self.unit}:{self.window}"
+
+    def use(self, amount: int) -> None:
+        """Count more, up to the end of its 64 bits: refunds give back money and not room, so it may come there."""
+        self.used = min(self.used + amount, MAX_COUNTED)
 
     @property
     def room(self) -> int:

@@ -10,6 +10,8 @@ from services.ledger.model.operations import LimitWarning, Usage, UsageRow
 from services.ledger.model.rows import Changes, GrantRow, Loaded, PastRequest, transaction_id, usage_id
 from services.ledger.model.windows import cycle_containing
 
+MAX_WARNINGS = 8
+
 
 class Moves:
     """The moves on what was loaded, at one moment; what they change is collected in `changes`."""
@@ -46,6 +48,7 @@ class Moves:
             _come_to(book, grant.expires_at)
             taken = book.take_expired(grant)
             carried = min(taken, grant.rollover_cap)
+            grant.rollover_cap -= carried  # a hold may have kept some back, which expires later
             uses: GrantUses = ((grant.grant_id, taken),)
             if carried:
                 ends = cycle_containing(book.cycle_anchor, grant.expires_at)[1]
@@ -85,8 +88,10 @@ class Moves:
         return book
 
     def hold(self, account_id: str, hold_id: str) -> Hold:
-        """The hold. Raises HoldNotFound."""
+        """The hold. Raises HoldNotFound, ResultArchived."""
         hold = self.loaded.holds.get((account_id, hold_id))
+        if (account_id, hold_id) in self.loaded.ended:
+            raise ResultArchived(f"hold {hold_id} ended long ago", holdId=hold_id)
         if hold is None:
             raise HoldNotFound(f"the account has no hold {hold_id}", holdId=hold_id)
         return hold
@@ -281,4 +286,5 @@ def warnings_of(limits: list[Limit]) -> tuple[LimitWarning, ...]:
             found.append(LimitWarning("LIMIT_EXCEEDED", limit.copy()))
         elif counted * 100 >= limit.amount * limit.warn_percent:
             found.append(LimitWarning("LIMIT_NEAR", limit.copy()))
-    return tuple(found)
+    # A batch of a thousand operations at an account of many limits is still an answer that clients take.
+    return tuple(sorted(found, key=lambda warning: warning.reason)[:MAX_WARNINGS])

@@ -164,8 +164,13 @@ class _Named:
             self.requests.add((operation.account_id, operation.request_id))
 
 
-async def load(connection: Connection, operations: Sequence[Operation], now: datetime) -> Loaded:
-    """Begin a transaction, lock the accounts of these operations, and read what they need."""
+async def load(
+    connection: Connection, operations: Sequence[Operation], now: datetime, *, lock_milliseconds: int | None = None
+) -> Loaded:
+    """Begin a transaction, lock the accounts of these operations, and read what they need.
+
+    `lock_milliseconds`: wait no longer for each lock, where the session's own timeout is too long.
+    """
     accounts = sorted({operation.account_id for operation in operations})
     named = _Named()
     for operation in operations:
@@ -173,6 +178,8 @@ async def load(connection: Connection, operations: Sequence[Operation], now: dat
     loaded = Loaded()
     async with connection.pipeline():
         await connection.execute("BEGIN")
+        if lock_milliseconds is not None:
+            await connection.execute(f"SET LOCAL lock_timeout = {lock_milliseconds:d}")
         locked = await connection.execute(_LOCK_ACCOUNTS, (texts(accounts),), prepare=True)
         held = await _read(connection, _READ_HOLDS, named.holds | named.created, again=True)
         limited = await _read_subjects(connection, named)
@@ -245,9 +252,11 @@ async def _load_written(connection: Connection, loaded: Loaded, named: _Named) -
 async def _load_counted(connection: Connection, loaded: Loaded, operations: Sequence[Operation]) -> None:
     """Of accounts to be closed or given a limit: their open holds, and what was used since it was counted."""
     closing = {x.account_id for x in operations if isinstance(x, SetStatus) and x.status == "closed"}
+    # A limit that is ended and made again here is new, too.
+    ended = {_limit_key(x) for x in operations if isinstance(x, DeleteLimit)}
     limiting: dict[str, int] = {}
     for operation in operations:
-        if isinstance(operation, SetLimit) and _is_new(loaded, operation):
+        if isinstance(operation, SetLimit) and (_limit_key(operation) in ended or _is_new(loaded, operation)):
             through = operation.counted.through if operation.counted else 0
             limiting[operation.account_id] = min(limiting.get(operation.account_id, through), through)
     if limiting or closing:
@@ -256,6 +265,10 @@ async def _load_counted(connection: Connection, loaded: Loaded, operations: Sequ
             loaded.holds.setdefault((row[0], row[1]), hold_of(row))
     for row in await _rows(await _read(connection, _READ_NEW_USAGE, limiting.items())):
         loaded.usage.setdefault(row[0], []).append(usage_of(row))
+
+
+def _limit_key(operation: SetLimit | DeleteLimit) -> tuple[str, ...]:
+    return operation.account_id, operation.scope, operation.subject, operation.unit, operation.window
 
 
 def _is_new(loaded: Loaded, operation: SetLimit) -> bool:

@@ -83,10 +83,13 @@ _CHECKPOINTS = """
 """
 _ARCHIVED_USE = """
     INSERT INTO archived_use AS a (account_id, key_id, workspace, billed, tokens, requests)
-    SELECT account_id, key_id, workspace, sum(billed)::bigint, sum(tokens)::bigint, sum(requests)::bigint
+    SELECT account_id, key_id, workspace, least(sum(billed), 9e18)::bigint, least(sum(tokens), 9e18)::bigint,
+        least(sum(requests), 9e18)::bigint
     FROM {usage} GROUP BY account_id, key_id, workspace
-    ON CONFLICT (account_id, key_id, workspace) DO UPDATE SET billed = a.billed + excluded.billed,
-        tokens = a.tokens + excluded.tokens, requests = a.requests + excluded.requests
+    ON CONFLICT (account_id, key_id, workspace) DO UPDATE SET
+        billed = least(a.billed::numeric + excluded.billed, 9e18)::bigint,
+        tokens = least(a.tokens::numeric + excluded.tokens, 9e18)::bigint,
+        requests = least(a.requests::numeric + excluded.requests, 9e18)::bigint
 """
 
 

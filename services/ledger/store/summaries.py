@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Select, func, literal_column
 
 from services.ledger import tables
+from services.ledger.model.book import MAX_COUNTED
 from services.ledger.model.operations import SetLimit
 
 MAX_SUMMARIES = 10_000
@@ -41,8 +42,8 @@ class SummaryFilter:
 
 
 def summed(column: Any) -> sa.ColumnElement[int]:
-    """A sum of 64-bit integers is a numeric in Postgres; nothing here comes near the end of 64 bits."""
-    return func.coalesce(func.sum(column), 0).cast(sa.BigInteger)
+    """A sum of 64-bit integers, a numeric in Postgres; no more than 64 bits hold, whatever callers reported."""
+    return func.least(func.coalesce(func.sum(column), 0), MAX_COUNTED).cast(sa.BigInteger)
 
 
 _SUMS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,16 +83,21 @@ FEED_SLOTS = 64
 
 # Of the advisory locks by which writers share out the slots. The number has no meaning.
 _SLOT_LOCKS = 736_512_640
-_TAKE_SLOT = "SELECT slot FROM generate_series(0, %s) AS slot WHERE pg_try_advisory_lock(%s, slot) LIMIT 1"
+_TAKE_SLOT = "SELECT slot FROM feed_slots WHERE pg_try_advisory_lock(%s, slot) LIMIT 1"
+_ANY_SLOT = "SELECT slot FROM feed_slots ORDER BY random() LIMIT 1"
 
 
 async def take_slot(connection: Connection) -> int:
     """A slot of the usage feed that no other writer has, for as long as the connection lasts; any where all are taken.
 
-    Writers that share one wait for each other's commits, no more.
+    Writers that share one wait for each other's commits, no more. Raises LookupError where there is none: a batch
+    would leave its usage records out.
     """
-    row = await (await connection.execute(_TAKE_SLOT, (FEED_SLOTS - 1, _SLOT_LOCKS))).fetchone()
-    return int(row[0]) if row else secrets.randbelow(FEED_SLOTS)
+    row = await (await connection.execute(_TAKE_SLOT, (_SLOT_LOCKS,))).fetchone()
+    row = row or await (await connection.execute(_ANY_SLOT)).fetchone()
+    if row is None:
+        raise LookupError("feed_slots is empty: restore it")
+    return int(row[0])
 
 
 async def write(connection: Connection, changes: Changes, slot: int) -> None:

@@ -222,3 +222,23 @@ async def test_month_that_began_without_its_partition_does_not_stop_the_start(le
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         assert await create_months(connection, datetime.now(UTC)) == []
         assert len(await create_months(connection, datetime.now(UTC) + timedelta(days=80))) > 0
+
+
+async def test_locked_account_keeps_no_other_waiting_for_long(ledger_settings):
+    commits = GroupCommit(ledger_settings.model_copy(update={"statement_timeout_seconds": 30}))
+    commits.start()
+    await commits.submit([[opened(name)] for name in ("locked", "a", "b", "c")])
+    with psycopg.connect(ledger_settings.database_url) as connection:
+        connection.execute("SELECT 1 FROM accounts WHERE account_id = 'locked' FOR UPDATE")
+        waiting = asyncio.create_task(commits.submit([[credit(1, "c", "locked")]]))
+        await asyncio.sleep(0)  # its batch begins
+        others = [commits.submit([[credit(1, "c", name)]]) for name in ("a", "b", "c")]
+        async with asyncio.timeout(10):
+            await asyncio.gather(*others)
+        assert not waiting.done()
+    await waiting
+    await commits.stop()
+
+
+async def test_call_that_asks_for_nothing_is_answered(commits):
+    assert await commits.submit([]) == []

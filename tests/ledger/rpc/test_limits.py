@@ -3,6 +3,7 @@
 import asyncio
 
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
+from tollkeeper.ledger.v1 import resources_pb2 as resources
 
 from tests.ledger.support.ledger_client import refused
 
@@ -84,3 +85,27 @@ async def test_limit_kept_when_changed_and_gone_when_deleted(ledger):
     await ledger.hold(1, "h2")
     await ledger.settle(80, "h1")  # a share of a limit that is gone goes nowhere
     assert await ledger.limits() == {}
+
+
+async def test_limit_ended_and_made_again_in_one_batch_forgets_nothing(ledger):
+    await ledger.open(credit=1_000)
+    limit = pb.SetLimitRequest(account_id="acme", window="day", amount=100)
+    await ledger.SetLimit(limit)
+    await ledger.hold(50, "h0")
+    await ledger.settle(40, "h0")
+    await ledger.hold(50, "h1")
+    ended = pb.DeleteLimitRequest(account_id="acme", limit_id="account::nanos:day")
+    await ledger.apply(("delete_limit", ended), ("set_limit", limit))
+    made = (await ledger.limits())["account::nanos:day"]
+    assert (made.used, made.held) == (40, 50)
+    assert (await refused(ledger.hold(11, "h2"))).reason == "LIMIT_EXCEEDED"
+
+
+async def test_sums_end_where_numbers_do(ledger):
+    await ledger.open(credit=1_000)
+    report = resources.UsageReport(provider="openai", cost_nanos=10**18)
+    for number in range(10):
+        await ledger.hold(0, f"h{number}")
+        await ledger.settle(0, f"h{number}", usage=report)
+    (summary,) = (await ledger.SummarizeUsage(pb.SummarizeUsageRequest(account_id="acme"))).summaries
+    assert (summary.requests, summary.cost_nanos) == (10, 2**63 - 1)

@@ -123,6 +123,7 @@ class ShadowAccount:
             grant = [coin for coin in self.free if coin[2] == first[2]]
             self.free = [coin for coin in self.free if coin[2] != first[2]]
             carried = min(len(grant), self.caps.get(first[2], 0))
+            self.caps[first[2]] = self.caps.get(first[2], 0) - carried
             self.ran_out[first[2]] = self.ran_out.get(first[2], 0) + len(grant) - carried
             self.expired += len(grant) - carried
             self.place += 1
@@ -178,8 +179,9 @@ class ShadowAccount:
         if nanos > 0 and self.available + self.overdraft < nanos:
             return "INSUFFICIENT_CREDIT"
         for made in self.limits.values():
-            applies = made.mode == "hard" and made.subject in {"", key_id} and self.same_window(made.window, made_at)
-            room = max(made.amount - sum(self.use(made)), 0)
+            applies = made.mode == "hard" and made.subject in {"", key_id}
+            counts = self.same_window(made.window, made_at)  # what is counted in no window is not to be had at all
+            room = max(made.amount - sum(self.use(made)), 0) if counts else 0
             if applies and {"nanos": nanos, "tokens": tokens, "requests": requests}[made.unit] > room:
                 return "LIMIT_EXCEEDED"
         return ""

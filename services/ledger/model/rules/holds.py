@@ -13,7 +13,7 @@ from services.ledger.errors import (
     IdempotencyConflict,
     ResultArchived,
 )
-from services.ledger.model.book import MAX_AMOUNT, MAX_SPENT, Book, Hold, admit, lapses_at
+from services.ledger.model.book import MAX_AMOUNT, MAX_SPENT, Book, Hold, admit, lapses_at, limit_exceeded
 from services.ledger.model.moves import Moves, warnings_of
 from services.ledger.model.operations import (
     NOT_REPORTED,
@@ -105,7 +105,13 @@ def extend_hold(moves: Moves, operation: ExtendHold) -> Result:
         raise _not_billable(hold, "additional_nanos")
     if hold.amount + operation.amount > MAX_AMOUNT:
         raise AccountFull(f"a hold cannot be larger than {MAX_AMOUNT} nanos", holdId=hold.hold_id)
-    limits = [x for x in moves.applying(book, hold.key_id, hold.workspace) if x.counts(hold)]
+    applying = moves.applying(book, hold.key_id, hold.workspace)
+    limits = [limit for limit in applying if limit.counts(hold)]
+    more = {"nanos": operation.amount, "tokens": operation.tokens, "requests": 0}
+    for limit in applying:
+        # It would be counted in no window: not in the hold's, which is over, nor in this one.
+        if limit.mode == "hard" and not limit.counts(hold) and more[limit.unit]:
+            raise limit_exceeded(limit, more[limit.unit], book.touched_at)
     admit(
         book,
         limits,
@@ -160,7 +166,7 @@ def _settled(moves: Moves, book: Book, hold: Hold, operation: SettleHold) -> Hol
     for limit in limits:
         if limit.counts(hold):
             limit.held -= 0 if was_expired else hold.asked(limit.unit)
-            limit.used += counted[limit.unit]
+            limit.use(counted[limit.unit])
     moves.count(limits, book)
     freed = 0 if was_expired else hold.amount
     uses = book.spend_free(amount) if was_expired else book.spend_hold(hold, amount)

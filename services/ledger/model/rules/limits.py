@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.ledger.errors import AccountFull
-from services.ledger.model.book import MAX_LIMITS, Book, Limit
+from services.ledger.model.book import MAX_COUNTED, MAX_LIMITS, Book, Limit
 from services.ledger.model.moves import Moves
 from services.ledger.model.operations import DeleteLimit, Done, LimitState, Result, SetLimit
 from services.ledger.model.windows import window_containing
@@ -80,11 +80,14 @@ def _made(moves: Moves, book: Book, operation: SetLimit) -> Limit:
         warn_percent=operation.warn_percent,
         window_start=start,
         window_end=end,
-        used=(known.used if known is not None and known.since == start else 0)
-        + sum(
-            record.counted(operation.unit)
-            for record in records
-            if record.counted_at >= start and _concerns(operation, record.key_id, record.workspace)
+        used=min(
+            (known.used if known is not None and known.since == start else 0)
+            + sum(
+                record.counted(operation.unit)
+                for record in records
+                if record.counted_at >= start and _concerns(operation, record.key_id, record.workspace)
+            ),
+            MAX_COUNTED,
         ),
         held=sum(
             hold.asked(operation.unit)

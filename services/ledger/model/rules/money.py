@@ -58,6 +58,12 @@ def _given(moves: Moves, book: Book, operation: Credit) -> Posted:
     return Posted(entry)
 
 
+def check_room_below(book: Book, taken: int) -> None:
+    """Raise AccountFull where taking so much would bring the account nearer to the end of 64 bits than it may come."""
+    if book.available - taken < -MAX_FUNDED:
+        raise AccountFull(f"the account cannot go below {-MAX_FUNDED} nanos like this", available=book.available)
+
+
 def adjust(moves: Moves, operation: Adjust) -> Result:
     """Correct the balance: up as credit is given, down from free credit and then by overdrawing. Raises AccountFull."""
     past = moves.replayed(operation.account_id, operation.request_id, operation.body_hash)
@@ -78,8 +84,7 @@ def adjust(moves: Moves, operation: Adjust) -> Result:
         )
         return Result(_given(moves, book, given))
     taken = -operation.amount
-    if book.funded - taken < -MAX_FUNDED:
-        raise AccountFull(f"no more than {MAX_FUNDED} nanos can be taken in all", funded=book.funded)
+    check_room_below(book, taken)
     entry = moves.post(
         book,
         CREDIT_TYPES["adjustment"],
@@ -114,7 +119,7 @@ def debit(moves: Moves, operation: Debit) -> Result:
     )
     asked = {"nanos": operation.amount, "tokens": operation.tokens, "requests": operation.requests}
     for limit in limits:
-        limit.used += asked[limit.unit]
+        limit.use(asked[limit.unit])
     moves.count(limits, book)
     usage = operation.usage or NOT_REPORTED
     # Written also for nothing spent, so that the key has its entry.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from services.ledger.errors import AccountFull, NotRefundable, RefundExceedsOriginal, TransactionNotFound
-from services.ledger.model.book import MAX_FUNDED, Book, Entry, Grant, GrantUses
+from services.ledger.errors import NotRefundable, RefundExceedsOriginal, TransactionNotFound
+from services.ledger.model.book import Book, Entry, Grant, GrantUses
 from services.ledger.model.moves import Moves
 from services.ledger.model.operations import Posted, Result, Undo
 from services.ledger.model.rows import transaction_id
-from services.ledger.model.rules.money import DEFAULT_PRIORITY
+from services.ledger.model.rules.money import DEFAULT_PRIORITY, check_room_below
 
 
 def undo(moves: Moves, operation: Undo) -> Result:
@@ -134,8 +134,7 @@ def _return(moves: Moves, book: Book, grant_id: str, amount: int) -> None:
 
 
 def _reversed(moves: Moves, book: Book, operation: Undo, original: Entry, *, amount: int, undone: int) -> Entry:  # noqa: ARG001 (as _refunded)
-    if book.funded - amount < -MAX_FUNDED:
-        raise AccountFull(f"no more than {MAX_FUNDED} nanos can be taken in all", funded=book.funded)
+    check_room_below(book, amount)
     grant_id = original.grant_uses[0][0]
     own = book.take_from(grant_id, amount)
     expired = moves.take_back_expired(book, grant_id, amount - own)
