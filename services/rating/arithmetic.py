@@ -7,8 +7,8 @@ nano. The billed amount is that same exact sum times the plan's multiplier, roun
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from operator import attrgetter
+from typing import NamedTuple
 
 from services.rating.card import (
     INPUT_TOKEN_COMPONENTS,
@@ -38,8 +38,7 @@ _PARTS_OF_INPUT = attrgetter(*INPUT_PARTS)
 _OTHERS = attrgetter(*OUTPUT_PARTS, "images", "characters", "milliseconds", "requests")
 
 
-@dataclass(frozen=True, slots=True)
-class CostPart:
+class CostPart(NamedTuple):
     """One part of a cost. `cost_nanos` is rounded for itself, for display; the total is rounded from the exact sum.
 
     `quantity` is in the component's unit, but in milliseconds for `second`.
@@ -51,8 +50,7 @@ class CostPart:
     cost_nanos: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """What a call costs: the provider's price, what the customer is billed, and what it is made of, all in nanos.
 
     Fees per request, characters and seconds of audio count as input, images made as output. `input_cost_nanos` and

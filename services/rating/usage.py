@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from operator import attrgetter
+from typing import NamedTuple
 
 from services.rating.errors import InvalidUsage
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Counts of one call. What is part of a whole is counted inside it.
 
     `input_tokens` includes what was read from or written to caches and audio and image input; `output_tokens` includes
@@ -41,8 +40,7 @@ INPUT_PARTS = (
     "image_input_tokens",
 )
 OUTPUT_PARTS = ("reasoning_tokens", "audio_output_tokens", "image_output_tokens")
-USAGE_FIELDS = tuple(field.name for field in fields(Usage))
-_COUNTS = attrgetter(*USAGE_FIELDS)
+USAGE_FIELDS = Usage._fields
 _INPUT_COUNTS = attrgetter(*INPUT_PARTS)
 _OUTPUT_COUNTS = attrgetter(*OUTPUT_PARTS)
 
@@ -52,7 +50,7 @@ def plain_tokens(usage: Usage) -> tuple[int, int]:
 
     Raises InvalidUsage for a negative count, and where the parts are more than the whole.
     """
-    if min(_COUNTS(usage)) < 0:
+    if min(usage) < 0:
         raise InvalidUsage(next(name for name in USAGE_FIELDS if getattr(usage, name) < 0), "must not be negative")
     plain_input = usage.input_tokens - sum(_INPUT_COUNTS(usage))
     plain_output = usage.output_tokens - sum(_OUTPUT_COUNTS(usage))

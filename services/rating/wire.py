@@ -75,7 +75,7 @@ def usage_from_proto(usage: resources_pb2.Usage) -> Usage:
 
 def usage_to_proto(usage: Usage) -> resources_pb2.Usage:
     """The message of a call's counts."""
-    return resources_pb2.Usage(**{name: getattr(usage, name) for name in USAGE_FIELDS})
+    return resources_pb2.Usage(**usage._asdict())
 
 
 def cost_from_proto(cost: resources_pb2.Cost) -> Cost:
