@@ -23,7 +23,7 @@ from services.kit.errors import RemoteError, ServiceError, catalogue
 UNBUILT_PARTS = (
     "Model calls: the `Idempotency-Key` header, fallback lists, retries beyond a failed connection.",
     "Model calls: several credentials for a provider, rate limit headers, a tokenizer where usage is missing.",
-    "Keys: revocation reaches other replicas by the cache's lifetime (0.9 s), not by an invalidation.",
+    "Keys: usage records name a rotated key by the first of its line, which limits count; not by the one that called.",
     "Row-level security: in the ledger; the other services narrow reads to the caller's account in code alone.",
     "ReverseTransaction: what rolled over of the credit and expired later is owed (docs/decisions/008).",
     "ImportPrices: rates without a component here (cached audio, pages, pixels, search fees) are listed, not priced.",

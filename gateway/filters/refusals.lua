@@ -14,6 +14,7 @@ local PUBLIC_HEADERS = {
   ["x-tollkeeper-cost-credits"] = true,
   ["x-tollkeeper-credits-remaining"] = true,
   ["x-tollkeeper-request-id"] = true,
+  ["x-tollkeeper-fallback"] = true,
 }
 
 local CODE_NAMES = {

@@ -127,6 +127,7 @@ class ServiceError(Exception):
         self.violations = tuple(violations)
         self.retry_after_seconds = retry_after_seconds
         self.metadata: dict[str, str] = {key: str(value) for key, value in metadata.items()}
+        self.headers: tuple[tuple[str, str], ...] = ()  # sent with it as plain trailing metadata; small ones, a few
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -295,6 +296,7 @@ def wire_form(error: ServiceError) -> tuple[grpc.StatusCode, str, _Metadata]:
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         # HTTP's Retry-After is whole seconds; rounding down would invite a retry that is refused again.
         trailing.append((RETRY_AFTER_KEY, str(max(1, math.ceil(error.retry_after_seconds)))))
+    trailing += error.headers
     status = status_pb2.Status(code=error.code.value[0], message=message)
     for detail in details:
         status.details.add().Pack(detail, deterministic=True)

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.pricing.v1 import plan_service_pb2, pricing_service_pb2, resources_pb2
 
+from services.kit import replays
 from services.kit.identity import current_identity
 from services.kit.validation import Violations
 from services.pricing.costing import Estimate
@@ -23,7 +24,6 @@ from services.pricing.repricing import Repricing
 from services.pricing.writing import Asked
 from services.rating.wire import card_to_proto, rate_to_proto
 
-REPLAYED_KEY = "idempotency-replayed"
 MAX_REASON_CHARS = 500
 
 _PLAN_FIELDS = tuple(field.name for field in fields(Plan) if field.name not in {"metrics", "created_at"})
@@ -63,7 +63,7 @@ def asked(operation: str, request: Any) -> Asked:
 def tell_replayed(context: grpc.ServicerContext, *, replayed: bool) -> None:
     """Say in the answer's metadata that it is the first answer to a repeated request, where it is."""
     if replayed:
-        context.set_trailing_metadata(((REPLAYED_KEY, "true"),))
+        replays.tell_replayed(context)
 
 
 def override_to_proto(override: Override) -> resources_pb2.PriceOverride:

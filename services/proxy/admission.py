@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from services import rating
-from services.proxy.calls.chat import ChatRequest
 from services.proxy.catalogue import Catalogue
 from services.proxy.entitlements.model import Entitlement
 from services.proxy.errors import (
@@ -27,17 +26,17 @@ from services.proxy.errors import (
     ProviderNotAllowed,
     RequestTooLargeForPlan,
 )
+from services.proxy.formats.request import Request
 from services.proxy.keys.model import Key
-
-PREFERRED_PROVIDER = "openai"  # whose wire format it is
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """An admitted call: its price, and what is to be held for it.
 
-    `cap` is the output cap that is wanted, for each of `choices` answers. `amount_nanos` and `tokens` are the most that
-    the call can cost and use; the minima are those of the same call with one token for each answer.
+    `cap` is the output cap that is wanted, for each of `choices` answers; 0 where there are none to cap (embeddings).
+    `amount_nanos` and `tokens` are the most that the call can cost and use; the minima are those of the same call with
+    one token for each answer.
     """
 
     card: rating.PriceCard
@@ -55,6 +54,8 @@ class Admitted:
 
     def cap_within(self, amount_nanos: int, tokens: int) -> int:
         """The output cap, for each answer, that a hold of so much pays for: at most the one wanted, at least 1."""
+        if self.choices == 0:
+            return 0
         cap = min(self.cap, (tokens - self.input_bound) // self.choices)
         if self.billable and amount_nanos < self.amount_nanos:
             affordable = rating.affordable_output_tokens(
@@ -68,6 +69,23 @@ class Admitted:
             cap = min(cap, affordable // self.choices)
         assert cap >= 1, "the ledger held less than the minimum"
         return cap
+
+    def cost_of_more(self, output_tokens: int) -> int:
+        """The most that so many output tokens more can cost, in nanos; 0 where the call is not paid for."""
+        if not self.billable:
+            return 0
+        most, less = (
+            rating.upper_bound(
+                self.card,
+                self.input_bound,
+                output,
+                service_tier=self.service_tier,
+                multiplier_millionths=self.multiplier_millionths,
+                components=self.components,
+            ).billed_nanos
+            for output in (self.cap * self.choices + output_tokens, self.cap * self.choices)
+        )
+        return most - less
 
 
 def may_call(key: Key, entitlement: Entitlement, model: str) -> bool:
@@ -83,13 +101,14 @@ def choose_card(
     now: datetime,
     *,
     provider: str = "",
-    configured: Collection[str] = (),
+    owner: str = "",
+    askable: Collection[str] = (),
 ) -> rating.PriceCard:
     """The price of the model for the account, and with it whose model it is: `provider`'s where one is named.
 
-    Else the provider whose wire format it is, where the plan has it; else the only one that has the model; of several,
-    the only one that is configured. Raises AccountSuspended, ModelNotAllowed, ProviderNotAllowed, ModelNotPriced,
-    ModelAmbiguous.
+    Else the `owner` of the wire format, where the plan has it; else the only one that has the model; of several,
+    the only one that can be asked in this form (`askable`). Raises AccountSuspended, ModelNotAllowed,
+    ProviderNotAllowed, ModelNotPriced, ModelAmbiguous.
     """
     if not entitlement.active:
         raise AccountSuspended("the account is suspended", account_id=entitlement.account_id)
@@ -107,25 +126,25 @@ def choose_card(
         raise ProviderNotAllowed(
             f"the plan does not include {having[0]}", provider=having[0], model=model, plan=entitlement.plan_id
         )
-    chosen = _chosen(allowed, model, configured)
+    chosen = _chosen(allowed, model, owner, askable)
     card = catalogue.card(entitlement.account_id, chosen, model, now)
     if card is None:
         raise ModelNotPriced(f"{model} has no price", model=model)
     return card
 
 
-def _chosen(allowed: list[str], model: str, configured: Collection[str]) -> str:
-    if PREFERRED_PROVIDER in allowed:
-        return PREFERRED_PROVIDER
+def _chosen(allowed: list[str], model: str, owner: str, askable: Collection[str]) -> str:
+    if owner in allowed:
+        return owner
     if len(allowed) > 1:
-        allowed = [name for name in allowed if name in configured] or allowed
+        allowed = [name for name in allowed if name in askable] or allowed
     if len(allowed) > 1:
         raise ModelAmbiguous(f"several providers have {model}", model=model, providers=", ".join(allowed))
     return allowed[0]
 
 
 def admit(
-    key: Key, entitlement: Entitlement, card: rating.PriceCard, request: ChatRequest, *, default_cap: int
+    key: Key, entitlement: Entitlement, card: rating.PriceCard, request: Request, *, default_cap: int
 ) -> Admitted:
     """What to hold for a call at this price. Raises RequestTooLargeForPlan; ModelNotPriced where a part has no rate."""
     cap = _cap(entitlement, card, request, default_cap)
@@ -140,7 +159,7 @@ def admit(
                 multiplier_millionths=entitlement.multiplier_millionths,
                 components=request.components,
             ).billed_nanos
-            for each in (cap, 1)
+            for each in (cap, min(cap, 1))
         )
     except rating.ComponentNotPriced as error:
         raise ModelNotPriced(str(error), model=card.model, component=error.component) from error
@@ -162,16 +181,23 @@ def admit(
     )
 
 
-def _cap(entitlement: Entitlement, card: rating.PriceCard, request: ChatRequest, default_cap: int) -> int:
+def _cap(entitlement: Entitlement, card: rating.PriceCard, request: Request, default_cap: int) -> int:
     most = entitlement.max_tokens_per_request
+    if request.choices == 0:
+        if most and request.input_guess > most:
+            raise _too_large(request.input_guess, most)
+        return 0
     room = (most - request.input_guess) // request.choices if most else 0
     if most and (room < 1 or (request.cap is not None and request.cap > room)):
-        asked = request.input_guess + (request.cap or 1) * request.choices
-        raise RequestTooLargeForPlan(
-            f"the request is of about {asked} tokens, input and output cap together; the plan allows {most}",
-            tokens=asked,
-            max_tokens_per_request=most,
-        )
+        raise _too_large(request.input_guess + (request.cap or 1) * request.choices, most)
     if request.cap is not None:
         return request.cap
     return min([limit for limit in (room, card.max_output_tokens) if limit > 0] or [default_cap])
+
+
+def _too_large(asked: int, most: int) -> RequestTooLargeForPlan:
+    return RequestTooLargeForPlan(
+        f"the request is of about {asked} tokens, input and output cap together; the plan allows {most}",
+        tokens=asked,
+        max_tokens_per_request=most,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 
 import redis.asyncio
@@ -19,6 +20,7 @@ from services.kit.channels import aio_channel
 from services.kit.db import async_engine
 from services.kit.identity import KeyFileError, Role, TokenAuthenticator, TokenSigner, TokenVerifier
 from services.kit.serving import AioServer
+from services.proxy.answers import Answers, AnswerStore
 from services.proxy.authorization import CHECK, AuthorizationServicer, IdentityTokens
 from services.proxy.calls.life import Parts
 from services.proxy.calls.running import Calls
@@ -26,6 +28,8 @@ from services.proxy.catalogue import CatalogueWatch
 from services.proxy.entitlements.service import Entitlements
 from services.proxy.entitlements.servicer import EntitlementServicer
 from services.proxy.entitlements.store import EntitlementStore
+from services.proxy.generate.servicer import GenerateServicer
+from services.proxy.invalidation import Announcer, Listener
 from services.proxy.keys.credentials import KeyAuthenticator, KnownKeys
 from services.proxy.keys.service import Keys
 from services.proxy.keys.servicer import KeyServicer
@@ -44,6 +48,8 @@ _REDIS_SECONDS = 0.25
 async def serve(settings: ProxySettings) -> AioServer:
     """The proxy's server, all its parts made. Raises KeyFileError where there is no signing key."""
     server = AioServer(settings)
+    signing_key = _signing_key(settings)
+    own_secret = _own_secret(signing_key)
     engine = async_engine(settings)
     ledger_channel = aio_channel(settings.ledger_addr, settings)
     pricing_channel = aio_channel(settings.pricing_addr, settings)
@@ -51,8 +57,10 @@ async def serve(settings: ProxySettings) -> AioServer:
 
     cache = {"lifetime_seconds": settings.cache_seconds, "max_entries": settings.cache_entries}
     key_store = KeyStore(engine)
+    announcer = Announcer(client)
     known = KnownKeys(key_store, **cache)  # type: ignore[arg-type]
-    entitlements = Entitlements(EntitlementStore(engine), **cache)  # type: ignore[arg-type]
+    entitlements = Entitlements(EntitlementStore(engine), announcer, **cache)  # type: ignore[arg-type]
+    listener = Listener(client, known, entitlements)
     ledger = Ledger(
         ledger_service_pb2_grpc.LedgerServiceStub(ledger_channel),
         timeout_seconds=settings.ledger_timeout_seconds,
@@ -63,28 +71,36 @@ async def serve(settings: ProxySettings) -> AioServer:
     settlements = Settlements(ledger, OutboxStore(engine), interval_seconds=settings.outbox_interval_seconds)
     catalogue = CatalogueWatch(pricing_service_pb2_grpc.PricingServiceStub(pricing_channel))
     upstreams = Upstreams(settings)
-    calls = Calls(Parts(settings, entitlements, catalogue, RateLimits(client), ledger, settlements, upstreams))
+    answers = Answers(
+        AnswerStore(engine, lease_seconds=settings.answers_lease_seconds, ttl_seconds=settings.answers_ttl_seconds),
+        lease_seconds=settings.answers_lease_seconds,
+        sweep_seconds=settings.answers_sweep_seconds,
+        max_bytes=settings.answers_max_bytes,
+    )
+    rates = RateLimits(client)
+    calls = Calls(Parts(settings, entitlements, catalogue, rates, ledger, settlements, upstreams, answers))
 
+    identity_tokens = IdentityTokens(TokenSigner(signing_key), ttl_seconds=settings.identity_ttl_seconds)
     tokens = TokenAuthenticator(TokenVerifier(file=settings.identity_jwks_file))
     server.register(
         wire_service_pb2_grpc.add_WireServiceServicer_to_server,
-        WireServicer(calls),
+        WireServicer(calls, own_secret=own_secret),
         authenticator=KeyAuthenticator(known, tokens, by_token=frozenset({PROVIDER_CHAT})),
     )
     server.register(
         key_service_pb2_grpc.add_KeyServiceServicer_to_server,
-        KeyServicer(Keys(key_store, known, entitlements, ledger)),
+        KeyServicer(Keys(key_store, known, entitlements, ledger, announcer)),
     )
     server.register(
         entitlement_service_pb2_grpc.add_EntitlementServiceServicer_to_server, EntitlementServicer(entitlements)
     )
     server.register(
         generate_service_pb2_grpc.add_GenerateServiceServicer_to_server,
-        generate_service_pb2_grpc.GenerateServiceServicer(),
+        GenerateServicer(calls, known, own_secret=own_secret),
     )
     server.register(
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server,
-        AuthorizationServicer(known, IdentityTokens(_signer(settings), ttl_seconds=settings.identity_ttl_seconds)),
+        AuthorizationServicer(known, identity_tokens),
         access_overrides={CHECK: Role.PUBLIC},
     )
 
@@ -94,7 +110,7 @@ async def serve(settings: ProxySettings) -> AioServer:
     async def stop_settlements() -> None:
         await settlements.stop(settings.ledger_timeout_seconds)
 
-    for start in (catalogue.start, settlements.start, start_calls):
+    for start in (listener.start, catalogue.start, settlements.start, answers.start, start_calls):
         server.on_start(start)
     # Last added first: calls end, then settlements reach the ledger, then what both need is closed.
     server.on_stop(engine.dispose)
@@ -102,20 +118,28 @@ async def serve(settings: ProxySettings) -> AioServer:
         server.on_stop(client.aclose)
     for stop in (ledger_channel.close, pricing_channel.close, upstreams.close):
         server.on_stop(stop)
+    server.on_stop(listener.stop)
     server.on_stop(catalogue.stop)
     server.on_stop(stop_settlements)
+    server.on_stop(answers.stop)
     server.on_stop(calls.stop)
     return server
 
 
-def _signer(settings: ProxySettings) -> TokenSigner:
+def _signing_key(settings: ProxySettings) -> bytes:
+    """The private key (PEM) that signs identity tokens."""
     path: Path | None = settings.identity_signing_key_file
     if path is None:
         raise KeyFileError("no key to sign identity tokens with: set TOLLKEEPER_PROXY_IDENTITY_SIGNING_KEY_FILE")
     try:
-        return TokenSigner(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise KeyFileError(f"{path}: {error.strerror}") from error
+
+
+def _own_secret(signing_key: bytes) -> str:
+    """What seals the kept answers of callers without an API key: the same on every replica, and in no database."""
+    return hmac.new(signing_key, b"tollkeeper kept answers", "sha256").hexdigest()
 
 
 def _redis(settings: ProxySettings) -> redis.asyncio.Redis | None:

@@ -6,6 +6,7 @@ The answer to a known key is a short-lived identity token in `x-tollkeeper-ident
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -35,12 +36,13 @@ class IdentityTokens:
     def __init__(self, signer: TokenSigner, *, ttl_seconds: int) -> None:
         self._signer = signer
         self._ttl_seconds = ttl_seconds
-        self._signed: dict[str, tuple[str, float]] = {}
+        self._signed: dict[str, tuple[str, float, datetime | None]] = {}
 
     def of(self, key: Key) -> str:
         """A token that says who holds the key; it never outlives the key's own expiry."""
         found = self._signed.get(key.key_id)
-        if found is not None and time.monotonic() < found[1]:
+        # A key's end may come nearer, by rotation.
+        if found is not None and time.monotonic() < found[1] and found[2] == key.expires_at:
             return found[0]
         ttl = float(self._ttl_seconds)
         if key.expires_at is not None:
@@ -49,7 +51,7 @@ class IdentityTokens:
         self._signed.pop(key.key_id, None)
         while len(self._signed) >= _MAX_TOKENS:
             del self._signed[next(iter(self._signed))]
-        self._signed[key.key_id] = (token, time.monotonic() + ttl * _FRESH_SHARE)
+        self._signed[key.key_id] = (token, time.monotonic() + ttl * _FRESH_SHARE, key.expires_at)
         return token
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 
 import orjson
 
 from services.kit.db import async_engine
 from services.proxy.clock import utc_now
-from services.proxy.keys.model import ADMIN, Key, new_secret, sha256
+from services.proxy.keys.model import ADMIN, Key, new_key_id, new_secret, sha256
 from services.proxy.keys.store import KeyStore
 from services.proxy.settings import ProxySettings
 
@@ -21,7 +20,7 @@ async def bootstrap_admin_key(settings: ProxySettings) -> int:
     engine = async_engine(settings)
     secret = new_secret(_PREFIX)
     key = Key(
-        key_id=f"key-{secrets.token_hex(12)}",
+        key_id=new_key_id(),
         account_id="",
         name="Bootstrap",
         key_type=ADMIN,

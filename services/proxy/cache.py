@@ -54,6 +54,12 @@ class LookupCache(Generic[K, V]):
         self._absent.pop(key, None)
         self._loading.pop(key, None)
 
+    def forget_all(self) -> None:
+        """Forget everything, as `forget` does with one."""
+        self._known.clear()
+        self._absent.clear()
+        self._loading.clear()
+
     async def _loaded(self, key: K) -> V | None:
         expires = time.monotonic() + self._lifetime_seconds
         mine = asyncio.current_task()

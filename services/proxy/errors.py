@@ -7,13 +7,20 @@ ProxyError (domain "tollkeeper.proxy")
 ├── ApiKeyExpired              API_KEY_EXPIRED               401
 ├── KeyTypeNotAllowed          KEY_TYPE_NOT_ALLOWED          403  an admin key calling a model
 ├── KeyNotFound                KEY_NOT_FOUND                 404
+├── KeyNotActive               KEY_NOT_ACTIVE                400  it was revoked or has expired
+├── KeyReplaced                KEY_REPLACED                  400  it was rotated before
 ├── AccountNotFound            ACCOUNT_NOT_FOUND             404  no entitlement is known of the account
 ├── IdempotencyConflict        IDEMPOTENCY_CONFLICT          409
+├── IdempotencyInProgress      IDEMPOTENCY_IN_PROGRESS       409  the first call with the key still runs
+├── AnswerNotKept              ANSWER_NOT_KEPT               409  answered and charged; the answer is not there
+├── AnswersUnavailable         ANSWERS_UNAVAILABLE           503  of calls with an idempotency key
 ├── AccountSuspended           ACCOUNT_SUSPENDED             403
 ├── ProviderNotAllowed         PROVIDER_NOT_ALLOWED          403
 ├── ModelNotAllowed            MODEL_NOT_ALLOWED             403
 ├── ModelNotPriced             MODEL_NOT_PRICED              403  never served free
+├── ToolNotPriced              TOOL_NOT_PRICED               403  a provider's tool with a fee of its own
 ├── ModelAmbiguous             MODEL_AMBIGUOUS               400  several providers have a model of that name
+├── FormNotSpoken              FORM_NOT_SPOKEN               400  the model's provider is not called in this form
 ├── ModelNotFound              MODEL_NOT_FOUND               404  of the models' listing
 ├── RequestTooLargeForPlan     REQUEST_TOO_LARGE_FOR_PLAN    400
 ├── RateLimited                RATE_LIMITED                  429
@@ -21,6 +28,7 @@ ProxyError (domain "tollkeeper.proxy")
 ├── CatalogueUnavailable       CATALOGUE_UNAVAILABLE         503  no price is known yet
 ├── ProviderNotConfigured      PROVIDER_NOT_CONFIGURED       501
 ├── ProviderUnavailable        PROVIDER_UNAVAILABLE          503
+├── ProviderRefused            PROVIDER_REFUSED              400  of the typed form: the provider's own refusal
 ├── ProviderTimeout            PROVIDER_TIMEOUT              504
 ├── ProviderCredentialRefused  PROVIDER_CREDENTIAL_REFUSED   503  the provider refuses the operator's key
 └── ClientStalled              CLIENT_STALLED                504  the client stopped reading its answer
@@ -79,6 +87,22 @@ class KeyNotFound(ProxyError):
     advice = "List the keys to find the id; it is not the key itself."
 
 
+class KeyNotActive(ProxyError):
+    """The key was revoked or has expired, so it cannot be rotated."""
+
+    kind = Kind.PRECONDITION
+    reason = "KEY_NOT_ACTIVE"
+    advice = "Make a new key."
+
+
+class KeyReplaced(ProxyError):
+    """The key was rotated before; another one has taken its place."""
+
+    kind = Kind.PRECONDITION
+    reason = "KEY_REPLACED"
+    advice = "Rotate the key named in `replaced_by_key_id`."
+
+
 class AccountNotFound(ProxyError):
     """The proxy was told of no entitlement of this account."""
 
@@ -88,11 +112,35 @@ class AccountNotFound(ProxyError):
 
 
 class IdempotencyConflict(ProxyError):
-    """The request id was used for something else."""
+    """The request id, or idempotency key, was used for something else."""
 
     kind = Kind.CONFLICT
     reason = "IDEMPOTENCY_CONFLICT"
-    advice = "Use a new request id for a new request, and the same body for a repeat."
+    advice = "Use a new request id or idempotency key for a new request, and the same body for a repeat."
+
+
+class IdempotencyInProgress(ProxyError):
+    """The first call with this idempotency key has not ended yet."""
+
+    kind = Kind.ABORTED
+    reason = "IDEMPOTENCY_IN_PROGRESS"
+    advice = "Repeat after retry-after, with the same key and body: you get the first call's answer."
+
+
+class AnswerNotKept(ProxyError):
+    """The call with this idempotency key was answered and charged, and its answer cannot be given again."""
+
+    kind = Kind.CONFLICT
+    reason = "ANSWER_NOT_KEPT"
+    advice = "To make the call again, and pay for it again, use a new idempotency key."
+
+
+class AnswersUnavailable(ProxyError):
+    """The store of answers did not answer, so a call with an idempotency key cannot be made or answered."""
+
+    kind = Kind.UNAVAILABLE
+    reason = "ANSWERS_UNAVAILABLE"
+    advice = "Repeat with the same idempotency key and body: the call is charged once."
 
 
 class AccountSuspended(ProxyError):
@@ -127,12 +175,28 @@ class ModelNotPriced(ProxyError):
     advice = "Check the model's name; ask the operator to publish a price."
 
 
+class ToolNotPriced(ProxyError):
+    """The request uses a tool that the provider runs and bills by itself, and that has no price here."""
+
+    kind = Kind.DENIED
+    reason = "TOOL_NOT_PRICED"
+    advice = "Leave the tool out; tools that your own code runs are served."
+
+
 class ModelAmbiguous(ProxyError):
     """Several providers of the plan have a model of this name."""
 
     kind = Kind.INVALID
     reason = "MODEL_AMBIGUOUS"
     advice = "Name the provider: POST /api/ai/{provider}."
+
+
+class FormNotSpoken(ProxyError):
+    """The model's provider does not speak the wire format of the request."""
+
+    kind = Kind.INVALID
+    reason = "FORM_NOT_SPOKEN"
+    advice = "Call the model in its provider's own form, or by /v1/chat/completions."
 
 
 class ModelNotFound(ProxyError):
@@ -156,7 +220,7 @@ class RateLimited(ProxyError):
 
     kind = Kind.EXHAUSTED
     reason = "RATE_LIMITED"
-    advice = "Wait for as long as retry-after says."
+    advice = "Wait for as long as retry-after says; without it, the call alone is above the limit: make it smaller."
 
 
 class LedgerUnavailable(ProxyError):
@@ -189,6 +253,14 @@ class ProviderUnavailable(ProxyError):
     kind = Kind.UNAVAILABLE
     reason = "PROVIDER_UNAVAILABLE"
     advice = "Retry with backoff. Nothing was charged."
+
+
+class ProviderRefused(ProxyError):
+    """The provider refused what was asked; its words are in the message."""
+
+    kind = Kind.INVALID
+    reason = "PROVIDER_REFUSED"
+    advice = "Change the request as the message says. Nothing was charged."
 
 
 class ProviderTimeout(ProxyError):

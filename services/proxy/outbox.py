@@ -1,20 +1,26 @@
 """Owns settlements that the ledger has not taken yet: kept in the proxy's own Postgres until it does.
 
-A hold is ended once whatever happens here: its id is the idempotency key, so sending it twice books it once.
+A hold is ended once whatever happens here: its id is the idempotency key, so sending it twice books it once. So every
+step may be done again, by this process or another, and a settlement is let go of only when the ledger has answered.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import base64
+import contextlib
+from collections import deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
+from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Gauge
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
 from services.kit.errors import RemoteError
@@ -31,10 +37,17 @@ _CLAIM_SECONDS = 30
 _CLAIM_ROWS = 200
 _MAX_BACKOFF_SECONDS = 60
 _RETRY_SECONDS = 0.5
+_MAX_RETRY_SECONDS = 5.0
+_FORGOTTEN_AT_ONCE = 1000
+_MAX_TO_FORGET = 10_000
+# What the ledger says of an end that it took so long ago that it has only its archive to tell of it.
+_TAKEN_LONG_AGO = "RESULT_ARCHIVED"
 
 _KEPT = Counter("tollkeeper_outbox_kept_total", "Ends of holds that went to the outbox", ["kind"])
 _REFUSED = Counter("tollkeeper_outbox_refused_total", "Ends of holds that the ledger refused for good", ["reason"])
 _WAITING = Gauge("tollkeeper_outbox_waiting", "Ends of holds in the outbox, when it was last looked into")
+_OLDEST = Gauge("tollkeeper_outbox_oldest_seconds", "Age of the oldest of them then, 0 where there is none")
+_IN_MEMORY = Gauge("tollkeeper_outbox_in_memory", "Ends of holds that neither ledger nor outbox has taken yet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,30 @@ class Undelivered:
     hold_id: str
     kind: str
     operation: pb.Operation
-    attempts: int
+
+    @classmethod
+    def of(cls, operation: pb.Operation) -> Undelivered:
+        """An operation that settles or releases a hold."""
+        kind = operation.WhichOneof("kind") or ""
+        assert kind in {SETTLE, RELEASE}, f"{kind or 'nothing'} ends no hold"
+        end = getattr(operation, kind)
+        return cls(end.account_id, end.hold_id, kind, operation)
+
+
+def insertion(operation: pb.Operation, *, due_seconds: float = 0) -> Insert:
+    """The statement that puts an end of a hold into the outbox, where it is not there; due after `due_seconds`."""
+    one = Undelivered.of(operation)
+    return (
+        insert(outbox)
+        .values(
+            account_id=one.account_id,
+            hold_id=one.hold_id,
+            kind=one.kind,
+            operation=operation.SerializeToString(),
+            due_at=sa.func.now() + timedelta(seconds=due_seconds),
+        )
+        .on_conflict_do_nothing()
+    )
 
 
 class OutboxStore:
@@ -54,21 +90,15 @@ class OutboxStore:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def keep(self, account_id: str, hold_id: str, operation: pb.Operation) -> None:
-        """Keep an end of a hold; keeping it again changes nothing."""
-        statement = insert(outbox).values(
-            account_id=account_id,
-            hold_id=hold_id,
-            kind=operation.WhichOneof("kind"),
-            operation=operation.SerializeToString(),
-        )
+    async def keep(self, operation: pb.Operation) -> None:
+        """Keep an end of a hold; keeping it again changes nothing. Inserts by primary key."""
         async with self._engine.begin() as connection:
-            await connection.execute(statement.on_conflict_do_nothing())
+            await connection.execute(insertion(operation))
 
     async def claim(self) -> list[Undelivered]:
         """Take what is due, for 30 seconds, in which no other replica takes it. Locks those rows, skipping locked ones.
 
-        Reads by the index `outbox_due`.
+        Reads by the index `outbox_due`. What cannot be read is set aside for an operator: it holds up nothing else.
         """
         due = (
             sa.select(outbox.c.account_id, outbox.c.hold_id, outbox.c.kind)
@@ -81,52 +111,65 @@ class OutboxStore:
             sa.update(outbox)
             .where(sa.tuple_(outbox.c.account_id, outbox.c.hold_id, outbox.c.kind).in_(due))
             .values(due_at=sa.func.now() + timedelta(seconds=_CLAIM_SECONDS), attempts=outbox.c.attempts + 1)
-            .returning(outbox.c.account_id, outbox.c.hold_id, outbox.c.kind, outbox.c.operation, outbox.c.attempts)
+            .returning(outbox.c.account_id, outbox.c.hold_id, outbox.c.kind, outbox.c.operation)
         )
+        claimed = []
         async with self._engine.begin() as connection:
-            rows = (await connection.execute(statement)).all()
-        return [
-            Undelivered(row.account_id, row.hold_id, row.kind, pb.Operation.FromString(row.operation), row.attempts)
-            for row in rows
-        ]
+            for row in (await connection.execute(statement)).all():
+                try:
+                    operation = pb.Operation.FromString(row.operation)
+                except DecodeError:
+                    await _set_aside(connection, Undelivered(row.account_id, row.hold_id, row.kind, pb.Operation()))
+                else:
+                    claimed.append(Undelivered(row.account_id, row.hold_id, row.kind, operation))
+        return claimed
 
-    async def delivered(self, done: Sequence[Undelivered]) -> None:
-        """Forget what the ledger has taken."""
+    async def delivered(self, done: Collection[Undelivered]) -> None:
+        """Forget what the ledger has taken. Locks the rows, by primary key, in its order."""
+        if not done:
+            return
+        rows = sa.select(outbox.c.account_id, outbox.c.hold_id, outbox.c.kind).where(_among(done))
+        rows = rows.order_by(outbox.c.account_id, outbox.c.hold_id, outbox.c.kind).with_for_update()
         async with self._engine.begin() as connection:
-            for one in done:
-                await connection.execute(sa.delete(outbox).where(_is(one)))
+            await connection.execute(rows)
+            await connection.execute(sa.delete(outbox).where(_among(done)))
 
     async def postpone(self, later: Sequence[Undelivered]) -> None:
-        """Try again after a while that doubles with each attempt, at most a minute."""
+        """Try again after a while that doubles with each attempt, at most a minute. Locks the rows, by primary key."""
+        if not later:
+            return
+        doubled = sa.func.power(2.0, sa.func.least(outbox.c.attempts, 10)) / 2
+        wait = sa.func.make_interval(0, 0, 0, 0, 0, 0, sa.func.least(doubled, _MAX_BACKOFF_SECONDS))
         async with self._engine.begin() as connection:
-            for one in later:
-                wait = timedelta(seconds=min(2.0 ** min(one.attempts, 10) / 2, _MAX_BACKOFF_SECONDS))
-                await connection.execute(sa.update(outbox).where(_is(one)).values(due_at=sa.func.now() + wait))
+            await connection.execute(sa.update(outbox).where(_among(later)).values(due_at=sa.func.now() + wait))
 
     async def refuse(self, one: Undelivered, reason: str) -> None:
         """Keep for an operator what the ledger will never take."""
-        statement = insert(outbox).values(
-            account_id=one.account_id,
-            hold_id=one.hold_id,
-            kind=one.kind,
-            operation=one.operation.SerializeToString(),
-            refused=reason,
-        )
-        statement = statement.on_conflict_do_update(
-            index_elements=["account_id", "hold_id", "kind"], set_={"refused": reason}
-        )
+        statement = insertion(one.operation)
         async with self._engine.begin() as connection:
             await connection.execute(statement)
+            await connection.execute(sa.update(outbox).where(_among([one])).values(refused=reason))
 
-    async def waiting(self) -> int:
-        """How many the ledger has not taken yet, those refused for good not counted."""
+    async def waiting(self) -> tuple[int, float]:
+        """How many the ledger has not taken yet, those refused for good not counted, and the oldest's age in seconds.
+
+        Reads by the index `outbox_due`, all of it.
+        """
+        age = sa.func.extract("epoch", sa.func.now() - sa.func.min(outbox.c.created_at))
+        counted = sa.select(sa.func.count(), sa.func.coalesce(age, 0)).where(outbox.c.refused.is_(None))
         async with self._engine.connect() as connection:
-            count = sa.select(sa.func.count()).select_from(outbox).where(outbox.c.refused.is_(None))
-            return int((await connection.execute(count)).scalar_one())
+            count, oldest = (await connection.execute(counted)).one()
+        return int(count), float(oldest)
 
 
-def _is(one: Undelivered) -> sa.ColumnElement[bool]:
-    return (outbox.c.account_id == one.account_id) & (outbox.c.hold_id == one.hold_id) & (outbox.c.kind == one.kind)
+def _among(some: Collection[Undelivered]) -> sa.ColumnElement[bool]:
+    named = [(one.account_id, one.hold_id, one.kind) for one in some]
+    return sa.tuple_(outbox.c.account_id, outbox.c.hold_id, outbox.c.kind).in_(named)
+
+
+async def _set_aside(connection: AsyncConnection, one: Undelivered) -> None:
+    _log.error("an end of a hold in the outbox cannot be read", account_id=one.account_id, hold_id=one.hold_id)
+    await connection.execute(sa.update(outbox).where(_among([one])).values(refused="UNREADABLE"))
 
 
 class Settlements:
@@ -136,67 +179,124 @@ class Settlements:
         self._ledger = ledger
         self._store = store
         self._interval_seconds = interval_seconds
-        self._in_memory: set[asyncio.Task[None]] = set()
+        self._ending: dict[asyncio.Task[pb.OperationResult | None], Undelivered] = {}
+        # At most as many as there are calls: while neither ledger nor outbox answers, no call is admitted.
+        self._in_memory: dict[asyncio.Task[None], Undelivered] = {}
+        # What the ledger has taken and the outbox still has. What is dropped here is delivered again, without effect.
+        self._to_forget: deque[Undelivered] = deque(maxlen=_MAX_TO_FORGET)
         self._stopping = asyncio.Event()
         self._deliverer: asyncio.Task[None] | None = None
 
     async def settle(self, request: pb.SettleHoldRequest) -> pb.SettleHoldResponse | None:
-        """Book what a call used. None where the ledger will do so later, or never (that is logged as an error)."""
-        result = await self._end(request.account_id, request.hold_id, pb.Operation(settle=request))
+        """Book what a call used. None where the ledger will do so later, or never (that is logged as an error).
+
+        Goes on where the caller is cancelled.
+        """
+        result = await self._ended(pb.Operation(settle=request))
         return result.settle if result is not None else None
 
-    async def release(self, account_id: str, hold_id: str, why: str) -> None:
-        """Give a hold back; also one that may never have been made, where its answer was lost."""
-        request = pb.ReleaseHoldRequest(account_id=account_id, hold_id=hold_id, description=why)
-        await self._end(account_id, hold_id, pb.Operation(release=request))
+    async def settle_kept(self, request: pb.SettleHoldRequest) -> pb.SettleHoldResponse | None:
+        """Book now what is in the outbox already. None as in `settle`: then the outbox goes on with it.
 
-    async def _end(self, account_id: str, hold_id: str, operation: pb.Operation) -> pb.OperationResult | None:
-        kind = operation.WhichOneof("kind") or ""
+        Once it is booked the outbox forgets it, within its interval.
+        """
+        one = Undelivered.of(pb.Operation(settle=request))
         try:
-            return (await self._ledger.apply(operation))[0]
-        except LedgerUnavailable:
-            _KEPT.labels(kind).inc()
-            await self._keep(account_id, hold_id, operation)
+            result = (await self._ledger.apply(one.operation))[0]
         except RemoteError as refusal:
-            await self._refused(Undelivered(account_id, hold_id, kind, operation, 0), refusal)
+            await self._refused(one, refusal)
+        except LedgerUnavailable:
+            _KEPT.labels(one.kind).inc()
+        else:
+            self._to_forget.append(one)
+            return result.settle
         return None
 
-    async def _keep(self, account_id: str, hold_id: str, operation: pb.Operation) -> None:
+    async def release(self, account_id: str, hold_id: str, why: str) -> None:
+        """Give a hold back; also one that may never have been made, where its answer was lost. As `settle`."""
+        request = pb.ReleaseHoldRequest(account_id=account_id, hold_id=hold_id, description=why)
+        await self._ended(pb.Operation(release=request))
+
+    async def _ended(self, operation: pb.Operation) -> pb.OperationResult | None:
+        """End a hold in a task of its own: who asks may be cancelled, as calls are when the proxy stops."""
+        one = Undelivered.of(operation)
+        task = asyncio.create_task(self._end(one))
+        self._ending[task] = one
+        task.add_done_callback(self._ending.pop)
+        return await asyncio.shield(task)
+
+    async def _end(self, one: Undelivered) -> pb.OperationResult | None:
+        try:
+            return (await self._ledger.apply(one.operation))[0]
+        except RemoteError as refusal:
+            await self._refused(one, refusal)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the ledger may not have it)
+            if not isinstance(error, LedgerUnavailable):
+                _log.exception("an end of a hold was not sent", hold_id=one.hold_id)
+            _KEPT.labels(one.kind).inc()
+            await self._keep(one)
+        return None
+
+    async def _keep(self, one: Undelivered) -> None:
         """Put it into the outbox; while that cannot be written, offer it to outbox and ledger from memory."""
         try:
-            await self._store.keep(account_id, hold_id, operation)
+            await self._store.keep(one.operation)
         except Exception:  # noqa: BLE001 (whatever it is: a settlement is not thrown away)
-            _log.exception("the outbox cannot be written; a settlement is kept in memory", hold_id=hold_id)
-            task = asyncio.create_task(self._offered(account_id, hold_id, operation))
-            self._in_memory.add(task)
-            task.add_done_callback(self._in_memory.discard)
+            _log.exception("the outbox cannot be written; an end of a hold is kept in memory", hold_id=one.hold_id)
+            task = asyncio.create_task(self._offered(one))
+            self._in_memory[task] = one
+            task.add_done_callback(self._in_memory.pop)
+            _IN_MEMORY.set(len(self._in_memory))
 
-    async def _offered(self, account_id: str, hold_id: str, operation: pb.Operation) -> None:
-        kept = False
-        while not kept:
+    async def _offered(self, one: Undelivered) -> None:
+        wait = _RETRY_SECONDS
+        while True:
+            await self._pause(wait)
+            if await self._placed(one):
+                return
+            wait = min(2 * wait, _MAX_RETRY_SECONDS)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, less long where the proxy stops meanwhile."""
+        if self._stopping.is_set():
             await asyncio.sleep(_RETRY_SECONDS)
-            try:
-                await self._store.keep(account_id, hold_id, operation)
-                kept = True
-            except Exception as error:  # noqa: BLE001
-                _log.error("a settlement is still in memory only", hold_id=hold_id, error=repr(error))
-                kept = await self._taken(account_id, hold_id, operation)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
-    async def _taken(self, account_id: str, hold_id: str, operation: pb.Operation) -> bool:
+    async def _placed(self, one: Undelivered) -> bool:
+        """Offer it to outbox and ledger at once, so that one that does not answer is not in the other's way."""
+        offers = [asyncio.create_task(self._stored(one)), asyncio.create_task(self._taken(one))]
         try:
-            await self._ledger.apply(operation)
-        except LedgerUnavailable:
+            for offer in asyncio.as_completed(offers):
+                if await offer:
+                    return True
             return False
+        finally:
+            for offer in offers:
+                offer.cancel()
+
+    async def _stored(self, one: Undelivered) -> bool:
+        try:
+            await self._store.keep(one.operation)
+        except Exception:  # noqa: BLE001 (the database is away still; the gauge says so)
+            return False
+        return True
+
+    async def _taken(self, one: Undelivered) -> bool:
+        try:
+            await self._ledger.apply(one.operation)
         except RemoteError as refusal:
-            kind = operation.WhichOneof("kind") or ""
-            await self._refused(Undelivered(account_id, hold_id, kind, operation, 0), refusal)
+            await self._refused(one, refusal)
+        except Exception:  # noqa: BLE001 (the same of the ledger)
+            return False
         return True
 
     async def _refused(self, one: Undelivered, refusal: RemoteError) -> None:
         """Note a refusal that trying again does not change. A release that comes too late is no loss. Never raises."""
         try:
-            if one.kind == RELEASE:
-                _log.info("hold not released", hold_id=one.hold_id, reason=refusal.reason)
+            if one.kind == RELEASE or refusal.reason == _TAKEN_LONG_AGO:
+                _log.info("hold not ended again", kind=one.kind, hold_id=one.hold_id, reason=refusal.reason)
                 await self._store.delivered([one])
                 return
             _REFUSED.labels(refusal.reason).inc()
@@ -209,22 +309,32 @@ class Settlements:
             )
             await self._store.refuse(one, refusal.reason or refusal.code.name)
         except Exception:  # noqa: BLE001 (the database is away; what matters is in the log)
-            _log.exception("a refused settlement was not kept", hold_id=one.hold_id, operation=str(one.operation))
+            _log.exception("a refused settlement was not kept", hold_id=one.hold_id, operation=_in_a_log(one))
 
     async def start(self) -> None:
         """Begin to deliver what is in the outbox."""
         self._deliverer = asyncio.create_task(self._deliver_for_ever())
 
     async def stop(self, grace_seconds: float) -> None:
-        """Deliver once more, then stop; what is only in memory gets the grace to reach the ledger or the outbox."""
+        """Let what is under way end, deliver once more, then stop.
+
+        What the ledger has not answered within the grace goes to the outbox; what is only in memory has the grace to
+        reach one of the two. What reaches neither is lost, and written to the log whole.
+        """
         self._stopping.set()
+        grace = max(grace_seconds, 0.1)
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=grace)
+        await asyncio.gather(*(self._keep(one) for one in self._ending.values()))
         if self._deliverer is not None:
             await self._deliverer
         if self._in_memory:
-            _, left = await asyncio.wait(self._in_memory, timeout=max(grace_seconds, 0.1))
-            for task in left:
-                _log.error("a settlement is lost: neither ledger nor outbox could be reached")
-                task.cancel()
+            await asyncio.wait(self._in_memory, timeout=grace)
+        for task, one in list(self._in_memory.items()):
+            _log.error("a settlement is lost: neither ledger nor outbox was reached", operation=_in_a_log(one))
+            task.cancel()
+        for ending in self._ending:
+            ending.cancel()
         await self._ledger.drained()
 
     async def _deliver_for_ever(self) -> None:
@@ -237,13 +347,15 @@ class Settlements:
         await self._deliver_logged()
 
     async def _deliver_logged(self) -> None:
+        _IN_MEMORY.set(len(self._in_memory))
         try:
             await self.deliver()
         except Exception as error:  # noqa: BLE001 (the database may be away; the next round comes)
             _log.warning("outbox not looked into", error=repr(error))
 
     async def deliver(self) -> None:
-        """Send the ledger what is due."""
+        """Send the ledger what is due; when the proxy stops, one batch of it."""
+        await self._forget()
         while claimed := await self._store.claim():
             results: list[Any] = await asyncio.gather(
                 *(self._ledger.apply(one.operation) for one in claimed), return_exceptions=True
@@ -260,6 +372,19 @@ class Settlements:
             await self._store.postpone(later)
             if done:
                 _log.info("outbox delivered", operations=len(done))
-            if later or len(claimed) < _CLAIM_ROWS:
+            if later or len(claimed) < _CLAIM_ROWS or self._stopping.is_set():
                 break
-        _WAITING.set(await self._store.waiting())
+        waiting, oldest_seconds = await self._store.waiting()
+        _WAITING.set(waiting)
+        _OLDEST.set(oldest_seconds)
+
+    async def _forget(self) -> None:
+        while booked := list(islice(self._to_forget, _FORGOTTEN_AT_ONCE)):
+            await self._store.delivered(booked)
+            for _ in booked:
+                self._to_forget.popleft()
+
+
+def _in_a_log(one: Undelivered) -> str:
+    """The operation as base64 of its protobuf form, from which it can be sent by hand. No call's text is in it."""
+    return base64.b64encode(one.operation.SerializeToString()).decode()

@@ -1,63 +1,131 @@
 """Owns limits per minute, of keys and accounts, in requests and in tokens.
 
-A limit counts in a sliding minute: what was counted in this minute of the clock, and of the minute before the share
-that the sliding minute still covers. All limits of a call are checked and counted in one Redis script, by Redis' clock,
-so that replicas share them. While Redis does not answer each replica counts for itself (logged once), and calls go on.
+A limit of N: in no 60 seconds, wherever they begin, are calls admitted that count for more than N together. What is
+counted is kept by the second, and each second counts until all of it is a minute old; so a call counts for 60 to 61
+seconds, and the error, of at most a second, is always on the side of the limit. All limits of a call are checked and
+counted in one Redis script, by Redis' clock, so that replicas share them. A clock that goes back moves what it had
+counted to now: it counts once more a minute, and nothing is forgotten.
+
+Tokens are counted by a guess and corrected when the call has ended (`correct`): what was guessed too much is given back
+where it was counted, what was used above the guess counts when it is known, and may stand above the limit then.
+
+While Redis does not answer each replica counts for itself, an equal share of every limit (at least 1), so that all of
+them together keep it; logged once. It begins with nothing counted, and so does a Redis that comes back empty: in the
+minute of such a change up to twice the limit may pass. Calls go on.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio
 import redis.exceptions
+from prometheus_client import Counter
 
 from services.kit.logs import get_logger
 from services.proxy.errors import RateLimited
 
 _log = get_logger(__name__)
 
-_WINDOW_MS = 60_000
+REQUESTS, TOKENS = "requests", "tokens"
+
+# A second counts for as long as a part of it may be in the last 60 seconds: for 60 seconds after its own.
+_SECONDS = 61
+# Limits and counts are cut to this, so that all sums are whole numbers in Lua's floats too.
+_MOST = 10**12
 _LOCAL_ENTRIES = 100_000
 # After Redis has failed it is left alone for this long: calls do not each wait for it.
 _RETRY_SECONDS = 1.0
+# Scripts under way at once. Redis runs one at a time; below the client's connections, since it refuses, and does not
+# wait, where none is free; and few, since each is opened within the time that Redis has to answer.
+_AT_ONCE = 8
+_MOST_CORRECTIONS = 10_000
 
-# KEYS: one hash per limit, {n: minute, c: count in it, p: count in the one before}. ARGV: limit and cost of each.
-# Answers {0} where all are counted, else {number of the limit, milliseconds until there may be room}.
-_SCRIPT = """
+_DROPPED = Counter("tollkeeper_rate_corrections_dropped_total", "Token counts left as guessed")
+_FAILURES = (TimeoutError, redis.exceptions.RedisError, OSError)
+
+NOW = """
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local minute = math.floor(now / 60000)
-local gone = now % 60000
-local counts = {}
+"""
+# KEYS: one hash per limit, {second: what was counted in it}. ARGV: limit and cost of each.
+# Answers {number of the limit that refuses or 0, milliseconds until it has room or -1 where it never has, this second,
+# then of each limit: what counts now, milliseconds until nothing does}.
+TAKE = """
+local second = math.floor(now / 1000)
+local answer = {0, 0, second}
 for i, key in ipairs(KEYS) do
-  local found = redis.call('HMGET', key, 'n', 'c', 'p')
-  local n, c, p = tonumber(found[1]), tonumber(found[2]) or 0, tonumber(found[3]) or 0
-  if n == nil or n < minute - 1 then c, p = 0, 0
-  elseif n == minute - 1 then c, p = 0, c end
-  local limit, cost = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
-  local room = limit - cost
-  if c + p * (60000 - gone) / 60000 > room then
-    local wait = 60000 - gone
-    if c <= room and p > 0 then wait = math.ceil(60000 * (1 - (room - c) / p)) - gone
-    elseif c > 0 and room >= 0 then wait = wait + math.ceil(60000 * (1 - room / c)) end
-    return {i, math.max(wait, 1)}
+  local amount, cost = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
+  local found = redis.call('HGETALL', key)
+  local used, newest, counts = 0, second - 61, {}
+  for j = 1, #found, 2 do
+    local at, count = tonumber(found[j]), tonumber(found[j + 1])
+    if at <= second - 61 then
+      redis.call('HDEL', key, found[j])
+    else
+      if at > second then
+        redis.call('HDEL', key, found[j])
+        redis.call('HINCRBY', key, second, found[j + 1])
+        redis.call('PEXPIRE', key, 62000)
+        at = second
+      end
+      used = used + count
+      newest = math.max(newest, at)
+      counts[at] = (counts[at] or 0) + count
+    end
   end
-  counts[i] = {c + cost, p}
+  if used + cost > amount and answer[1] == 0 then
+    answer[1], answer[2] = i, -1
+    local left = used
+    for at = second - 60, second do
+      left = left - (counts[at] or 0)
+      if left + cost <= amount then
+        answer[2] = (at + 61) * 1000 - now
+        break
+      end
+    end
+  end
+  answer[2 + 2 * i] = used
+  answer[3 + 2 * i] = math.max((newest + 61) * 1000 - now, 0)
 end
+if answer[1] > 0 then return answer end
 for i, key in ipairs(KEYS) do
-  redis.call('HSET', key, 'n', minute, 'c', counts[i][1], 'p', counts[i][2])
-  redis.call('PEXPIRE', key, 120000)
+  local cost = tonumber(ARGV[2 * i])
+  if cost > 0 then
+    redis.call('HINCRBY', key, second, ARGV[2 * i])
+    redis.call('PEXPIRE', key, 62000)
+    answer[2 + 2 * i] = answer[2 + 2 * i] + cost
+    answer[3 + 2 * i] = (second + 61) * 1000 - now
+  end
 end
-return {0}
+return answer
+"""
+# KEYS: hashes as above. ARGV: for each, the second in which was counted, and what is to be added (may be negative).
+CORRECT = """
+local second = math.floor(now / 1000)
+for i, key in ipairs(KEYS) do
+  local at, more = ARGV[2 * i - 1], tonumber(ARGV[2 * i])
+  if more > 0 then
+    redis.call('HINCRBY', key, second, ARGV[2 * i])
+    redis.call('PEXPIRE', key, 62000)
+  elseif redis.call('HEXISTS', key, at) == 1 and redis.call('HINCRBY', key, at, ARGV[2 * i]) <= 0 then
+    redis.call('HDEL', key, at)
+  end
+end
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One limit of a call: `subject` says whose, `unit` is `requests` or `tokens`, `cost` is what the call counts."""
+    """One limit of a call: `subject` says whose, `unit` is `requests` or `tokens`, `cost` is what the call counts.
+
+    An `amount` of 0 or less is no limit.
+    """
 
     account_id: str
     subject: str
@@ -68,73 +136,236 @@ class Limit:
     @property
     def key(self) -> str:
         """Its Redis key; the braces keep an account's limits in one slot of a cluster."""
-        return f"tollkeeper:rate:{{{self.account_id}}}:{self.subject}:{self.unit}"
+        return f"tollkeeper:rates:{{{self.account_id}}}:{self.subject}:{self.unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one limit stands: what counts of it now, and in how many milliseconds nothing will."""
+
+    limit: Limit
+    used: int
+    reset_ms: int
+
+    @property
+    def remaining(self) -> int:
+        """What is left of it."""
+        return max(self.limit.amount - self.used, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RateStanding:
+    """How the limits of a call stand after it was counted, or refused.
+
+    `second` and `shared` say where it was counted: in Redis or in this process, by whose clock.
+    """
+
+    limits: tuple[Standing, ...] = ()
+    second: int = 0
+    shared: bool = False
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """The headers in OpenAI's form: limit, remaining and reset, of each unit the limit with the least left."""
+        found: list[tuple[str, str]] = []
+        for unit in (REQUESTS, TOKENS):
+            having = [standing for standing in self.limits if standing.limit.unit == unit]
+            if having:
+                least = min(having, key=lambda standing: (standing.remaining, standing.limit.amount))
+                found += (
+                    (f"x-ratelimit-limit-{unit}", str(least.limit.amount)),
+                    (f"x-ratelimit-remaining-{unit}", str(least.remaining)),
+                    (f"x-ratelimit-reset-{unit}", duration(least.reset_ms)),
+                )
+        return tuple(found)
+
+
+def duration(milliseconds: int) -> str:
+    """A time in the form of OpenAI's headers: `20ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`."""
+    if 0 < milliseconds < 1000:  # noqa: PLR2004 (less than a second)
+        return f"{milliseconds}ms"
+    seconds, rest = divmod(max(milliseconds, 0), 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{seconds}{f'.{rest:03}'.rstrip('0') if rest else ''}s"
+    if hours:
+        return f"{hours}h{minutes}m{text}"
+    return f"{minutes}m{text}" if minutes else text
 
 
 class RateLimits:
-    """Checks and counts limits per minute. `client` None: each replica for itself."""
+    """Checks and counts limits per minute. `client` None: each replica for itself, as while Redis is away.
 
-    def __init__(self, client: redis.asyncio.Redis | None) -> None:
-        self._client = client
-        self._script: Any = client.register_script(_SCRIPT) if client is not None else None
+    `replicas` is how many share a limit then. `clock` gives this process' seconds and never goes back.
+    """
+
+    def __init__(
+        self, client: redis.asyncio.Redis | None, *, replicas: int = 1, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._take: Any = client.register_script(NOW + TAKE) if client is not None else None
+        self._correct: Any = client.register_script(NOW + CORRECT) if client is not None else None
+        self._replicas = replicas
+        self._clock = clock
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._retry_at = 0.0
         self._failing = False
-        self._local: dict[str, tuple[int, int, int]] = {}
+        self._local = LocalCounts(clock)
+        self._corrections: set[asyncio.Task[None]] = set()
 
-    async def take(self, limits: list[Limit]) -> None:
-        """Count a call against all its limits, or against none. Raises RateLimited, saying which and when to retry."""
-        limits = [limit for limit in limits if limit.amount > 0]
-        if not limits:
-            return
-        answer = await self._ask(limits)
+    async def take(self, limits: Iterable[Limit]) -> RateStanding:
+        """Count a call against all its limits, or against none; how they stand with it.
+
+        Raises RateLimited, saying which refused and when to retry, with the standing's headers.
+        """
+        asked = [limit for limit in limits if limit.amount > 0]
+        if not asked:
+            return RateStanding()
+        arguments = [number for limit in asked for number in (min(limit.amount, _MOST), _cost(limit))]
+        answer = await self._asked(lambda: self._take(keys=[limit.key for limit in asked], args=arguments))
+        shared = answer is not None
         if answer is None:
-            answer = self._take_local(limits)
-        if answer[0]:
-            limit = limits[answer[0] - 1]
-            raise RateLimited(
-                f"more than {limit.amount} {limit.unit} in a minute",
-                retry_after_seconds=answer[1] / 1000,
-                scope="account" if limit.subject == "account" else "key",
-                unit=limit.unit,
-                limit=limit.amount,
-            )
+            asked = [self._own_share(limit) for limit in asked]
+            answer = self._local.take(asked)
+        refused, wait_ms, second = answer[:3]
+        counted = zip(asked, answer[3::2], answer[4::2], strict=True)
+        standing = RateStanding(tuple(Standing(*one) for one in counted), second, shared)
+        if refused:
+            raise _refusal(asked[refused - 1], wait_ms, standing)
+        return standing
 
-    async def _ask(self, limits: list[Limit]) -> list[int] | None:
+    def correct(self, standing: RateStanding, tokens: int) -> None:
+        """Say what a call used that was counted by a guess, as `take` gave its standing. Never waits, never raises.
+
+        Best effort: while Redis is away, or more than 10 000 of these are under way, the guess stands.
+        """
+        changed = [
+            (one.limit, min(tokens, _MOST) - _cost(one.limit))
+            for one in standing.limits
+            if one.limit.unit == TOKENS and tokens != _cost(one.limit)
+        ]
+        if not changed:
+            return
+        if not standing.shared:
+            self._local.correct(standing.second, changed)
+        elif len(self._corrections) >= _MOST_CORRECTIONS:
+            _DROPPED.inc()
+        else:
+            task = asyncio.get_running_loop().create_task(self._corrected(standing.second, changed))
+            self._corrections.add(task)
+            task.add_done_callback(self._corrections.discard)
+
+    async def drained(self) -> None:
+        """Wait until no correction is under way; each ends with Redis' own timeouts."""
+        while self._corrections:
+            await asyncio.wait(self._corrections)
+
+    async def _corrected(self, second: int, changed: list[tuple[Limit, int]]) -> None:
+        arguments = [number for _, more in changed for number in (second, more)]
+        with contextlib.suppress(asyncio.CancelledError):
+            # The script answers nothing, which is not the nothing of a Redis that is away.
+            async def send() -> bool:
+                await self._correct(keys=[limit.key for limit, _ in changed], args=arguments)
+                return True
+
+            if not await self._asked(send):
+                _DROPPED.inc()
+
+    async def _asked(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         """Redis' answer; None while it does not answer."""
-        if self._client is None or time.monotonic() < self._retry_at:
+        if self._take is None or time.monotonic() < self._retry_at:
             return None
-        arguments = [number for limit in limits for number in (limit.amount, limit.cost)]
-        try:
-            answer: list[int] = await self._script(keys=[limit.key for limit in limits], args=arguments)
-        except (TimeoutError, redis.exceptions.RedisError, OSError) as error:
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
-            if not self._failing:
-                _log.error("Redis does not answer; limits per minute are counted by each replica", error=repr(error))
-                self._failing = True
-            return None
+        async with self._at_once:
+            if time.monotonic() < self._retry_at:  # it has failed while we waited
+                return None
+            try:
+                answer = await ask()
+            except _FAILURES as error:
+                self._retry_at = time.monotonic() + _RETRY_SECONDS
+                if not self._failing:
+                    _log.error(
+                        "Redis does not answer; each replica counts its share of limits per minute", error=repr(error)
+                    )
+                    self._failing = True
+                return None
         if self._failing:
             _log.info("Redis answers again; limits per minute are shared")
             self._failing = False
         return answer
 
-    def _take_local(self, limits: list[Limit]) -> list[int]:
-        """The script's rule, on this process' own counts."""
-        now = int(time.time() * 1000)
-        minute, gone = divmod(now, _WINDOW_MS)
-        counts = {}
+    def _own_share(self, limit: Limit) -> Limit:
+        amount = max(min(limit.amount, _MOST) // self._replicas, 1)
+        return Limit(limit.account_id, limit.subject, limit.unit, amount, limit.cost)
+
+
+def _cost(limit: Limit) -> int:
+    return min(max(limit.cost, 0), _MOST)
+
+
+def _refusal(limit: Limit, wait_ms: int, standing: RateStanding) -> RateLimited:
+    message = f"more than {limit.amount} {limit.unit} in a minute"
+    if wait_ms < 0:
+        message = f"this call alone counts {_cost(limit)} {limit.unit}; {limit.amount} may be used in a minute"
+    refusal = RateLimited(
+        message,
+        retry_after_seconds=wait_ms / 1000 if wait_ms >= 0 else None,
+        scope="account" if limit.subject == "account" else "key",
+        unit=limit.unit,
+        limit=limit.amount,
+    )
+    refusal.headers = standing.headers()
+    return refusal
+
+
+class LocalCounts:
+    """The scripts' rule on this process' own counts, of at most 100 000 limits: the one longest not counted goes."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._counts: dict[str, dict[int, int]] = {}
+
+    def take(self, limits: list[Limit]) -> list[int]:
+        """As the script TAKE."""
+        now = int(self._clock() * 1000)
+        second = now // 1000
+        answer = [0, 0, second]
         for number, limit in enumerate(limits, 1):
-            known, current, before = self._local.get(limit.key, (minute, 0, 0))
-            if known < minute - 1:
-                current, before = 0, 0
-            elif known == minute - 1:
-                current, before = 0, current
-            room = limit.amount - limit.cost
-            if current + before * (_WINDOW_MS - gone) / _WINDOW_MS > room:
-                return [number, _WINDOW_MS - gone]
-            counts[limit.key] = (minute, current + limit.cost, before)
-        for key in counts:
-            self._local.pop(key, None)
-        self._local.update(counts)
-        while len(self._local) > _LOCAL_ENTRIES:
-            del self._local[next(iter(self._local))]
-        return [0]
+            counts = self._counts.get(limit.key, {})
+            for at in [at for at in counts if at <= second - _SECONDS]:
+                del counts[at]
+            used = sum(counts.values())
+            if used + _cost(limit) > limit.amount and not answer[0]:
+                answer[:2] = number, _wait_ms(counts, used + _cost(limit) - limit.amount, now)
+            answer += used, (max(counts) + _SECONDS) * 1000 - now if counts else 0
+        if not answer[0]:
+            for number, limit in enumerate(limits):
+                if cost := _cost(limit):
+                    self._add(limit.key, second, cost)
+                    answer[3 + 2 * number] += cost
+                    answer[4 + 2 * number] = (second + _SECONDS) * 1000 - now
+        return answer
+
+    def correct(self, second: int, changed: Iterable[tuple[Limit, int]]) -> None:
+        """As the script CORRECT."""
+        for limit, more in changed:
+            counts = self._counts.get(limit.key, {})
+            if more > 0:
+                self._add(limit.key, int(self._clock()), more)
+            elif second in counts:
+                counts[second] += more
+                if counts[second] <= 0:
+                    del counts[second]
+
+    def _add(self, key: str, second: int, cost: int) -> None:
+        counts = self._counts.pop(key, {})
+        counts[second] = counts.get(second, 0) + cost
+        self._counts[key] = counts
+        while len(self._counts) > _LOCAL_ENTRIES:
+            del self._counts[next(iter(self._counts))]
+
+
+def _wait_ms(counts: dict[int, int], excess: int, now: int) -> int:
+    """Milliseconds until so much no longer counts; -1 where all of it is not enough."""
+    for at in sorted(counts):
+        excess -= counts[at]
+        if excess <= 0:
+            return (at + _SECONDS) * 1000 - now
+    return -1

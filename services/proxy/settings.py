@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from services.kit.settings import ServiceSettings
+
+_MAX_FALLBACKS = 5
 
 
 class ProxySettings(ServiceSettings):
@@ -35,23 +37,67 @@ class ProxySettings(ServiceSettings):
     )
     cache_entries: int = Field(default=50_000, ge=1, description="most keys, and most entitlements, kept in memory")
 
+    # Providers, and how they are called: services/proxy/upstream. Several keys stand between commas; the first is the
+    # one that is preferred. A provider without a key is not called.
     openai_base_url: str = Field(default="https://api.openai.com/v1", description="OpenAI's address")
-    openai_api_key: str = Field(default="", repr=False, description="our key there; empty: not called")
-    anthropic_base_url: str = Field(default="https://api.anthropic.com/v1", description="Anthropic's OpenAI form")
-    anthropic_api_key: str = Field(default="", repr=False, description="our key there; empty: not called")
+    openai_api_key: str = Field(default="", repr=False, description="our keys there, between commas")
+    openai_headers: dict[str, str] = Field(
+        default={}, description='headers sent there besides; JSON: {"OpenAI-Organization": "org-…"}'
+    )
+    anthropic_base_url: str = Field(
+        default="https://api.anthropic.com/v1",
+        description="Anthropic's address, for both its forms",
+    )
+    anthropic_api_key: str = Field(default="", repr=False, description="our keys there, between commas")
+    anthropic_headers: dict[str, str] = Field(default={}, description="headers sent there besides; JSON")
     google_base_url: str = Field(
         default="https://generativelanguage.googleapis.com/v1beta/openai", description="Google's OpenAI form"
     )
-    google_api_key: str = Field(default="", repr=False, description="our key there; empty: not called")
+    google_native_base_url: str = Field(
+        default="https://generativelanguage.googleapis.com/v1beta", description="Google's own form"
+    )
+    google_api_key: str = Field(default="", repr=False, description="our keys there, between commas")
+    google_headers: dict[str, str] = Field(default={}, description="headers sent there besides; JSON")
     huggingface_base_url: str = Field(
         default="https://router.huggingface.co/v1", description="Hugging Face's OpenAI form"
     )
-    huggingface_api_key: str = Field(default="", repr=False, description="our key there; empty: not called")
+    huggingface_api_key: str = Field(default="", repr=False, description="our keys there, between commas")
+    huggingface_headers: dict[str, str] = Field(default={}, description="headers sent there besides; JSON")
+    bedrock_base_url: str = Field(
+        default="https://bedrock-runtime.{region}.amazonaws.com", description="AWS Bedrock's address"
+    )
+    bedrock_region: str = Field(default="us-east-1", description="region that Bedrock is called in and signed for")
+    bedrock_access_key_id: str = Field(default="", repr=False, description="ids of our access keys, between commas")
+    bedrock_secret_access_key: str = Field(default="", repr=False, description="their secrets, in the same order")
+    bedrock_session_token: str = Field(
+        default="", repr=False, description="their session tokens, in the same order; empty where they are lasting ones"
+    )
+    bedrock_headers: dict[str, str] = Field(default={}, description="headers sent there besides; JSON")
+    providers_file: Path | None = Field(
+        default=None,
+        description="TOML file of further providers in OpenAI's form (upstream/configuration.py)",
+    )
 
     upstream_connect_seconds: float = Field(default=10, gt=0, description="longest wait for a connection to a provider")
-    upstream_idle_seconds: float = Field(default=300, gt=0, description="longest silence of a provider")
-    upstream_total_seconds: float = Field(default=900, gt=0, description="longest that one provider call may take")
+    upstream_first_byte_seconds: float = Field(
+        default=300, gt=0, description="longest wait for the first byte of an answer; a unary one is silent until then"
+    )
+    upstream_idle_seconds: float = Field(default=300, gt=0, description="longest silence within an answer")
+    upstream_total_seconds: float = Field(
+        default=900, gt=0, description="longest that one call may take, all its attempts together"
+    )
     upstream_connections: int = Field(default=2048, ge=1, description="connections to providers at once")
+    upstream_attempts: int = Field(default=3, ge=1, le=10, description="most attempts of one call")
+    upstream_retry_after_seconds: float = Field(
+        default=5, ge=0, description="longest Retry-After that a call waits for; a longer one is passed on"
+    )
+    upstream_breaker_failures: int = Field(
+        default=10, ge=1, description="failures in a row after which a credential is not used for a while"
+    )
+    upstream_breaker_seconds: float = Field(default=10, gt=0, description="how long that is; then one call tries it")
+    upstream_credential_rest_seconds: float = Field(
+        default=60, gt=0, description="how long a credential that its provider refuses is not used"
+    )
 
     disconnect_policy: Literal["drain", "cancel"] = Field(
         default="drain", description="when the client goes away: read the provider to its end, or close it"
@@ -59,13 +105,46 @@ class ProxySettings(ServiceSettings):
     default_output_tokens: int = Field(
         default=4096, ge=1, description="output cap where neither client, plan nor catalogue says one"
     )
+    fallbacks: dict[str, list[str]] = Field(
+        default={},
+        description="by model, what answers in its place when its provider fails before the first byte, in order, each "
+        'as provider/model; JSON: {"gpt-4o": ["anthropic/claude-3-haiku"]}',
+    )
     hold_ttl_seconds: int = Field(
         default=120, ge=4, le=86_400, description="a hold lapses after this; extended while its call is running"
     )
     outbox_interval_seconds: float = Field(default=1, gt=0, description="how often undelivered settlements are retried")
+    replicas: int = Field(
+        default=1, ge=1, le=10_000, description="replicas that share limits per minute equally while Redis is away"
+    )
+
+    answers_ttl_seconds: int = Field(
+        default=86_400, ge=60, description="how long the answer to an idempotency key is given again"
+    )
+    answers_lease_seconds: float = Field(
+        default=30, ge=3, description="a killed proxy's call with an idempotency key may be repeated after this"
+    )
+    answers_sweep_seconds: float = Field(default=60, gt=0, description="how often answers past their time are deleted")
+    answers_max_bytes: int = Field(
+        default=8 * 1024 * 1024, ge=1024, description="largest answer kept; repeats of a larger one are refused"
+    )
+
+    @field_validator("fallbacks")
+    @classmethod
+    def _fallbacks_named_whole(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        for model, others in value.items():
+            if len(others) > _MAX_FALLBACKS:
+                raise ValueError(f"{model}: at most {_MAX_FALLBACKS} fallbacks")
+            for other in others:
+                provider, _, name = other.partition("/")
+                if not provider or not name:
+                    raise ValueError(f"{model}: {other!r} is not provider/model")
+        return value
 
     @model_validator(mode="after")
     def _drained_before_cut(self) -> ProxySettings:
-        if self.upstream_idle_seconds > self.upstream_total_seconds:
-            raise ValueError("upstream_idle_seconds must not be above upstream_total_seconds")
+        if self.upstream_first_byte_seconds > self.upstream_total_seconds:
+            raise ValueError("upstream_first_byte_seconds must not be above upstream_total_seconds")
+        if self.upstream_idle_seconds > self.upstream_first_byte_seconds:
+            raise ValueError("upstream_idle_seconds must not be above upstream_first_byte_seconds")
         return self

@@ -55,6 +55,15 @@ def data_of(event: bytes) -> bytes:
     return b"\n".join(lines).strip()
 
 
-def event_of(data: bytes) -> bytes:
-    """An event with this data (one line)."""
-    return b"data: " + data + b"\n\n"
+def name_of(event: bytes) -> bytes:
+    """The name of one event: its `event` line; empty where it has none."""
+    for line in event.splitlines():
+        name, _, value = line.partition(b":")
+        if name == b"event":
+            return value.strip()
+    return b""
+
+
+def event_of(data: bytes, name: bytes = b"") -> bytes:
+    """An event with this data (one line), and a name where one is given."""
+    return (b"event: " + name + b"\n" if name else b"") + b"data: " + data + b"\n\n"

@@ -30,6 +30,7 @@ keys = sa.Table(
     sa.Column("expires_at", _TIME),
     sa.Column("revoked_at", _TIME),
     sa.Column("replaced_by_key_id", sa.Text, nullable=False, server_default=""),
+    sa.Column("first_key_id", sa.Text, nullable=False, server_default=""),  # of a rotated one's line; empty: itself
     sa.Column("request_id", sa.Text),
     sa.Column("request_sha256", sa.LargeBinary),
     sa.CheckConstraint("key_type IN ('standard', 'internal', 'admin')", name="keys_type_known"),
@@ -71,4 +72,26 @@ outbox = sa.Table(
     sa.Column("refused", sa.Text),  # why the ledger will never take it; kept for an operator
     sa.CheckConstraint("kind IN ('settle', 'release')", name="outbox_kind_known"),
     sa.Index("outbox_due", "due_at", postgresql_where=sa.text("refused IS NULL")),
+)
+
+# Calls with an idempotency key, and their answers, which nobody reads without the client's API key (answers/model.py).
+answers = sa.Table(
+    "answers",
+    metadata,
+    sa.Column("key_id", sa.Text, primary_key=True),
+    sa.Column("idempotency_sha256", sa.LargeBinary, primary_key=True),
+    sa.Column("request_mac", sa.LargeBinary, nullable=False),
+    sa.Column("call_id", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("lease_until", _TIME, nullable=False),
+    sa.Column("created_at", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("expires_at", _TIME, nullable=False),
+    sa.Column("http_status", sa.Integer),
+    sa.Column("content_type", sa.Text),
+    sa.Column("head", pg.JSONB),  # response headers, a list of pairs
+    sa.Column("nonce", sa.LargeBinary),
+    sa.Column("ciphertext", sa.LargeBinary),
+    sa.CheckConstraint("state IN ('running', 'done', 'unkept')", name="answers_state_known"),
+    sa.CheckConstraint("(state = 'done') = (ciphertext IS NOT NULL)", name="answers_done_whole"),
+    sa.Index("answers_expired", "expires_at"),
 )

@@ -154,8 +154,9 @@ def _openai(usage: Mapping[str, Any], input_name: str, output_name: str) -> Usag
     of_written = _object(of_input, "cache_write_tokens_details", at_input)
     cached_audio = _count(of_cached, "audio_tokens", f"{at_input}cached_tokens_details.")
     cached_image = _count(of_cached, "image_tokens", f"{at_input}cached_tokens_details.")
-    # Kept for half a day, which is priced as the longer of the two ages, where a model has a price for that.
-    long_kept = _count(of_written, "ttl_12h_tokens", f"{at_input}cache_write_tokens_details.")
+    # Kept for half a day, or for the hour of Bedrock: the longer of the two ages that a model has prices for.
+    at_written = f"{at_input}cache_write_tokens_details."
+    long_kept = sum(_count(of_written, name, at_written) for name in ("ttl_12h_tokens", "ttl_1h_tokens"))
     written = max(_count(of_input, "cache_write_tokens", at_input), long_kept)
     reasoning = _count(of_output, "reasoning_tokens", at_output)
     given, answered = _count(usage, input_name), _count(usage, output_name)

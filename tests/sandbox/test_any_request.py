@@ -134,6 +134,7 @@ FORMATS = {
         {
             "system": [{"text": "Be brief."}],
             "messages": [
+                {"role": "user", "content": [{"text": "hello"}]},
                 {"role": "assistant", "content": [{"toolUse": {"toolUseId": "1", "name": "f", "input": {}}}]},
                 {
                     "role": "user",
@@ -228,8 +229,9 @@ def test_one_wrong_value_anywhere_is_answered_or_refused(path, data):
 def test_stream_adds_up_to_its_usage_and_to_the_cap(path, behaviour, cap, without):
     body = json.loads(json.dumps(FORMATS[path][1]))
     if "tool_choice" in without:
-        for name in ("tool_choice", "toolConfig"):
-            body.pop(name, None)
+        body.pop("tool_choice", None)
+        for name in ("toolChoice", "functionCallingConfig"):
+            body.get("toolConfig", {}).pop(name, None)
     if "schema" in without:
         for holder, name in (
             (body, "response_format"),

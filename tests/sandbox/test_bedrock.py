@@ -84,6 +84,31 @@ def test_cached_tokens_are_apart_from_the_input_and_within_the_total(sandbox):
     assert usage["totalTokens"] == whole + usage["outputTokens"]
 
 
+def test_cache_writes_are_told_by_how_long_they_are_kept(sandbox):
+    unary = ask(sandbox, "[[sandbox cache_write=3 cache_write_1h=2]]").json()["usage"]
+    assert unary["cacheWriteInputTokens"] == 5
+    assert unary["cacheDetails"] == [{"ttl": "1h", "inputTokens": 2}, {"ttl": "5m", "inputTokens": 3}]
+    seen = events(ask(sandbox, "[[sandbox cache_write=3 cache_write_1h=2]]", stream=True))
+    assert seen[-1][1]["usage"] == unary
+
+
+def test_answer_follows_the_schema_of_the_output_config(sandbox):
+    schema = json.dumps({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]})
+    text_format = {"type": "json_schema", "structure": {"jsonSchema": {"schema": schema, "name": "place"}}}
+    answer = ask(sandbox, outputConfig={"textFormat": text_format}).json()
+    assert json.loads(answer["output"]["message"]["content"][0]["text"]) == {"city": "sandbox"}
+    wrong = ask(sandbox, outputConfig={"textFormat": {"type": "json_schema"}})
+    assert (wrong.status, wrong.headers["x-amzn-errortype"]) == (400, "ValidationException")
+
+
+def test_tier_and_latency_are_said_again(sandbox):
+    asked = {"serviceTier": {"type": "flex"}, "performanceConfig": {"latency": "optimized"}}
+    unary = ask(sandbox, **asked).json()
+    end = events(ask(sandbox, stream=True, **asked))[-1][1]
+    for name, value in asked.items():
+        assert unary[name] == end[name] == value
+
+
 def test_required_tool_is_used(sandbox):
     schema = {"json": {"type": "object", "properties": {"city": {"type": "string"}}}}
     tools = [{"toolSpec": {"name": name, "inputSchema": schema}} for name in ("first", "second")]
@@ -143,6 +168,51 @@ def test_stream_that_fails_midway_says_so_in_an_exception_message(sandbox):
     assert headers[":exception-type"] == "throttlingException"
     assert payload["message"]
     assert len(seen) == 1 + 2 + 1
+
+
+def test_failure_that_a_stream_has_no_exception_for_is_a_model_stream_error(sandbox):
+    headers, payload = events(ask(sandbox, "[[sandbox fault=stream-error status=424]]", stream=True))[-1]
+    assert headers[":exception-type"] == "modelStreamErrorException"
+    assert payload["originalStatusCode"] == 424
+
+
+TOOLS = {"tools": [{"toolSpec": {"name": "f", "inputSchema": {"json": {"type": "object"}}}}]}
+USE = {"role": "assistant", "content": [{"toolUse": {"toolUseId": "1", "name": "f", "input": {}}}]}
+RESULT = {"role": "user", "content": [{"toolResult": {"toolUseId": "1", "content": []}}]}
+HELLO = {"role": "user", "content": [{"text": "hello"}]}
+
+
+def content(*blocks):
+    return {"messages": [{"role": "user", "content": list(blocks)}]}
+
+
+def test_conversation_that_bedrock_takes_is_taken(sandbox):
+    body = {"messages": [HELLO, USE, RESULT], "toolConfig": TOOLS}
+    assert sandbox.call("POST", f"/model/{MODEL}/converse", body, **SIGNED).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"messages": [USE, RESULT], "toolConfig": TOOLS}, "start with a user message"),
+        ({"messages": [HELLO, HELLO]}, "alternate"),
+        ({"messages": [HELLO, USE, RESULT]}, "toolConfig field must be defined"),
+        ({"messages": [HELLO, USE, HELLO], "toolConfig": TOOLS}, "Expected toolResult blocks"),
+        ({"messages": [RESULT], "toolConfig": TOOLS}, "exceeds the number of toolUse blocks"),
+        ({"messages": [HELLO], "toolConfig": {"tools": []}}, "at least 1"),
+        ({"messages": [HELLO], "inferenceConfig": {"temperature": 1.5}}, "inferenceConfig.temperature"),
+        (content({"text": " "}), "is blank"),
+        (content({"text": "x", "cachePoint": {"type": "default"}}), "exactly one"),
+        (content({"poem": "x"}), "exactly one"),
+        (content({"image": {"format": "tiff", "source": {"bytes": "AAAA"}}}), "image.format"),
+        (content({"image": {"format": "png", "source": {"bytes": ""}}}), "at least 1"),
+        (content({"image": {"format": "png", "source": {"bytes": "?"}}}), "not base64"),
+    ],
+)
+def test_conversation_that_bedrock_refuses_is_refused(sandbox, body, words):
+    answer = sandbox.call("POST", f"/model/{MODEL}/converse", body, **SIGNED)
+    assert answer.status == 400
+    assert words in answer.json()["message"]
 
 
 @pytest.mark.parametrize(

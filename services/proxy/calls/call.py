@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -16,10 +18,11 @@ from services import rating
 from services.kit.amounts import credits as as_credits
 from services.kit.logs import get_logger
 from services.proxy.admission import Admitted
-from services.proxy.calls.chat import ChatRequest
 from services.proxy.calls.delivery import Delivery, Metadata
-from services.proxy.calls.meter import Meter
 from services.proxy.clock import utc_now
+from services.proxy.formats import tokens
+from services.proxy.formats.answer import AnswerReader
+from services.proxy.formats.request import Request
 from services.proxy.keys.model import Key
 
 _log = get_logger(__name__)
@@ -27,47 +30,111 @@ _log = get_logger(__name__)
 REQUEST_ID_HEADER = "x-tollkeeper-request-id"
 COST_HEADER = "x-tollkeeper-cost-credits"
 REMAINING_HEADER = "x-tollkeeper-credits-remaining"
+FALLBACK_HEADER = "x-tollkeeper-fallback"
 
 OK, CUT, FAILED = "ok", "cut", "failed"
+
+_PLAIN = frozenset({"input", "output"})
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a client asked for, besides the request itself.
+
+    `provider` is the one it named, empty where the model's name decides. `headers` go to the provider as they came.
+    `idempotency_key` comes with the `secret` of the API key, under which its answer is kept.
+    """
+
+    endpoint: str
+    provider: str = ""
+    credits_in_body: bool = False
+    headers: Metadata = ()
+    session: str = ""
+    workspace: str = ""
+    idempotency_key: str = ""
+    secret: str = field(default="", repr=False)
 
 
 @dataclass(slots=True)
 class Call:
     """One call. `call_id` is its hold's id too, and never the client's choice.
 
-    `provider` is the one the client named, empty where the model's name decides. `hold_open` says that a hold stands,
-    or may stand, in the ledger; `held_until` is in seconds of `time.monotonic()`.
+    `hold_open` says that a hold stands, or may stand, in the ledger; `held_until` is in seconds of `time.monotonic()`.
+    `standing` says how it stands with the limits per minute, `price_version` what it is priced by, `available_nanos`
+    what was available after it. A fallback is a new attempt, with a request, a reader and a hold of its own.
     """
 
     key: Key
-    endpoint: str
-    request: ChatRequest
+    asked: Asked
+    request: Request
     provider: str = ""
-    credits_in_body: bool = False
     call_id: str = field(default_factory=lambda: f"call-{uuid.uuid4().hex}")
     arrived: float = field(default_factory=time.monotonic)
     started_at: datetime = field(default_factory=utc_now)
     delivery: Delivery = field(default_factory=Delivery)
-    meter: Meter = field(init=False)
+    standing: Metadata = ()
+    price_version: int = 0
+    available_nanos: int = 0
+    attempt: int = 0
+    reader: AnswerReader = field(init=False)
     hold_open: bool = False
     held_until: float = 0.0
     extensions: int = 0
 
     def __post_init__(self) -> None:
-        self.meter = Meter(self.request.input_guess)
+        self.provider = self.asked.provider
+        self.reader = self.request.reader()
+
+    @property
+    def hold_id(self) -> str:
+        """The id of this attempt's hold: the call's own, but for fallbacks."""
+        return self.call_id if self.attempt == 0 else f"{self.call_id}-{self.attempt}"
+
+    def fall_back(self, request: Request, provider: str) -> None:
+        """Begin another attempt. The one before has ended its hold."""
+        assert not self.hold_open
+        self.attempt += 1
+        self.request, self.provider, self.reader = request, provider, request.reader()
+
+    def counted(self) -> rating.Usage:
+        """What was used: the provider's count, else an estimate, never of nothing.
+
+        A provider sends at least a token in each piece of a stream, so there are at least as many as pieces.
+        """
+        reader = self.reader
+        if reader.usage is not None:
+            return reader.usage
+        known = reader.partial or rating.Usage(input_tokens=self.request.estimated_input())
+        if not self.request.choices:
+            return known
+        said = tokens.estimated(self.request.model, reader.said)
+        return known._replace(output_tokens=max(known.output_tokens, said, reader.pieces, 1))
+
+    def fingerprint(self, body: bytes) -> bytes:
+        """SHA-256 of what was asked for: a repeat of it is the same request."""
+        digest = hashlib.sha256(f"{self.asked.endpoint}\n{self.request.model}\n".encode())
+        digest.update(body)
+        return digest.digest()
+
+    def head(self) -> Metadata:
+        """The response headers that every answer has: the call's id, limits per minute, and which fallback answered."""
+        found = ((REQUEST_ID_HEADER, self.hold_id), *self.standing)
+        if self.attempt:
+            found += ((FALLBACK_HEADER, f"{self.provider}/{self.request.model}"),)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
     """What a call cost the customer, and what is available after it; None where the ledger has not answered yet."""
 
-    call_id: str
+    hold_id: str
     billed_nanos: int
     available_nanos: int | None
 
     def headers(self) -> Metadata:
         """The response headers that say so."""
-        found = [(REQUEST_ID_HEADER, self.call_id), (COST_HEADER, _plain(self.billed_nanos))]
+        found = [(COST_HEADER, _plain(self.billed_nanos))]
         if self.available_nanos is not None:
             found.append((REMAINING_HEADER, _plain(self.available_nanos)))
         return tuple(found)
@@ -77,7 +144,7 @@ class Settled:
         found: dict[str, Any] = {"costCredits": orjson.Fragment(_plain(self.billed_nanos).encode())}
         if self.available_nanos is not None:
             found["creditsRemaining"] = orjson.Fragment(_plain(self.available_nanos).encode())
-        return {**found, "requestId": self.call_id, "costNanos": str(self.billed_nanos)}
+        return {**found, "requestId": self.hold_id, "costNanos": str(self.billed_nanos)}
 
 
 def _plain(nanos: int) -> str:
@@ -88,13 +155,14 @@ def _plain(nanos: int) -> str:
 
 def settlement(call: Call, admitted: Admitted, status: str) -> ledger_pb.SettleHoldRequest:
     """What the ledger is to book for a call: the usage at the price it was admitted with."""
-    usage, meter = call.meter.counted(), call.meter
-    tier = meter.service_tier or admitted.service_tier
+    usage, reader = call.counted(), call.reader
+    tier = reader.service_tier or admitted.service_tier
     cost = _cost(call, admitted, usage, tier)
     report = ledger_resources_pb.UsageReport(
+        session=call.asked.session,
         provider=admitted.card.provider,
         model=admitted.card.model,
-        endpoint=call.endpoint,
+        endpoint=call.asked.endpoint,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         cached_tokens=usage.cache_read_tokens,
@@ -106,18 +174,28 @@ def settlement(call: Call, admitted: Admitted, status: str) -> ledger_pb.SettleH
         price_version=admitted.card.version,
         duration_milliseconds=int((time.monotonic() - call.arrived) * 1000),
         status=status,
-        estimated=meter.estimated,
-        provider_request_id=meter.provider_request_id,
+        estimated=reader.estimated,
+        provider_request_id=reader.provider_request_id,
         service_tier=tier,
+        units=_units(cost.parts),
     )
     report.started_at.FromDatetime(call.started_at)
     return ledger_pb.SettleHoldRequest(
         account_id=call.key.account_id,
-        hold_id=call.call_id,
+        hold_id=call.hold_id,
         amount_nanos=cost.billed_nanos if admitted.billable else 0,
         tokens=usage.input_tokens + usage.output_tokens,
         usage=report,
     )
+
+
+def _units(parts: Sequence[rating.CostPart]) -> dict[str, int]:
+    """What was billed besides plain input and output, by component."""
+    found: dict[str, int] = {}
+    for part in parts:
+        if part.component not in _PLAIN:
+            found[part.component] = found.get(part.component, 0) + part.quantity
+    return found
 
 
 def _cost(call: Call, admitted: Admitted, usage: rating.Usage, tier: str) -> rating.Cost:

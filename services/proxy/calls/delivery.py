@@ -33,9 +33,11 @@ class Delivery:
         self._queue: asyncio.Queue[Head | bytes | Exception | None] = asyncio.Queue(_WAITING_PIECES)
         self._ended = False
         self.abandoned = False
+        self.begun = False  # something of the answer has been sent
 
     async def send(self, item: Head | bytes) -> None:
         """Send the next thing."""
+        self.begun = True
         await self._put(item)
 
     async def end(self, failure: Exception | None = None) -> None:

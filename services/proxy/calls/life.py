@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import orjson
@@ -17,29 +18,41 @@ from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
 
 from services.kit.errors import HTTP_STATUS_KEY, RETRY_AFTER_KEY, ServiceError
 from services.kit.logs import get_logger
+from services.kit.replays import REPLAYED
 from services.proxy import admission
 from services.proxy.admission import Admitted
-from services.proxy.calls.call import CUT, FAILED, OK, REQUEST_ID_HEADER, Call, Settled, settlement
+from services.proxy.answers import Answers, Begun, KeptAnswer
+from services.proxy.calls.call import CUT, FAILED, OK, Call, Settled, settlement
 from services.proxy.calls.delivery import Head
 from services.proxy.calls.streaming import relay
 from services.proxy.catalogue import CatalogueWatch
+from services.proxy.converse.exchange import ReadableAnswer, answer_of, refusal_of
+from services.proxy.entitlements.model import Entitlement
 from services.proxy.entitlements.service import Entitlements
-from services.proxy.errors import AccountNotFound, KeyTypeNotAllowed, LedgerUnavailable, ProviderUnavailable
+from services.proxy.errors import (
+    AccountNotFound,
+    FormNotSpoken,
+    KeyTypeNotAllowed,
+    LedgerUnavailable,
+    ProviderCredentialRefused,
+    ProviderTimeout,
+    ProviderUnavailable,
+)
+from services.proxy.formats.request import Request
 from services.proxy.keys.model import ADMIN
 from services.proxy.ledger import Ledger
 from services.proxy.outbox import Settlements
 from services.proxy.rates import Limit, RateLimits
 from services.proxy.settings import ProxySettings
-from services.proxy.upstream import Answer, ProviderRefusalError, Upstreams, failure
+from services.proxy.upstream import ProviderRefusalError, Upstreams, failure
 
 _log = get_logger(__name__)
 
-_MAX_EVENT_BYTES = 16 * 1024 * 1024
 _FRAME_BYTES = 64 * 1024  # of a message, besides the body in it
 _HOLD_ATTEMPTS = 3
 _HOLD_BACKOFF_SECONDS = 0.05
-_AFTER_DONE_SECONDS = 0.5
-_EVENTS = "text/event-stream"
+# A provider's own refusals after which another provider may do better.
+_PASSING = frozenset({408, 429, *range(500, 600)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +66,26 @@ class Parts:
     ledger: Ledger
     settlements: Settlements
     upstreams: Upstreams
+    answers: Answers
 
 
 class Life:
-    """The life of one call."""
+    """The life of one call; `body` is the client's, as it came."""
 
-    def __init__(self, parts: Parts, call: Call) -> None:
+    def __init__(self, parts: Parts, call: Call, body: bytes) -> None:
         self._parts = parts
         self._call = call
+        self._body = body
         self._admitted: Admitted | None = None
+        self._begun: Begun | None = None
 
     async def live(self) -> None:
         """From admission to settlement. Never raises: what goes wrong before an answer is the client's answer."""
         call = self._call
         failed: Exception | None = None
         try:
-            admitted = await self._admit()
-            cap = await self._hold(admitted)
-            if not call.delivery.abandoned:
-                await self._make(admitted, cap)
+            if not await self._answered_before():
+                await self._answer()
         except ProviderRefusalError as refusal:
             await self._end_hold(FAILED)
             await self._pass_on(refusal)
@@ -85,7 +99,62 @@ class Life:
             _log.exception("a call failed", call_id=call.call_id)
             failed = error
         await self._end_hold(FAILED)
+        if self._begun is not None:
+            await self._begun.abandon()  # of no effect where an answer was kept
         await call.delivery.end(failed)
+
+    async def _answered_before(self) -> bool:
+        """Whether the client has had an answer to this request and gets it again. Else this call will keep its own."""
+        call, asked = self._call, self._call.asked
+        if not asked.idempotency_key:
+            return False
+        found = await self._parts.answers.begin(
+            f"{call.key.account_id}/{call.key.key_id}",
+            asked.idempotency_key,
+            call.fingerprint(self._body),
+            asked.secret,
+            call.call_id,
+        )
+        if isinstance(found, Begun):
+            self._begun = found
+            return False
+        await call.delivery.send(Head((*found.metadata, REPLAYED), found.content_type))
+        await call.delivery.send(found.body)
+        return True
+
+    async def _answer(self) -> None:
+        """Make the call, and where its provider fails before the first byte, its fallbacks, each at its own price."""
+        first: Exception | None = None
+        for request, provider in self._attempts():
+            if first is not None:
+                await self._end_hold(FAILED)
+                self._call.fall_back(request, provider)
+            try:
+                admitted = await self._admit()
+                cap = await self._hold(admitted)
+            except ServiceError as refusal:
+                if first is None:
+                    raise
+                _log.info("a fallback was refused", call_id=self._call.hold_id, reason=refusal.reason)
+                continue
+            if self._call.delivery.abandoned:
+                return None
+            try:
+                return await self._make(admitted, cap)
+            except (ProviderUnavailable, ProviderTimeout, ProviderCredentialRefused, ProviderRefusalError) as error:
+                if self._call.delivery.begun or self._call.reader.owed or not _passing(error):
+                    raise
+                first = first or error
+        assert first is not None
+        raise first
+
+    def _attempts(self) -> Iterator[tuple[Request, str]]:
+        """What is asked for; then, read anew for its own model, each fallback that is configured."""
+        first = self._call.request
+        yield first, self._call.provider
+        for other in self._parts.settings.fallbacks.get(first.model, ()):
+            provider, _, model = other.partition("/")
+            yield type(first).read(self._body, model=model, stream=first.stream), provider
 
     # ------------------------------------------------------------------------------------------------------ admission
 
@@ -105,13 +174,26 @@ class Life:
             request.model,
             call.started_at,
             provider=call.provider,
-            configured=parts.upstreams.names,
+            owner=request.owner,
+            askable=parts.upstreams.speaking(request.forms()),
         )
-        parts.upstreams.provider(card.provider)
+        provider = parts.upstreams.provider(card.provider)
+        if not provider.forms & request.forms():
+            raise FormNotSpoken(
+                f"{card.model} of {card.provider} is not called in this form", provider=card.provider, model=card.model
+            )
+        call.provider, call.price_version = card.provider, card.version
         admitted = admission.admit(key, entitlement, card, request, default_cap=parts.settings.default_output_tokens)
-        tokens = request.input_guess + (request.cap or 0) * request.choices
-        of_key = f"key:{key.key_id}"
-        await parts.rates.take(
+        if call.attempt == 0:
+            await self._count_in_minute(entitlement)
+        return admitted
+
+    async def _count_in_minute(self, entitlement: Entitlement) -> None:
+        """Count the call against the limits per minute. Raises RateLimited."""
+        call, key = self._call, self._call.key
+        tokens = call.request.input_guess + (call.request.cap or 0) * call.request.choices
+        of_key = f"key:{key.limit_subject}"
+        standing = await self._parts.rates.take(
             [
                 Limit(key.account_id, of_key, "requests", key.requests_per_minute, 1),
                 Limit(key.account_id, "account", "requests", entitlement.requests_per_minute, 1),
@@ -119,7 +201,7 @@ class Life:
                 Limit(key.account_id, "account", "tokens", entitlement.tokens_per_minute, tokens),
             ]
         )
-        return admitted
+        call.standing = standing.headers()
 
     # ----------------------------------------------------------------------------------------------------------- hold
 
@@ -132,14 +214,14 @@ class Life:
         operation = ledger_pb.Operation(
             hold=ledger_pb.CreateHoldRequest(
                 account_id=call.key.account_id,
-                hold_id=call.call_id,
+                hold_id=call.hold_id,
                 amount_nanos=admitted.amount_nanos,
                 minimum_amount_nanos=admitted.minimum_amount_nanos,
                 tokens=admitted.tokens,
                 minimum_tokens=admitted.minimum_tokens,
                 requests=1,
-                key_id=call.key.key_id,
-                workspace=call.key.workspace,
+                key_id=call.key.limit_subject,
+                workspace=call.key.workspace or call.asked.workspace,
                 ttl_seconds=ttl,
                 billable=admitted.billable,
             )
@@ -168,52 +250,107 @@ class Life:
                 backoff *= 2
         raise AssertionError  # the last attempt answers or raises
 
+    async def _extend_hold(self, tokens: int) -> bool:
+        """Hold so many output tokens more, for a provider that ignores its cap; False where that is refused."""
+        call, admitted = self._call, self._admitted
+        assert admitted is not None
+        call.extensions += 1
+        more = ledger_pb.ExtendHoldRequest(
+            account_id=call.key.account_id,
+            hold_id=call.hold_id,
+            additional_nanos=admitted.cost_of_more(tokens),
+            additional_tokens=tokens,
+            request_id=f"{call.hold_id}-{call.extensions}",
+        )
+        try:
+            await self._applied(ledger_pb.Operation(extend=more))
+        except ServiceError as refusal:
+            _log.warning("a stream is above its hold, and ended", call_id=call.hold_id, reason=refusal.reason)
+            return False
+        return True
+
     async def _end_hold(self, status: str) -> Settled | None:
         """End the hold, once: settled where an answer is owed for, else released. None where nothing was settled."""
         call, admitted = self._call, self._admitted
         if not call.hold_open or admitted is None:
             return None
         call.hold_open = False
-        if not call.meter.owed:
-            await self._parts.settlements.release(call.key.account_id, call.call_id, "the call was not answered")
+        if not call.reader.owed:
+            await self._parts.settlements.release(call.key.account_id, call.hold_id, "the call was not answered")
             return None
         request = settlement(call, admitted, status)
-        answer = await self._parts.settlements.settle(request)
-        return Settled(call.call_id, request.amount_nanos, answer.available_nanos if answer is not None else None)
+        return self._settled(request, await self._parts.settlements.settle(request))
+
+    def _settled(self, request: ledger_pb.SettleHoldRequest, booked: ledger_pb.SettleHoldResponse | None) -> Settled:
+        available = booked.available_nanos if booked is not None else None
+        self._call.available_nanos = available or 0
+        return Settled(self._call.hold_id, request.amount_nanos, available)
 
     # ----------------------------------------------------------------------------------------------------------- call
 
     async def _make(self, admitted: Admitted, cap: int) -> None:
+        call, settings = self._call, self._parts.settings
         provider = self._parts.upstreams.provider(admitted.card.provider)
-        request = self._call.request
-        body = request.to_send(cap, provider.cap_field)
+        outgoing = call.request.outgoing(cap, provider, call.asked.headers)
+        deadline = call.arrived + settings.upstream_total_seconds
         try:
-            async with self._parts.upstreams.chat(provider, body, stream=request.stream) as answer:
-                if answer.is_events:
-                    cancel = self._parts.settings.disconnect_policy == "cancel"
-                    await relay(self._call, answer, self._end_hold, cancel_on_disconnect=cancel)
+            async with self._parts.upstreams.post(provider, outgoing, deadline=deadline) as raw:
+                answer = answer_of(raw, outgoing, call.request.model)
+                if call.request.stream and answer.is_events:
+                    await relay(
+                        call,
+                        answer,
+                        self._end_hold,
+                        self._extend_hold,
+                        output_tokens=cap * call.request.choices,
+                        cancel_on_disconnect=settings.disconnect_policy == "cancel",
+                    )
                 else:
                     await self._whole(answer)
+        except ProviderRefusalError as refusal:
+            raise refusal_of(refusal, outgoing) from refusal
         except PyreqwestError as error:
             raise failure(provider.name, error) from error
 
-    async def _whole(self, answer: Answer) -> None:
+    async def _whole(self, answer: ReadableAnswer) -> None:
         """A unary answer: nothing of it goes out before it is settled, since its headers say what it cost."""
         call = self._call
         body = await answer.whole(self._parts.settings.max_message_bytes - _FRAME_BYTES)
-        call.meter.take_whole(body)
-        settled = await self._end_hold(OK)
-        assert settled is not None, "a whole answer is owed for"
-        await call.delivery.send(Head(settled.headers(), answer.content_type))
-        await call.delivery.send(_with_credits(body, settled) if call.credits_in_body else body)
+        call.reader.take_whole(body)
+        settled = await self._kept(answer, body) if self._begun is not None else await self._end_hold(OK)
+        costs = settled.headers() if settled is not None else ()  # else it is the provider's word that it failed
+        if settled is not None and call.asked.credits_in_body:
+            body = _with_credits(body, settled)
+        await call.delivery.send(Head((*call.head(), *costs), answer.content_type))
+        await call.delivery.send(body)
+
+    async def _kept(self, answer: ReadableAnswer, body: bytes) -> Settled | None:
+        """Settle an answer that is to be given again: kept with its settlement in one transaction, then booked."""
+        call, admitted = self._call, self._admitted
+        assert self._begun is not None
+        assert admitted is not None
+        if not call.reader.owed:
+            return await self._end_hold(FAILED)
+        request = settlement(call, admitted, OK)
+        settled = Settled(call.hold_id, request.amount_nanos, None)
+        told = _with_credits(body, settled) if call.asked.credits_in_body else body
+        kept = KeptAnswer(metadata=(*call.head(), *settled.headers()), content_type=answer.content_type, body=told)
+        await self._begun.keep(kept, ledger_pb.Operation(settle=request))
+        call.hold_open = False
+        return self._settled(request, await self._parts.settlements.settle_kept(request))
 
     async def _pass_on(self, refusal: ProviderRefusalError) -> None:
         """Give the client the provider's own error answer."""
-        metadata = [(HTTP_STATUS_KEY, str(refusal.status)), (REQUEST_ID_HEADER, self._call.call_id)]
+        metadata = [(HTTP_STATUS_KEY, str(refusal.status)), *self._call.head()]
         if refusal.retry_after:
             metadata.append((RETRY_AFTER_KEY, refusal.retry_after))
         await self._call.delivery.send(Head(tuple(metadata), refusal.content_type))
         await self._call.delivery.send(refusal.body)
+
+
+def _passing(error: Exception) -> bool:
+    """Whether another provider may do better."""
+    return not isinstance(error, ProviderRefusalError) or error.status in _PASSING
 
 
 def _with_credits(body: bytes, settled: Settled) -> bytes:

@@ -10,9 +10,9 @@ from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
 
 from services.kit.errors import ServiceError
 from services.kit.logs import get_logger
-from services.proxy.calls import chat
-from services.proxy.calls.call import Call
+from services.proxy.calls.call import Asked, Call
 from services.proxy.calls.life import Life, Parts
+from services.proxy.formats.request import Request
 from services.proxy.keys.model import Key
 
 _log = get_logger(__name__)
@@ -35,10 +35,10 @@ class Calls:
         """What calls are made with."""
         return self._parts
 
-    def begin(self, key: Key, endpoint: str, body: bytes, *, provider: str = "", credits_in_body: bool = False) -> Call:
-        """Begin a chat completion; what comes of it comes through its delivery. Raises InvalidArgument for the body."""
-        call = Call(key, endpoint, chat.read(body), provider=provider, credits_in_body=credits_in_body)
-        task = asyncio.create_task(Life(self._parts, call).live())
+    def begin(self, key: Key, request: Request, body: bytes, asked: Asked) -> Call:
+        """Begin a call, read from `body`; what comes of it comes through its delivery."""
+        call = Call(key, asked, request)
+        task = asyncio.create_task(Life(self._parts, call, body).live())
         self._running[task] = call
         task.add_done_callback(self._ended)
         return call
@@ -91,13 +91,13 @@ class Calls:
         call.extensions += 1
         request = ledger_pb.ExtendHoldRequest(
             account_id=call.key.account_id,
-            hold_id=call.call_id,
+            hold_id=call.hold_id,
             ttl_seconds=ttl_seconds,
-            request_id=f"{call.call_id}-{call.extensions}",
+            request_id=f"{call.hold_id}-{call.extensions}",
         )
         asked = time.monotonic()
         try:
             await self._parts.ledger.apply(ledger_pb.Operation(extend=request))
             call.held_until = asked + ttl_seconds
         except ServiceError as refusal:
-            _log.warning("a hold was not extended", call_id=call.call_id, reason=refusal.reason)
+            _log.warning("a hold was not extended", call_id=call.hold_id, reason=refusal.reason)

@@ -6,33 +6,47 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from typing import Any
 
-import orjson
 from pyreqwest.exceptions import PyreqwestError
 
 from services.kit.logs import get_logger
-from services.proxy.calls.call import CUT, FAILED, OK, REQUEST_ID_HEADER, Call, Settled
+from services.proxy.calls.call import CUT, FAILED, OK, Call, Settled
 from services.proxy.calls.delivery import Head
-from services.proxy.calls.meter import Event, with_credits
+from services.proxy.converse.exchange import ReadableAnswer
 from services.proxy.errors import ProviderUnavailable
-from services.proxy.sse import EventSplitter, EventTooLargeError, event_of
-from services.proxy.upstream import Answer
+from services.proxy.formats.answer import Event
+from services.proxy.sse import EventSplitter, EventTooLargeError
 
 _log = get_logger(__name__)
 
 _MAX_EVENT_BYTES = 16 * 1024 * 1024
 _AFTER_DONE_SECONDS = 0.5
+# No tokenizer has tokens of more characters on average than this, so a longer answer has more tokens than its cap.
+_MAX_CHARS_PER_TOKEN = 16
 
 EndHold = Callable[[str], Awaitable[Settled | None]]
+ExtendHold = Callable[[int], Awaitable[bool]]
 
 
-async def relay(call: Call, answer: Answer, end_hold: EndHold, *, cancel_on_disconnect: bool) -> None:
+async def relay(
+    call: Call,
+    answer: ReadableAnswer,
+    end_hold: EndHold,
+    extend_hold: ExtendHold,
+    *,
+    output_tokens: int,
+    cancel_on_disconnect: bool,
+) -> None:
     """Pass a stream on as it comes, settle it with `end_hold(status)` when it ends, and say what it cost.
 
-    Each event goes out as it came, but for the last one with usage, which gets the credits. Which is the last is known
-    when the next comes, so an event with usage waits for that. Raises ProviderUnavailable where nothing came.
+    Each event goes out as it came, but for the last one that can carry the credits. Which is the last is known when the
+    next comes, so an event that may be waits for that. A provider that says more than the `output_tokens` that are
+    held has its hold extended; where that is refused, the stream ends there. Raises ProviderUnavailable where nothing
+    came.
     """
     stream = _Relay(call, end_hold)
+    held = output_tokens
     async with aclosing(answer.pieces()) as pieces:
         try:
             async with aclosing(_events(pieces)) as events:
@@ -40,7 +54,12 @@ async def relay(call: Call, answer: Answer, end_hold: EndHold, *, cancel_on_disc
                     await stream.take(event)
                     if stream.done or (cancel_on_disconnect and call.delivery.abandoned):
                         break
-        except (PyreqwestError, EventTooLargeError) as error:
+                    if stream.said_at_least > held:
+                        if not await extend_hold(output_tokens):
+                            stream.cut_short = True
+                            break
+                        held += output_tokens
+        except (PyreqwestError, EventTooLargeError, ProviderUnavailable) as error:
             _log.warning("a stream broke off", call_id=call.call_id, error=repr(error))
             stream.broken = True
         await stream.end()
@@ -49,7 +68,7 @@ async def relay(call: Call, answer: Answer, end_hold: EndHold, *, cancel_on_disc
 
 
 class _Relay:
-    """One stream being passed on. `waiting` is an event with usage that may be the last one."""
+    """One stream being passed on. `waiting` is an event that may be the last one to carry the credits."""
 
     def __init__(self, call: Call, end_hold: EndHold) -> None:
         self._call = call
@@ -57,62 +76,79 @@ class _Relay:
         self._waiting: Event | None = None
         self._headed = False
         self._last = b""
+        self._chars = 0
+        self._counted_pieces = 0
         self.done = False
         self.broken = False
+        self.cut_short = False
+
+    @property
+    def said_at_least(self) -> int:
+        """How many tokens the model has said at the least: one in each piece, and so many for so many characters."""
+        reader = self._call.reader
+        while self._counted_pieces < len(reader.said):
+            self._chars += len(reader.said[self._counted_pieces])
+            self._counted_pieces += 1
+        return max(reader.pieces, self._chars // _MAX_CHARS_PER_TOKEN)
 
     async def take(self, raw: bytes) -> None:
         """Pass on one event, or keep it waiting."""
-        event = self._call.meter.take_event(raw)
-        if event.done:
-            self.done, self._last = True, raw
+        event = self._call.reader.take_event(raw)
+        self.done = event.done
+        if event.done and event.chunk is None:
+            self._last = raw
             return
         if not self._headed:
             self._headed = True
-            headers = ((REQUEST_ID_HEADER, self._call.call_id),)
-            await self._call.delivery.send(Head(headers, "text/event-stream"))
+            await self._call.delivery.send(Head(self._call.head(), self._call.reader.content_type))
         await self._let_go()
         if event.chunk is not None:
             self._waiting = event
         else:
-            await self._call.delivery.send(raw)
+            await self._send(raw)
 
     async def end(self) -> None:
         """Settle and say how it ended."""
         if not self._headed:
             raise ProviderUnavailable("the provider broke off before it answered")
-        meter, delivery = self._call.meter, self._call.delivery
-        if meter.finished and not self.broken:
+        reader = self._call.reader
+        if self.cut_short:
+            await self._let_go()
+            await self._send(reader.cut_short(_credits(await self._end_hold(CUT))))
+        elif reader.finished and not self.broken:
             await self._say_cost(await self._end_hold(OK))
-            if self._last:
-                await delivery.send(self._last)
         else:
             await self._let_go()
-            await self._say_broken(await self._end_hold(FAILED if meter.failed else CUT))
-        await delivery.end()
+            settled = await self._end_hold(FAILED if reader.failed else CUT)
+            if not reader.failed:  # else the provider has said it itself
+                await self._send(reader.broken(_credits(settled)))
+        if closing := reader.closing():
+            await self._call.delivery.send(closing)
+        await self._call.delivery.end()
+
+    async def _send(self, event: bytes) -> None:
+        await self._call.delivery.send(self._call.reader.framed(event))
 
     async def _let_go(self) -> None:
         if self._waiting is not None:
-            await self._call.delivery.send(self._waiting.raw)
+            await self._send(self._waiting.raw)
             self._waiting = None
 
     async def _say_cost(self, settled: Settled | None) -> None:
-        if settled is None:
-            return await self._let_go()  # the provider said no more than that it failed
-        chunk = self._waiting.chunk if self._waiting is not None else None
-        await self._call.delivery.send(with_credits(chunk or self._call.meter.last_chunk(), settled.credits()))
-        return None
+        """Send the last events, the credits in the last that can carry them."""
+        call, told = self._call, None
+        if settled is not None:
+            told = call.reader.credited(self._waiting, settled.credits(), call.counted)
+        if told is None:
+            await self._let_go()  # the provider said no more than that it failed, or nothing can carry them
+        else:
+            await self._send(told)
+        if self._last:
+            await self._send(self._last)
 
-    async def _say_broken(self, settled: Settled | None) -> None:
-        if self._call.meter.failed:
-            return  # the provider has said it itself
-        error = {
-            "message": "The provider broke off in the middle of its answer.",
-            "type": "server_error",
-            "param": None,
-            "code": "provider_stream_broken",
-        }
-        told = {"error": error} if settled is None else {"error": error, "credits": settled.credits()}
-        await self._call.delivery.send(event_of(orjson.dumps(told)))
+
+def _credits(settled: Settled | None) -> dict[str, Any] | None:
+    return settled.credits() if settled is not None else None
 
 
 async def _events(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

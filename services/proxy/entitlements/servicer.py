@@ -7,6 +7,7 @@ from typing import Any
 from tollkeeper.proxy.v1 import entitlement_service_pb2 as pb
 from tollkeeper.proxy.v1 import entitlement_service_pb2_grpc, resources_pb2
 
+from services.kit.times import timestamp
 from services.kit.validation import Violations
 from services.proxy.clock import utc_now
 from services.proxy.entitlements.model import ALL, Entitlement
@@ -76,7 +77,7 @@ def _read(request: pb.SetEntitlementRequest) -> Entitlement:
 
 def message(entitlement: Entitlement) -> resources_pb2.Entitlement:
     """An entitlement's message."""
-    found = resources_pb2.Entitlement(
+    return resources_pb2.Entitlement(
         account_id=entitlement.account_id,
         plan_id=entitlement.plan_id,
         revision=entitlement.revision,
@@ -87,7 +88,6 @@ def message(entitlement: Entitlement) -> resources_pb2.Entitlement:
         requests_per_minute=entitlement.requests_per_minute,
         tokens_per_minute=entitlement.tokens_per_minute,
         multiplier_millionths=entitlement.multiplier_millionths,
+        updated_at=timestamp(entitlement.updated_at),
         metered=entitlement.metered,
     )
-    found.updated_at.FromDatetime(entitlement.updated_at)
-    return found

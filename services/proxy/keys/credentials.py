@@ -36,7 +36,8 @@ def credential(headers: Mapping[str, str | bytes]) -> str | None:
 class KnownKeys:
     """Keys by their secret and by their id, remembered for the cache's stated lifetime.
 
-    That lifetime is how long a revocation may take to be seen, with Redis and without.
+    A change is forgotten at once where it is heard of (`invalidation.py`); the lifetime is the longest that it may take
+    to be seen, with Redis and without.
     """
 
     def __init__(self, store: KeyStore, *, lifetime_seconds: float, max_entries: int) -> None:
@@ -70,9 +71,14 @@ class KnownKeys:
         return key
 
     def forget(self, key_id: str, digest: bytes) -> None:
-        """Look a key up anew the next time: it was changed here."""
+        """Look a key up anew the next time: it was changed."""
         self._by_sha256.forget(digest)
         self._by_id.forget(key_id)
+
+    def forget_all(self) -> None:
+        """Look every key up anew the next time: changes may have gone unheard."""
+        self._by_sha256.forget_all()
+        self._by_id.forget_all()
 
     async def _looked_up(self, digest: bytes) -> Key:
         key = await self._by_sha256.get(digest)

@@ -6,11 +6,11 @@ import hashlib
 import re
 import secrets
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from services.kit.identity import Identity, Role
-from services.proxy.errors import ApiKeyExpired, ApiKeyRevoked
+from services.proxy.errors import ApiKeyExpired, ApiKeyRevoked, KeyNotActive, KeyReplaced
 
 STANDARD, INTERNAL, ADMIN = "standard", "internal", "admin"
 KEY_TYPES = (STANDARD, INTERNAL, ADMIN)
@@ -29,7 +29,10 @@ _WELL_FORMED = re.compile(rf"[a-z0-9_-]{{2,32}}[A-Za-z0-9]{{{_RANDOM_CHARS}}}")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key's record. Limits of 0 are none of its own; amounts in nanos."""
+    """A key's record. Limits of 0 are none of its own; amounts in nanos.
+
+    `first_key_id` is the key that its line of rotations began with; empty where it is itself that one.
+    """
 
     key_id: str
     account_id: str
@@ -47,6 +50,7 @@ class Key:
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     replaced_by_key_id: str = ""
+    first_key_id: str = ""
 
     def status(self, now: datetime) -> str:
         """`active`, `revoked` or `expired`."""
@@ -60,6 +64,29 @@ class Key:
     def billable(self) -> bool:
         """Whether its calls are paid for."""
         return self.key_type != INTERNAL
+
+    @property
+    def limit_subject(self) -> str:
+        """The key id that limits count its calls by, and bills name: the first of its line.
+
+        So keys that overlap share their limits, and rotating one raises none of them.
+        """
+        return self.first_key_id or self.key_id
+
+    def require_rotatable(self, now: datetime) -> None:
+        """Raise KeyReplaced or KeyNotActive where no other key may take its place any more."""
+        if self.replaced_by_key_id:
+            raise KeyReplaced(
+                "this API key was rotated before", key_id=self.key_id, replaced_by_key_id=self.replaced_by_key_id
+            )
+        if self.status(now) != ACTIVE:
+            raise KeyNotActive("only an active API key can be rotated", key_id=self.key_id, status=self.status(now))
+
+    def rotated(self, secret: str, now: datetime) -> Key:
+        """The key that takes this one's place: with the same rights, limits and end."""
+        return replace(
+            self, key_id=new_key_id(), last_four=secret[-4:], created_at=now, first_key_id=self.limit_subject
+        )
 
     def require_usable(self, now: datetime) -> None:
         """Raise ApiKeyRevoked or ApiKeyExpired where it may not be used any more."""
@@ -86,6 +113,11 @@ def identity_of(key: Key) -> KeyIdentity:
         workspace=key.workspace,
         key=key,
     )
+
+
+def new_key_id() -> str:
+    """A new key's id, which nobody had before."""
+    return f"key-{secrets.token_hex(12)}"
 
 
 def new_secret(prefix: str) -> str:

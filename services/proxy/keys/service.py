@@ -1,19 +1,23 @@
-"""Owns the use cases of keys."""
+"""Owns the use cases of keys.
+
+A key's own limits are in the ledger before the key is here, so none can ever be used without them. What breaks off in
+between leaves limits that name a key nobody has.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import secrets
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
 
 from services.proxy.clock import utc_now
 from services.proxy.entitlements.service import Entitlements
 from services.proxy.errors import AccountNotFound, IdempotencyConflict, KeyNotFound
+from services.proxy.invalidation import Announcer, KeyChanged
 from services.proxy.keys.credentials import KnownKeys
-from services.proxy.keys.model import Key, new_secret, sha256
+from services.proxy.keys.model import Key, new_key_id, new_secret, sha256
 from services.proxy.keys.store import KeyStore
 from services.proxy.ledger import Ledger
 
@@ -36,13 +40,16 @@ class KeyWish:
 
 
 class Keys:
-    """Makes, shows and ends keys."""
+    """Makes, shows, rotates and ends keys."""
 
-    def __init__(self, store: KeyStore, known: KnownKeys, entitlements: Entitlements, ledger: Ledger) -> None:
+    def __init__(
+        self, store: KeyStore, known: KnownKeys, entitlements: Entitlements, ledger: Ledger, announcer: Announcer
+    ) -> None:
         self._store = store
         self._known = known
         self._entitlements = entitlements
         self._ledger = ledger
+        self._announcer = announcer
 
     async def made_for(self, account_id: str, request_id: str, request_sha256: bytes) -> Key | None:
         """The key that this request has made before. Raises IdempotencyConflict where the request was another."""
@@ -66,7 +73,7 @@ class Keys:
             raise AccountNotFound("no such account", account_id=wish.account_id)
         secret = new_secret(wish.prefix)
         key = Key(
-            key_id=_key_id(wish.account_id, request_id),
+            key_id=_key_id(wish.account_id, request_id, request_sha256),
             account_id=wish.account_id,
             name=wish.name,
             key_type=wish.key_type,
@@ -84,10 +91,9 @@ class Keys:
         limits = _limits(key)
         if limits:
             await self._ledger.apply(*limits)
-        digest = sha256(secret)
         added = await self._store.add(
             key,
-            key_sha256=digest,
+            key_sha256=sha256(secret),
             created_by=created_by,
             request_id=request_id or None,
             request_sha256=request_sha256 if request_id else None,
@@ -96,8 +102,51 @@ class Keys:
             before = await self.made_for(wish.account_id, request_id, request_sha256)
             assert before is not None
             return before, ""
-        self._known.forget(key.key_id, digest)
         return key, secret
+
+    async def rotate(
+        self,
+        key_id: str,
+        *,
+        overlap_seconds: int,
+        created_by: str,
+        request_id: str = "",
+        request_sha256: bytes = b"",
+    ) -> tuple[Key, str]:
+        """A key in the place of another, and its secret; (key, "") where the request was answered before.
+
+        The other one ends after the overlap, or earlier where it was to. Both count against the same limits, so the
+        ledger is not asked. Raises KeyNotFound, KeyReplaced, KeyNotActive, IdempotencyConflict.
+        """
+        old = await self.get(key_id)
+        if request_id:
+            before = await self.made_for(old.account_id, request_id, request_sha256)
+            if before is not None:
+                return before, ""
+        now, secret = utc_now(), new_secret(old.prefix)
+        old.require_rotatable(now)
+        new = old.rotated(secret, now)
+        ended = await self._store.replace(
+            key_id,
+            new,
+            ends_at=now + timedelta(seconds=overlap_seconds),
+            key_sha256=sha256(secret),
+            created_by=created_by,
+            request_id=request_id or None,
+            request_sha256=request_sha256 if request_id else None,
+        )
+        if ended is None:  # something else happened to the key, or the same request, at once; that was first
+            return await self._rotated_by_another(old, request_id, request_sha256), ""
+        await self._changed(key_id, ended)
+        return new, secret
+
+    async def _rotated_by_another(self, old: Key, request_id: str, request_sha256: bytes) -> Key:
+        """The key that the same request made meanwhile. Raises what stands in the way where it was no such request."""
+        before = await self.made_for(old.account_id, request_id, request_sha256) if request_id else None
+        if before is None:
+            (await self.get(old.key_id)).require_rotatable(utc_now())
+        assert before is not None, "nothing stood in the way"
+        return before
 
     async def get(self, key_id: str) -> Key:
         """One key. Raises KeyNotFound."""
@@ -116,20 +165,29 @@ class Keys:
         return found[:size], len(found) > size
 
     async def revoke(self, key_id: str) -> Key:
-        """End a key: here at once, elsewhere within the cache's lifetime. Raises KeyNotFound."""
+        """End a key: everywhere at once, or within the cache's lifetime. Raises KeyNotFound."""
         found = await self._store.revoke(key_id, utc_now())
         if found is None:
             raise KeyNotFound("no such key", key_id=key_id)
         key, digest = found
-        self._known.forget(key_id, digest)
+        await self._changed(key_id, digest)
         return key
 
+    async def _changed(self, key_id: str, digest: bytes) -> None:
+        """Have a key that was changed looked up anew, here and everywhere."""
+        self._known.forget(key_id, digest)
+        await self._announcer.announce(KeyChanged(key_id, digest))
 
-def _key_id(account_id: str, request_id: str) -> str:
-    """The id of a new key. The same request gets the same one, so that its limits are not put twice under two ids."""
+
+def _key_id(account_id: str, request_id: str, request_sha256: bytes) -> str:
+    """The id of a new key. The same request gets the same one, so that its limits are not put twice under two ids.
+
+    Another body under the same request id gets another, so that of two at once the second's limits are not the first's.
+    """
     if not request_id:
-        return f"key-{secrets.token_hex(12)}"
-    return f"key-{hashlib.sha256(f'{account_id}/{request_id}'.encode()).hexdigest()[:24]}"
+        return new_key_id()
+    named = f"{account_id}/{request_id}/{request_sha256.hex()}"
+    return f"key-{hashlib.sha256(named.encode()).hexdigest()[:24]}"
 
 
 def _limits(key: Key) -> list[ledger_pb.Operation]:
@@ -145,7 +203,6 @@ def _limits(key: Key) -> list[ledger_pb.Operation]:
                 window=window,
                 amount_nanos=amount,
                 mode="hard",
-                # Of two requests for the same key at once with other limits, the second is refused.
                 request_id=f"{key.key_id}:{window}",
             )
         )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.proxy.v1 import key_service_pb2 as pb
 from tollkeeper.proxy.v1 import key_service_pb2_grpc, resources_pb2
 
 from services.kit.amounts import request_amount
 from services.kit.identity import current_identity
 from services.kit.paging import page_position, page_token
+from services.kit.replays import tell_replayed
+from services.kit.times import moment_of, timestamp
 from services.kit.validation import Violations
 from services.proxy.clock import utc_now
 from services.proxy.keys.model import (
@@ -31,7 +32,10 @@ _MAX_NAME_CHARS = 200
 _MAX_MODEL_CHARS = 200
 _MAX_ALLOWED_MODELS = 100
 _MAX_PER_MINUTE = 2**31 - 1
+_MAX_LIMIT_NANOS = 10**18  # the ledger's largest amount
 _DEFAULT_PAGE_SIZE = 100
+_DEFAULT_OVERLAP_SECONDS = 86_400
+_MAX_OVERLAP_SECONDS = 30 * 86_400
 
 
 class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
@@ -46,7 +50,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         violations.identifier("account_id", request.account_id, required=request.key_type != ADMIN)
         violations.identifier("request_id", request.request_id, required=False)
         # Before the rest is checked: a repeat is answered even where its `expires_at` has passed meanwhile.
-        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        digest = _digest(request)
         if request.request_id and not violations.found:
             before = await self._keys.made_for(request.account_id, request.request_id, digest)
             if before is not None:
@@ -87,6 +91,25 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
             next_page_token=page_token(request, found[-1].created_at, found[-1].key_id) if more else "",
         )
 
+    async def RotateKey(self, request: pb.RotateKeyRequest, context: Any) -> pb.CreateKeyResponse:
+        """See the contract."""
+        violations = Violations()
+        violations.identifier("key_id", request.key_id)
+        violations.identifier("request_id", request.request_id, required=False)
+        overlap = request.overlap_seconds if request.HasField("overlap_seconds") else _DEFAULT_OVERLAP_SECONDS
+        violations.between("overlap_seconds", overlap, 0, _MAX_OVERLAP_SECONDS)
+        violations.raise_if_any()
+        key, secret = await self._keys.rotate(
+            request.key_id,
+            overlap_seconds=overlap,
+            created_by=current_identity().subject,
+            request_id=request.request_id,
+            request_sha256=_digest(request),
+        )
+        if not secret:
+            return _replayed(key, context)
+        return pb.CreateKeyResponse(key_id=key.key_id, key=secret, record=message(key))
+
     async def RevokeKey(self, request: pb.RevokeKeyRequest, _context: Any) -> resources_pb2.Key:
         """See the contract."""
         violations = Violations()
@@ -95,8 +118,13 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         return message(await self._keys.revoke(request.key_id))
 
 
+def _digest(request: pb.CreateKeyRequest | pb.RotateKeyRequest) -> bytes:
+    """What tells one body from another. No two kinds of request are alike: each has its request id in another field."""
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+
+
 def _replayed(key: Key, context: Any) -> pb.CreateKeyResponse:
-    context.set_trailing_metadata((("idempotency-replayed", "true"),))
+    tell_replayed(context)
     return pb.CreateKeyResponse(key_id=key.key_id, record=message(key))
 
 
@@ -134,7 +162,7 @@ def _wish(request: pb.CreateKeyRequest, violations: Violations) -> KeyWish:
 
 def _limit(request: pb.CreateKeyRequest, violations: Violations, window: str) -> int:
     nanos_field, usd_field = f"{window}_limit_nanos", f"{window}_limit_usd"
-    return request_amount(
+    amount = request_amount(
         violations,
         getattr(request, nanos_field) if request.HasField(nanos_field) else None,  # type: ignore[arg-type]
         getattr(request, usd_field),
@@ -142,17 +170,15 @@ def _limit(request: pb.CreateKeyRequest, violations: Violations, window: str) ->
         usd_field=usd_field,
         required=False,
     )
+    return violations.between(usd_field if getattr(request, usd_field) else nanos_field, amount, 0, _MAX_LIMIT_NANOS)
 
 
 def _expiry(request: pb.CreateKeyRequest, violations: Violations) -> datetime | None:
     if not request.HasField("expires_at"):
         return None
-    try:
-        expires_at = request.expires_at.ToDatetime(UTC)
-    except (ValueError, OverflowError):
-        violations.add("expires_at", "is not a time")
-        return None
-    if expires_at <= utc_now():
+    wrong = len(violations.found)
+    expires_at = moment_of(violations, "expires_at", request.expires_at)
+    if expires_at <= utc_now() and len(violations.found) == wrong:
         violations.add("expires_at", "must be in the future")
     return expires_at
 
@@ -170,19 +196,11 @@ def message(key: Key) -> resources_pb2.Key:
         allowed_models=sorted(key.allowed_models),
         daily_limit_nanos=key.daily_limit_nanos,
         monthly_limit_nanos=key.monthly_limit_nanos,
-        expires_at=_timestamp(key.expires_at),
+        expires_at=timestamp(key.expires_at),
         status=key.status(utc_now()),
-        created_at=_timestamp(key.created_at),
-        revoked_at=_timestamp(key.revoked_at),
+        created_at=timestamp(key.created_at),
+        revoked_at=timestamp(key.revoked_at),
         requests_per_minute=key.requests_per_minute,
         tokens_per_minute=key.tokens_per_minute,
         replaced_by_key_id=key.replaced_by_key_id,
     )
-
-
-def _timestamp(moment: datetime | None) -> Timestamp | None:
-    if moment is None:
-        return None
-    timestamp = Timestamp()
-    timestamp.FromDatetime(moment)
-    return timestamp

@@ -24,15 +24,32 @@ class KeyStore:
     async def add(self, key: Key, **columns: Any) -> bool:
         """Insert a key; False where its account and request id are there already (nothing is changed then).
 
-        `columns`: key_sha256, created_by, request_id, request_sha256. Uses the unique index `keys_request_once`.
+        `columns`: key_sha256, created_by, request_id, request_sha256.
         """
-        record = {name: getattr(key, name) for name in Key.__dataclass_fields__}
-        record["allowed_models"] = sorted(key.allowed_models)
-        statement = insert(keys).values(**record, **columns)
-        statement = statement.on_conflict_do_nothing(constraint="keys_request_once")
         async with self._engine.begin() as connection:
-            added = await connection.execute(statement.returning(keys.c.key_id))
-            return added.first() is not None
+            return (await connection.execute(_insertion(key, columns))).first() is not None
+
+    async def replace(self, key_id: str, new: Key, *, ends_at: datetime, **columns: Any) -> bytes | None:
+        """Insert a key in the place of another, which ends at `ends_at` at the latest; the other's hash.
+
+        None where nothing was changed: the other one had ended before `new` was made or was replaced, or the new one's
+        account and request id are there already. `columns` as of `add`. Locks the other's row, so of two at once the
+        second changes nothing.
+        """
+        active = sa.or_(keys.c.expires_at.is_(None), keys.c.expires_at > new.created_at)
+        ending = (
+            sa.update(keys)
+            .where(keys.c.key_id == key_id, keys.c.replaced_by_key_id == "", keys.c.revoked_at.is_(None), active)
+            # LEAST passes over NULL.
+            .values(replaced_by_key_id=new.key_id, expires_at=sa.func.least(keys.c.expires_at, ends_at))
+            .returning(keys.c.key_sha256)
+        )
+        async with self._engine.connect() as connection, connection.begin() as transaction:
+            ended = (await connection.execute(ending)).scalar()
+            if ended is None or (await connection.execute(_insertion(new, columns))).first() is None:
+                await transaction.rollback()
+                return None
+        return bytes(ended)
 
     async def by_sha256(self, digest: bytes) -> Key | None:
         """The key with this hash. Reads by its unique index, takes no lock."""
@@ -90,6 +107,17 @@ class KeyStore:
         async with self._engine.connect() as connection:
             row = (await connection.execute(sa.select(*_COLUMNS).where(condition))).first()
         return _key(row) if row is not None else None
+
+
+def _insertion(key: Key, columns: dict[str, Any]) -> Any:
+    """Inserts a key, unless one is there; gives its id then.
+
+    Any unique index decides, not `keys_request_once` alone: of two equal requests at once, whose keys have the same id,
+    the second may meet the first in either.
+    """
+    record = {name: getattr(key, name) for name in Key.__dataclass_fields__}
+    record["allowed_models"] = sorted(key.allowed_models)
+    return insert(keys).values(**record, **columns).on_conflict_do_nothing().returning(keys.c.key_id)
 
 
 def _key(row: Any) -> Key:

@@ -86,6 +86,19 @@ async def test_token_of_a_key_that_ends_soon_ends_with_it(proxy, signer, authori
     assert claims["exp"] <= moment.seconds + 1
 
 
+async def test_token_of_a_rotated_key_ends_with_its_overlap(proxy):
+    made = await proxy.make_key()
+    before = (await check(proxy, {"x-api-key": made.key})).ok_response.headers[0].header.value
+    rotated = await proxy.keys.RotateKey(
+        key_service_pb2.RotateKeyRequest(key_id=made.key_id, overlap_seconds=20), metadata=proxy.admin
+    )
+    record = await proxy.keys.GetKey(key_service_pb2.GetKeyRequest(key_id=made.key_id), metadata=proxy.admin)
+    after = (await check(proxy, {"x-api-key": made.key})).ok_response.headers[0].header.value
+    ends = [jwt.decode(token, options={"verify_signature": False})["exp"] for token in (before, after)]
+    assert ends[1] <= record.expires_at.seconds + 1 < ends[0]
+    assert await check(proxy, {"x-api-key": rotated.key})
+
+
 async def test_provider_route_takes_the_identity_of_the_gateway(proxy, key, ledger, provider, refused):
     token = (await check(proxy, {"x-api-key": key})).ok_response.headers[0].header.value
     body = json.dumps({"model": "gpt-4o", "max_tokens": 20, "messages": [{"role": "user", "content": "x"}]}).encode()

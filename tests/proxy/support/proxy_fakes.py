@@ -12,6 +12,9 @@ from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
 from tollkeeper.ledger.v1 import ledger_service_pb2_grpc
 from tollkeeper.pricing.v1 import pricing_service_pb2, pricing_service_pb2_grpc, resources_pb2
 
+from services.proxy.upstream import Provider
+from services.proxy.upstream.configuration import Base
+
 USD = 1_000_000_000
 
 
@@ -194,6 +197,11 @@ class FakePricing(pricing_service_pb2_grpc.PricingServiceServicer):
     def cut(self):
         for queue in self.watchers:
             queue.put_nowait(None)
+
+
+def upstream_provider(name, *forms, cap_field="max_tokens"):
+    """A provider that speaks these forms, nowhere."""
+    return Provider(name, cap_field, {form: Base("http://127.0.0.1:9") for form in forms}, keys=("sk-test",))
 
 
 @asynccontextmanager

@@ -12,10 +12,11 @@ from tollkeeper.pricing.v1 import pricing_service_pb2
 
 from services import rating
 from services.proxy import admission
-from services.proxy.calls import chat
 from services.proxy.catalogue import Catalogue
 from services.proxy.entitlements.model import Entitlement
 from services.proxy.errors import ModelAmbiguous, ModelNotPriced, ProviderNotAllowed, RequestTooLargeForPlan
+from services.proxy.formats.openai_chat import ChatRequest
+from services.proxy.formats.openai_embeddings import EmbeddingsRequest
 from services.proxy.keys.model import Key
 from services.rating.wire import card_from_proto
 
@@ -26,7 +27,7 @@ CARD = card_from_proto(price("gpt-4o", max_output=4096))
 
 
 def request(text="x", **body):
-    return chat.read(orjson.dumps({"model": "gpt-4o", "messages": [{"role": "user", "content": text}]} | body))
+    return ChatRequest.read(orjson.dumps({"model": "gpt-4o", "messages": [{"role": "user", "content": text}]} | body))
 
 
 def catalogue(*prices):
@@ -95,7 +96,7 @@ def test_tier_without_a_price_is_not_served():
 
 
 def choose(made, plan=PLAN, **fields):
-    return admission.choose_card(KEY, plan, made, "m", NOW, **fields).provider
+    return admission.choose_card(KEY, plan, made, "m", NOW, owner="openai", **fields).provider
 
 
 def test_provider_of_a_model_name():
@@ -104,12 +105,20 @@ def test_provider_of_a_model_name():
     assert choose(both) == "openai"
     assert choose(both, replace(PLAN, providers=frozenset({"anthropic"}))) == "anthropic"
     assert choose(both, provider="anthropic") == "anthropic"
-    assert choose(others, configured={"bedrock"}) == "bedrock"
+    assert choose(others, askable={"bedrock"}) == "bedrock"
     with pytest.raises(ModelAmbiguous):
         choose(others)
     with pytest.raises(ModelAmbiguous):
-        choose(others, configured={"bedrock", "anthropic"})
+        choose(others, askable={"bedrock", "anthropic"})
     with pytest.raises(ProviderNotAllowed):
         choose(others, replace(PLAN, providers=frozenset({"openai"})))
     with pytest.raises(ModelNotPriced):
         choose(others, provider="openai")
+
+
+def test_embedding_holds_its_input_and_has_no_cap():
+    asked = EmbeddingsRequest.read(orjson.dumps({"model": "gpt-4o", "input": ["one", "two"]}))
+    admitted = admission.admit(KEY, PLAN, CARD, asked, default_cap=4096)
+    assert (admitted.cap, admitted.cap_within(admitted.amount_nanos, admitted.tokens)) == (0, 0)
+    assert admitted.amount_nanos == admitted.minimum_amount_nanos > 0
+    assert admitted.tokens == asked.input_bound

@@ -94,3 +94,18 @@ async def test_what_is_known_is_bounded():
         await remembered.get(str(number))
     assert len(remembered._known) == 10
     assert remembered.remembered("99") == 99
+
+
+async def test_everything_is_forgotten_what_is_on_its_way_too():
+    source = Source(a=1, b=2)
+    remembered = cache(source)
+    await remembered.get("a")
+    await remembered.get("absent")
+    source.gate = asyncio.Event()
+    asking = asyncio.ensure_future(remembered.get("b"))
+    await asyncio.sleep(0.01)
+    source.values.update(a=10, b=20, absent=30)
+    remembered.forget_all()
+    source.gate.set()
+    await asking
+    assert [await remembered.get(name) for name in ("a", "b", "absent")] == [10, 20, 30]

@@ -39,7 +39,7 @@ class Message:
 def encode(headers: dict[str, str], payload: bytes) -> bytes:
     """One message in its frame."""
     block = b"".join(
-        bytes([len(name)]) + name.encode() + _STRING_HEAD.pack(_STRING, len(value.encode())) + value.encode()
+        bytes([len(name.encode())]) + name.encode() + _STRING_HEAD.pack(_STRING, len(value.encode())) + value.encode()
         for name, value in headers.items()
     )
     total = _PRELUDE.size + len(block) + len(payload) + _CRC.size

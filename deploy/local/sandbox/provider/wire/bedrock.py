@@ -15,6 +15,7 @@ from deploy.local.sandbox.provider.refusal import Dialect, Refusal, bedrock_exce
 from deploy.local.sandbox.provider.routes import Endpoint, Route
 
 from .base import Body, Chunk
+from .bedrock_rules import check, invalid
 
 _STOP_REASONS: Final = {
     Finish.STOP: "end_turn",
@@ -25,6 +26,10 @@ _STOP_REASONS: Final = {
 _LATENCY_MS: Final = 1
 _SIGNATURE: Final = "c2FuZGJveA=="
 _FILES: Final = ("document", "video", "audio")
+# Those that ConverseStream has inside a stream; every other failure of a model is `modelStreamErrorException` there.
+_STREAM_EXCEPTIONS: Final = frozenset(
+    {"InternalServerException", "ValidationException", "ThrottlingException", "ServiceUnavailableException"}
+)
 
 
 class Converse:
@@ -36,7 +41,7 @@ class Converse:
         """Read a request. Raises Refusal where Bedrock would refuse it."""
         messages = _field(body, "messages", list) or []
         if not messages:
-            raise _invalid("The messages field is required and must hold at least one message.")
+            raise invalid("The messages field is required and must hold at least one message.")
         counts = [_message_tokens(row, index) for index, row in enumerate(messages)]
         system = sum(_block_tokens(block) for block in _field(body, "system", list) or ())
         if system:
@@ -44,6 +49,7 @@ class Converse:
         config = _field(body, "inferenceConfig", Mapping) or {}
         tool_config = _field(body, "toolConfig", Mapping) or {}
         tools = _tools(tool_config)
+        check(body)
         extra = _field(body, "additionalModelRequestFields", Mapping) or {}
         thinking = extra.get("thinking")
         return Prompt(
@@ -56,6 +62,7 @@ class Converse:
             stops=tuple(str(stop) for stop in _field(config, "stopSequences", list) or ()),
             tools=tools,
             required_tool=_required_tool(tool_config, tools),
+            json_schema=_json_schema(body),
             shows_reasoning=isinstance(thinking, Mapping) and thinking.get("type") == "enabled",
             body=body,
         )
@@ -74,6 +81,7 @@ class Converse:
             "output": {"message": {"role": "assistant", "content": content}},
             "stopReason": _STOP_REASONS[answer.finish],
             "metrics": {"latencyMs": _LATENCY_MS},
+            **_echoed(answer),
         }
         if answer.usage_shown:
             response["usage"] = _usage(answer.usage)
@@ -101,7 +109,7 @@ class Converse:
         if answer.call is not None or answer.text:
             yield Chunk(_event("contentBlockStop", contentBlockIndex=index))
         yield Chunk(_event("messageStop", stopReason=_STOP_REASONS[answer.finish]))
-        end: dict[str, Any] = {"metrics": {"latencyMs": _LATENCY_MS}}
+        end: dict[str, Any] = {"metrics": {"latencyMs": _LATENCY_MS}, **_echoed(answer)}
         if answer.usage_shown:
             end["usage"] = _usage(answer.usage)
         yield Chunk(_event("metadata", **end))
@@ -109,8 +117,11 @@ class Converse:
     def stream_error(self, dialect: Dialect, refusal: Refusal, request_id: str) -> bytes:
         """An exception message; its name begins with a small letter inside a stream."""
         name = bedrock_exception(refusal)
-        payload = orjson.dumps(stream_error(dialect, refusal, request_id))
-        return eventstream.exception(name[0].lower() + name[1:], payload)
+        payload = stream_error(dialect, refusal, request_id)
+        if name not in _STREAM_EXCEPTIONS:
+            name = "ModelStreamErrorException"
+            payload |= {"originalStatusCode": refusal.status, "originalMessage": payload["message"]}
+        return eventstream.exception(name[0].lower() + name[1:], orjson.dumps(payload))
 
 
 def _event(kind: str, **members: Any) -> bytes:
@@ -126,20 +137,25 @@ def _tool_use(answer: Answer) -> dict[str, Any]:
     return {"toolUseId": f"tooluse_sandbox_{answer.number}", "name": answer.call.name}
 
 
-def _usage(usage: Usage) -> dict[str, int]:
+def _echoed(answer: Answer) -> dict[str, Any]:
+    """What of the request Bedrock says again, with which tier and latency it was served."""
+    return {
+        name: answer.prompt.body[name] for name in ("serviceTier", "performanceConfig") if answer.prompt.body.get(name)
+    }
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
     """Bedrock's `inputTokens` leave out the cached tokens, its `totalTokens` do not."""
     written = usage.cache_write + usage.cache_write_1h
+    by_age = (("1h", usage.cache_write_1h), ("5m", usage.cache_write))
+    details = [{"ttl": ttl, "inputTokens": count} for ttl, count in by_age if count]
     return {
         "inputTokens": usage.input - usage.cached - written,
         "outputTokens": usage.output,
         "totalTokens": usage.input + usage.output,
         "cacheReadInputTokens": usage.cached,
         "cacheWriteInputTokens": written,
-    }
-
-
-def _invalid(message: str) -> Refusal:
-    return Refusal(HTTPStatus.BAD_REQUEST, message)
+    } | ({"cacheDetails": details} if details else {})
 
 
 def _field(body: Body, name: str, kind: type) -> Any:
@@ -160,8 +176,24 @@ def _cap(config: Body) -> int | None:
             f"1 validation error detected: Value '{value}' at 'inferenceConfig.maxTokens' failed to satisfy constraint:"
             " Member must have value greater than or equal to 1"
         )
-        raise _invalid(message)
+        raise invalid(message)
     return value
+
+
+def _json_schema(body: Body) -> Mapping[str, Any] | None:
+    """The schema that the text of the answer has to follow; Converse takes it as a string."""
+    text_format = (_field(body, "outputConfig", Mapping) or {}).get("textFormat")
+    if text_format is None:
+        return None
+    try:
+        schema = orjson.loads(text_format["structure"]["jsonSchema"]["schema"])
+    except (KeyError, TypeError, orjson.JSONDecodeError) as error:
+        raise invalid(
+            "The value at outputConfig.textFormat.structure.jsonSchema.schema is not a JSON schema."
+        ) from error
+    if text_format.get("type") != "json_schema" or not isinstance(schema, Mapping):
+        raise invalid("The value at outputConfig.textFormat.type failed to satisfy enum value set: [json_schema]")
+    return schema
 
 
 def _tools(tool_config: Body) -> tuple[Tool, ...]:
@@ -172,7 +204,7 @@ def _tools(tool_config: Body) -> tuple[Tool, ...]:
             continue  # a cache point or a tool of Bedrock's own: counted, and never called
         name = spec.get("name")
         if not isinstance(name, str) or not name:
-            raise _invalid("The value at toolConfig.tools.0.toolSpec.name is empty.")
+            raise invalid("The value at toolConfig.tools.0.toolSpec.name is empty.")
         schema = spec.get("inputSchema")
         found.append(Tool(name, (schema.get("json") or {}) if isinstance(schema, Mapping) else {}))
     return tuple(found)
@@ -187,7 +219,7 @@ def _required_tool(tool_config: Body, tools: tuple[Tool, ...]) -> str | None:
     name = (_field(choice, "tool", Mapping) or {}).get("name")
     if any(tool.name == name for tool in tools):
         return str(name)
-    raise _invalid(f"The tool {name} named in toolConfig.toolChoice is not defined in toolConfig.tools.")
+    raise invalid(f"The tool {name} named in toolConfig.toolChoice is not defined in toolConfig.tools.")
 
 
 def _message_tokens(row: Any, index: int) -> int:
@@ -196,10 +228,10 @@ def _message_tokens(row: Any, index: int) -> int:
             f"1 validation error detected: Value at 'messages.{index + 1}.member.role' failed to satisfy constraint:"
             " Member must satisfy enum value set: [user, assistant]"
         )
-        raise _invalid(message)
+        raise invalid(message)
     content = _field(row, "content", list)
     if not content:
-        raise _invalid(f"The content field in the Message object at messages.{index} is empty.")
+        raise invalid(f"The content field in the Message object at messages.{index} is empty.")
     return sum(_block_tokens(block) for block in content)
 
 

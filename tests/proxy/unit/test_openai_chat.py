@@ -6,13 +6,15 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from proxy_fakes import upstream_provider
 
 from deploy.local.sandbox.provider import tokens as sandbox_tokens
 from deploy.local.sandbox.provider.refusal import Dialect, Provider
 from deploy.local.sandbox.provider.routes import Endpoint, Route
 from deploy.local.sandbox.provider.wire.openai_chat import ChatCompletions
 from services.kit.refusals import InvalidArgument
-from services.proxy.calls import chat
+from services.proxy.formats import tokens
+from services.proxy.formats.openai_chat import ChatReader, ChatRequest
 
 ROUTE = Route(Provider.OPENAI, Endpoint.CHAT, Dialect.OPENAI)
 
@@ -50,35 +52,45 @@ def test_bound_is_never_below_the_real_count(conversation, definitions, ascii_on
     body = {"model": "gpt-4o", "messages": conversation, **({"tools": definitions} if definitions else {})}
     raw = json.dumps(body, ensure_ascii=ascii_only, separators=(",", ":")).encode()
     real = ChatCompletions().read(orjson.loads(raw), ROUTE).input_tokens
-    assert chat.read(raw).input_bound >= real
+    assert ChatRequest.read(raw).input_bound >= real
 
 
 @given(texts)
 def test_no_byte_tokenizer_makes_more_tokens_than_the_bound(text):
     raw = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": text}]})
-    assert chat.read(raw).input_bound >= len(text.encode())
+    assert ChatRequest.read(raw).input_bound >= len(text.encode())
 
 
 def test_file_by_name_may_fill_the_window():
     content = [{"type": "file", "file": {"file_id": "file-1"}}]
     raw = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": content}]})
-    assert chat.read(raw).input_bound > 200_000
+    assert ChatRequest.read(raw).input_bound > 200_000
+
+
+def sent_to_openai(request, cap):
+    return request.outgoing(cap, upstream_provider("openai", "chat", cap_field="max_completion_tokens")).body
+
+
+def usage_of(usage):
+    reader = ChatReader()
+    reader.take_whole(orjson.dumps({"choices": [{"message": {"content": "x"}}], "usage": usage}))
+    return reader.usage
 
 
 def read(**body):
-    return chat.read(orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}]} | body))
+    return ChatRequest.read(orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}]} | body))
 
 
 def test_body_that_needs_no_change_is_sent_as_it_was_read():
     raw = b'{ "model":"m",  "messages":[{"role":"user","content":"\\u00e9"}], "max_tokens": 5, "x":null }'
-    assert orjson.loads(chat.read(raw).to_send(5, "max_completion_tokens")) == orjson.loads(raw)
+    assert orjson.loads(sent_to_openai(ChatRequest.read(raw), 5)) == orjson.loads(raw)
 
 
 def test_name_that_stands_twice_is_sent_as_it_was_checked():
     raw = b'{"model":"dear","model":"cheap","n":100,"n":1,"max_tokens":5,"messages":[{"role":"user","content":"x"}]}'
-    request = chat.read(raw)
+    request = ChatRequest.read(raw)
     assert (request.model, request.choices) == ("cheap", 1)
-    sent = request.to_send(5, "max_completion_tokens")
+    sent = sent_to_openai(request, 5)
     assert sent.count(b'"model"') == sent.count(b'"n"') == 1
     assert orjson.loads(sent)["model"] == "cheap"
 
@@ -108,12 +120,12 @@ def test_only_cap_and_usage_are_changed(body, cap, sent):
     request = read(**body)
     base = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
     stream = {"stream": body["stream"]} if "stream" in body else {}
-    assert orjson.loads(request.to_send(cap, "max_completion_tokens")) == base | stream | sent
+    assert orjson.loads(sent_to_openai(request, cap)) == base | stream | sent
 
 
 def test_every_wrong_field_is_named_at_once():
     with pytest.raises(InvalidArgument) as caught:
-        chat.read(b'{"messages": 5, "stream": 1, "n": "x", "max_tokens": []}')
+        ChatRequest.read(b'{"messages": 5, "stream": 1, "n": "x", "max_tokens": []}')
     assert {v.field for v in caught.value.violations} == {"model", "messages", "stream", "n", "max_tokens"}
 
 
@@ -129,33 +141,20 @@ def test_every_wrong_field_is_named_at_once():
         {"prompt_tokens": "5", "completion_tokens": 5},
         {"prompt_tokens": 5.0, "completion_tokens": 5},
         {"prompt_tokens": True, "completion_tokens": 5},
-        {"prompt_tokens": 2**70, "completion_tokens": 5},
+        {"prompt_tokens": 2**40, "completion_tokens": 5},
     ],
 )
 def test_usage_that_cannot_be_believed_is_none(usage):
-    assert chat.read_usage(usage) is None
-
-
-def test_parts_above_their_whole_are_not_believed_but_the_whole_is():
-    usage = chat.read_usage(
-        {
-            "prompt_tokens": 10,
-            "completion_tokens": 5,
-            "prompt_tokens_details": {"cached_tokens": 11},
-            "completion_tokens_details": {"reasoning_tokens": 6},
-        }
-    )
-    assert (usage.input_tokens, usage.cache_read_tokens, usage.output_tokens, usage.reasoning_tokens) == (10, 0, 5, 0)
-
-
-@given(st.lists(texts, max_size=6))
-def test_guess_of_pieces_is_the_guess_of_the_whole(pieces):
-    count = chat.TextCount()
-    for piece in pieces:
-        count.add(piece)
-    assert count.tokens == chat.guess_tokens("".join(pieces))
+    assert usage_of(usage) is None
 
 
 def test_guess_is_near_the_count_of_plain_words():
     text = "The quick brown fox jumps over the lazy dog, again and again. " * 20
-    assert 0.5 < chat.guess_tokens(text) / sandbox_tokens.count(text) < 2
+    assert 0.5 < tokens.guessed(text) / sandbox_tokens.count(text) < 2
+
+
+@pytest.mark.parametrize("tier", ["ultrafast", 7, ""])
+def test_tier_that_has_no_known_price_is_refused(tier):
+    with pytest.raises(InvalidArgument) as caught:
+        read(service_tier=tier)
+    assert [v.field for v in caught.value.violations] == ["service_tier"]

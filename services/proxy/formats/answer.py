@@ -1,0 +1,183 @@
+"""Owns what is known of an answer while it comes: the provider's own count, or an estimate where it gives none."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from services import rating
+from services.kit.logs import get_logger
+from services.proxy.formats.reading import MAX_CAP, answered_tier
+from services.proxy.sse import data_of, event_of, name_of
+
+_log = get_logger(__name__)
+
+_MAX_IDENTIFIER_CHARS = 200  # what the ledger keeps
+
+EVENTS = "text/event-stream"
+BROKEN = "The provider broke off in the middle of its answer."
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event as it came. `chunk` is its data where it may be the last one, which carries the credits.
+
+    `done`: the stream ends with it.
+    """
+
+    raw: bytes
+    chunk: dict[str, Any] | None = None
+    done: bool = False
+
+
+class AnswerReader(ABC):
+    """Reads one answer.
+
+    `finished`: it has come to its end. `failed`: the provider said, in place of an answer or in the midst of it, that
+    it failed. `partial` is what the provider had counted when it broke off; `service_tier` and `provider_request_id`
+    are what the provider said of them. `content_type` is what a streamed answer is to the client.
+    """
+
+    content_type = EVENTS
+
+    def __init__(self) -> None:
+        self.usage: rating.Usage | None = None
+        self.partial: rating.Usage | None = None
+        self.service_tier: str | None = None
+        self.provider_request_id = ""
+        self.finished = False
+        self.failed = False
+        self.pieces = 0
+        self.said: list[str] = []
+        self._begun = False
+
+    @property
+    def owed(self) -> bool:
+        """Whether there is anything to pay for: the provider has begun to answer, or has counted."""
+        return self._begun and (not self.failed or self.usage is not None or self.pieces > 0)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the counts are ours."""
+        return self.usage is None
+
+    def take_whole(self, body: bytes) -> None:
+        """Read a unary answer."""
+        self._begun = self.finished = True
+        try:
+            answer = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            answer = None
+        if not isinstance(answer, dict):
+            self.said.append(body.decode(errors="replace"))
+            return
+        self._whole(answer)
+        # An error in place of an answer is none, whatever its status says.
+        self.failed = answer.get("error") is not None and not self.said and self.usage is None
+
+    def take_event(self, raw: bytes) -> Event:
+        """Read one event of a stream."""
+        data = data_of(raw)
+        if not data.startswith(b"{"):
+            return self._other(raw, data)
+        try:
+            chunk = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            self._begun = True
+            self.say(data.decode(errors="replace"))
+            return Event(raw)
+        if self._is_failure(chunk):
+            self.failed = True
+            return Event(raw)
+        self._begun = True
+        return self._chunk(raw, chunk)
+
+    def credited(
+        self,
+        event: Event | None,
+        credits_object: Mapping[str, Any],
+        counted: Callable[[], rating.Usage],  # noqa: ARG002 (for forms that can say it in a chunk of their own)
+    ) -> bytes | None:
+        """The last event once more with the call's credits; None where there is no event that could carry them."""
+        chunk = event.chunk if event is not None else None
+        if event is None or chunk is None:
+            return None
+        return event_of(orjson.dumps({**chunk, "credits": credits_object}), name_of(event.raw))
+
+    def framed(self, event: bytes) -> bytes:
+        """An event in the framing that the client asked for."""
+        return event
+
+    def closing(self) -> bytes:
+        """What ends the framing, after the last event."""
+        return b""
+
+    @abstractmethod
+    def broken(self, credits_object: Mapping[str, Any] | None) -> bytes:
+        """The event that tells the client that the provider broke off, in the words of this form."""
+
+    @abstractmethod
+    def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
+        """The events that end a stream here, as one whose output cap is reached ends in this form."""
+
+    @abstractmethod
+    def _whole(self, answer: dict[str, Any]) -> None:
+        """Note a unary answer: its usage, identifier, tier and text."""
+
+    @abstractmethod
+    def _chunk(self, raw: bytes, chunk: dict[str, Any]) -> Event:
+        """Note one chunk of a stream, and say what it is."""
+
+    def _other(self, raw: bytes, data: bytes) -> Event:  # noqa: ARG002 (for forms whose stream has an end mark)
+        """An event whose data is no object: a comment, an end mark."""
+        return Event(raw)
+
+    def _is_failure(self, chunk: dict[str, Any]) -> bool:
+        return chunk.get("error") is not None
+
+    def say(self, text: object) -> bool:
+        """Note a piece of what the model said; whether it is one. Output is estimated from these where need be."""
+        if not isinstance(text, str) or not text:
+            return False
+        self.said.append(text)
+        return True
+
+    def note(self, identifier: object, tier: object) -> None:
+        """Note the answer's own name, the first one that comes, and the tier it was served in, the last."""
+        if not self.provider_request_id and isinstance(identifier, str):
+            self.provider_request_id = _kept(identifier)
+        if tier is not None:
+            known = answered_tier(tier)
+            if known is None:
+                _log.warning("an answer of a tier that is not known; priced as it was admitted", tier=str(tier)[:50])
+            self.service_tier = known or self.service_tier
+
+    def count(self, read: Callable[[Mapping[str, Any]], rating.Usage], usage: object) -> bool:
+        """Take the provider's count, where it is one that can be believed; whether it is."""
+        found = believed(read, usage)
+        self.usage = found or self.usage
+        return found is not None
+
+
+def believed(read: Callable[[Mapping[str, Any]], rating.Usage], usage: object) -> rating.Usage | None:
+    """The provider's count, where it is one that can be believed.
+
+    No answer comes without input, so a count of none is no count; nor is one of two thousand million tokens.
+    """
+    if not isinstance(usage, dict):
+        return None
+    try:
+        found = read(usage)
+    except rating.InvalidUsage as error:
+        _log.warning("a provider's count is not understood", error=str(error))
+        return None
+    return found if 0 < found.input_tokens <= MAX_CAP and found.output_tokens <= MAX_CAP else None
+
+
+def _kept(identifier: str) -> str:
+    """A provider's own text as the ledger keeps it: what it would refuse would leave the call unbilled."""
+    return "".join(char for char in identifier if char.isprintable())[:_MAX_IDENTIFIER_CHARS]

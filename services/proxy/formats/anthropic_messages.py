@@ -1,0 +1,215 @@
+"""Owns Anthropic's messages: what is read of a request, what is changed in it, what its answer used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import orjson
+
+from services.kit.validation import Violations
+from services.proxy.errors import ToolNotPriced
+from services.proxy.formats import reading, tokens
+from services.proxy.formats.answer import BROKEN, AnswerReader, Event, believed
+from services.proxy.formats.request import IMAGE_COMPONENTS, TEXT_COMPONENTS, Request
+from services.proxy.sse import event_of
+from services.proxy.upstream import Outgoing, Provider
+from services.rating import accounting
+
+# Tools that Anthropic runs and bills by the call or the hour, by the beginning of their type.
+_BILLED_TOOLS = ("web_search_", "code_execution_", "web_fetch_")
+_DELTAS = ("text", "partial_json", "thinking")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesRequest(Request):
+    """A message to answer."""
+
+    form: ClassVar[str] = "messages"
+    owner: ClassVar[str] = "anthropic"
+
+    @classmethod
+    def read(cls, raw: bytes, *, model: str = "", stream: bool = False) -> Self:
+        """See Request."""
+        violations = Violations()
+        body = reading.json_object(violations, raw)
+        if model:
+            body["model"] = model
+        model = reading.model_name(violations, body.get("model"))
+        stream = reading.boolean(violations, body, "stream")
+        cap = reading.integer(violations, body, "max_tokens", reading.MAX_CAP)
+        tier = reading.service_tier(violations, body)
+        count = tokens.InputCount(raw, model)
+        _count_messages(count, violations, body.get("messages"))
+        _count_content(count, body.get("system"))
+        tools = body.get("tools")
+        if isinstance(tools, list):
+            violations.count("tools", tools, at_most=reading.MAX_TOOLS)
+        if tools:
+            count.definitions(tools)
+        violations.raise_if_any()
+        _refuse_billed_tools(tools)
+        return cls(
+            body=body,
+            model=model,
+            stream=stream,
+            choices=1,
+            cap=cap,
+            input_bound=count.bound,
+            input_guess=count.guess,
+            service_tier=tier,
+            components=TEXT_COMPONENTS | IMAGE_COMPONENTS if count.has_images else TEXT_COMPONENTS,
+        )
+
+    def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
+        """See Request."""
+        del provider  # there is one way only
+        changed = cap if self.cap is None else min(cap, self.cap)
+        body = orjson.dumps({**self.body, "max_tokens": changed})
+        return Outgoing(self.form, "messages", body, self.stream, headers)
+
+    def reader(self) -> AnswerReader:
+        """See Request."""
+        return MessagesReader()
+
+    def texts(self) -> Iterator[str]:
+        """See Request."""
+        yield from _texts(self.body.get("system"))
+        for message in self.body.get("messages", ()):
+            yield from _texts(message.get("content"))
+        if tools := self.body.get("tools"):
+            yield orjson.dumps(tools).decode()
+
+
+class MessagesReader(AnswerReader):
+    """Reads a message, or the events of a streamed one.
+
+    A stream counts its input at the start and its output at the end: between them there is no count of what was said.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: dict[str, Any] = {}
+
+    def broken(self, credits_object: Mapping[str, Any] | None) -> bytes:
+        """See AnswerReader."""
+        told: dict[str, Any] = {"type": "error", "error": {"type": "api_error", "message": BROKEN}}
+        if credits_object is not None:
+            told["credits"] = credits_object
+        return event_of(orjson.dumps(told), b"error")
+
+    def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
+        """See AnswerReader."""
+        delta = {
+            "type": "message_delta",
+            "delta": {"stop_reason": "max_tokens", "stop_sequence": None},
+            "usage": {"output_tokens": self.pieces},
+        }
+        stop = {"type": "message_stop", "credits": credits_object}
+        return event_of(orjson.dumps(delta), b"message_delta") + event_of(orjson.dumps(stop), b"message_stop")
+
+    def _whole(self, answer: dict[str, Any]) -> None:
+        usage = answer.get("usage")
+        self.count(accounting.anthropic_messages, usage)
+        self.note(answer.get("id"), usage.get("service_tier") if isinstance(usage, dict) else None)
+        content = answer.get("content")
+        for block in content if isinstance(content, list) else ():
+            if isinstance(block, dict):
+                self.say(block.get("text")) or self.say(block.get("thinking"))
+                if block.get("input"):
+                    self.say(orjson.dumps(block["input"]).decode())
+
+    def _is_failure(self, chunk: dict[str, Any]) -> bool:
+        return chunk.get("type") == "error"
+
+    def _chunk(self, raw: bytes, chunk: dict[str, Any]) -> Event:
+        match chunk.get("type"):
+            case "message_start":
+                message = chunk.get("message")
+                if isinstance(message, dict):
+                    self.note(message.get("id"), None)
+                    self._counted(message.get("usage"))
+                    self.partial = believed(accounting.anthropic_messages, self._counts)
+            case "content_block_delta":
+                delta = chunk.get("delta")
+                if isinstance(delta, dict):
+                    self.pieces += sum(self.say(delta.get(name)) for name in _DELTAS)
+            case "message_delta":
+                self._counted(chunk.get("usage"))
+                self.count(accounting.anthropic_messages, self._counts)
+                self.finished = True
+            case "message_stop":
+                self.finished = True
+                return Event(raw, chunk=chunk, done=True)
+        return Event(raw)
+
+    def _counted(self, usage: object) -> None:
+        """Put what an event counts over what those before it counted."""
+        if isinstance(usage, dict):
+            self._counts |= {name: value for name, value in usage.items() if value is not None}
+            self.note(None, usage.get("service_tier"))
+
+
+def _count_messages(count: tokens.InputCount, violations: Violations, messages: object) -> None:
+    if not isinstance(messages, list) or not messages:
+        violations.add("messages", "is required: a list of at least one message")
+        return
+    violations.count("messages", messages, at_most=reading.MAX_MESSAGES)
+    violations.raise_if_any()
+    parts = 0
+    for number, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(content, str | list):
+            violations.add(f"messages[{number}].content", "must be a string or a list of blocks")
+            continue
+        count.message()
+        parts += len(content) if isinstance(content, list) else 0
+        if parts > reading.MAX_PARTS:
+            violations.add("messages", f"must have at most {reading.MAX_PARTS} blocks in all")
+            violations.raise_if_any()
+        _count_content(count, content)
+
+
+def _count_content(count: tokens.InputCount, content: object) -> None:
+    """Count a content, or the blocks of one; what a tool gave is a content again."""
+    if isinstance(content, str):
+        count.text(content)
+    for block in content if isinstance(content, list) else ():
+        if not isinstance(block, dict):
+            continue
+        source = block.get("source")
+        source = source if isinstance(source, dict) else {}
+        match block.get("type"):
+            case "image":
+                count.image(source.get("data") or source.get("url"))
+            case "document" if source.get("type") in {"text", "content"}:
+                _count_content(count, source.get("data") or source.get("content"))
+            case "document" | "container_upload":
+                count.file(source.get("data"))
+            case "tool_result":
+                count.message()
+                _count_content(count, block.get("content"))
+            case _:
+                count.json(block)
+
+
+def _refuse_billed_tools(tools: object) -> None:
+    for tool in tools if isinstance(tools, list) else ():
+        name = str(tool.get("type", "")) if isinstance(tool, dict) else ""
+        if name.startswith(_BILLED_TOOLS):
+            raise ToolNotPriced(f"{name} has a price of its own, which is not known here", tool=name)
+
+
+def _texts(content: object) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    for block in content if isinstance(content, list) else ():
+        if not isinstance(block, dict):
+            continue
+        if isinstance(block.get("text"), str):
+            yield block["text"]
+        elif block.get("type") == "tool_result":
+            yield from _texts(block.get("content"))
+        elif block.get("type") == "tool_use":
+            yield orjson.dumps(block.get("input")).decode()

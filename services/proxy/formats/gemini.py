@@ -1,0 +1,253 @@
+"""Owns Gemini's generateContent: what is read of a request, what is changed in it, what its answer used.
+
+Google reads proto JSON, so each field has two spellings, `maxOutputTokens` and `max_output_tokens`; both are read here,
+and one that stands in both is refused, since which of them counts is Google's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import orjson
+
+from services.kit.validation import Violations
+from services.proxy.errors import ToolNotPriced
+from services.proxy.formats import reading, tokens
+from services.proxy.formats.answer import BROKEN, AnswerReader, Event, believed
+from services.proxy.formats.request import AUDIO_COMPONENTS, IMAGE_COMPONENTS, TEXT_COMPONENTS, Request
+from services.proxy.sse import data_of, event_of
+from services.proxy.upstream import Outgoing, Provider, path_segment
+from services.rating import accounting
+
+# What is named by an address or an id may fill the largest window that Gemini has.
+_WINDOW_TOKENS = 1_048_576
+_BILLED_TOOLS = {
+    "googleSearch": ("googleSearch", "google_search"),
+    "googleSearchRetrieval": ("googleSearchRetrieval", "google_search_retrieval"),
+    "googleMaps": ("googleMaps", "google_maps"),
+    "enterpriseWebSearch": ("enterpriseWebSearch", "enterprise_web_search"),
+}
+_OUTPUT_COMPONENTS = {"AUDIO": "audio_output", "IMAGE": "image_output"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeminiRequest(Request):
+    """A content to generate. The model and whether it is streamed are said by the path.
+
+    `as_array`: the stream goes to the client as one JSON array, as Google sends it to who does not ask for events.
+    """
+
+    form: ClassVar[str] = "gemini"
+    owner: ClassVar[str] = "google"
+
+    as_array: bool = False
+
+    @classmethod
+    def read(cls, raw: bytes, *, model: str = "", stream: bool = False, as_array: bool = False) -> Self:
+        """See Request."""
+        violations = Violations()
+        body = reading.json_object(violations, raw)
+        model = reading.model_name(violations, model)
+        config = _object(violations, body, "generationConfig", "generation_config")
+        cap = _integer(violations, config, "maxOutputTokens", "max_output_tokens", reading.MAX_CAP)
+        choices = _integer(violations, config, "candidateCount", "candidate_count", reading.MAX_CHOICES) or 1
+        count = tokens.InputCount(raw, model)
+        _count_contents(count, violations, body.get("contents"))
+        _count_parts(count, violations, _object(violations, body, "systemInstruction", "system_instruction"))
+        tools = body.get("tools")
+        if tools:
+            count.definitions(tools)
+        if _field(violations, body, "cachedContent", "cached_content"):
+            count.file(None, _WINDOW_TOKENS)
+        modalities = _field(violations, config, "responseModalities", "response_modalities")
+        tier = reading.service_tier(violations, body)
+        violations.raise_if_any()
+        _refuse_billed_tools(tools)
+        components = TEXT_COMPONENTS
+        if count.has_audio:
+            components |= AUDIO_COMPONENTS
+        if count.has_images:
+            components |= IMAGE_COMPONENTS
+        if isinstance(modalities, list):
+            components |= {_OUTPUT_COMPONENTS[name] for name in map(str, modalities) if name in _OUTPUT_COMPONENTS}
+        return cls(
+            body=body,
+            model=model,
+            stream=stream,
+            choices=choices,
+            cap=cap,
+            input_bound=count.bound,
+            input_guess=count.guess,
+            service_tier=tier,
+            components=components,
+            as_array=as_array,
+        )
+
+    def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
+        """See Request. A stream is asked for as events, whatever framing the client wants."""
+        del provider  # there is one way only
+        name = "generation_config" if "generation_config" in self.body else "generationConfig"
+        config = dict(self.body.get(name) or {})
+        field = "max_output_tokens" if "max_output_tokens" in config else "maxOutputTokens"
+        config[field] = cap if self.cap is None else min(cap, self.cap)
+        method = "streamGenerateContent?alt=sse" if self.stream else "generateContent"
+        path = f"models/{path_segment(self.model)}:{method}"
+        return Outgoing(self.form, path, orjson.dumps({**self.body, name: config}), self.stream, headers)
+
+    def reader(self) -> AnswerReader:
+        """See Request."""
+        return GeminiArrayReader() if self.as_array else GeminiReader()
+
+    def texts(self) -> Iterator[str]:
+        """See Request."""
+        contents = self.body.get("contents")
+        system = self.body.get("systemInstruction") or self.body.get("system_instruction")
+        for content in (system, *(contents if isinstance(contents, list) else (contents,))):
+            parts = content.get("parts") if isinstance(content, dict) else None
+            for part in parts if isinstance(parts, list) else (parts,):
+                if isinstance(part, dict) and isinstance(part.get("text"), str):
+                    yield part["text"]
+        if tools := self.body.get("tools"):
+            yield orjson.dumps(tools).decode()
+
+
+class GeminiReader(AnswerReader):
+    """Reads a content, or the chunks of a streamed one. Each chunk counts what came so far; the last one counts all."""
+
+    def broken(self, credits_object: Mapping[str, Any] | None) -> bytes:
+        """See AnswerReader."""
+        told: dict[str, Any] = {"error": {"code": 502, "message": BROKEN, "status": "UNAVAILABLE"}}
+        if credits_object is not None:
+            told["credits"] = credits_object
+        return event_of(orjson.dumps(told))
+
+    def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
+        """See AnswerReader."""
+        candidate = {"content": {"parts": [], "role": "model"}, "finishReason": "MAX_TOKENS", "index": 0}
+        return event_of(orjson.dumps({"candidates": [candidate], "credits": credits_object}))
+
+    def _whole(self, answer: dict[str, Any]) -> None:
+        self.count(accounting.gemini, answer.get("usageMetadata"))
+        self._said(answer)
+
+    def _chunk(self, raw: bytes, chunk: dict[str, Any]) -> Event:
+        ends = self._said(chunk)
+        usage = chunk.get("usageMetadata")
+        if ends or self.finished:
+            self.finished = True
+            self.count(accounting.gemini, usage)
+        else:
+            self.partial = believed(accounting.gemini, usage) or self.partial
+        return Event(raw, chunk=chunk if ends else None)
+
+    def _said(self, answer: dict[str, Any]) -> bool:
+        """Note the parts of an answer; whether it ends with them."""
+        self.note(answer.get("responseId"), None)
+        feedback = answer.get("promptFeedback")
+        ends = isinstance(feedback, dict) and bool(feedback.get("blockReason"))
+        candidates = answer.get("candidates")
+        for candidate in candidates if isinstance(candidates, list) else ():
+            if not isinstance(candidate, dict):
+                continue
+            ends = ends or bool(candidate.get("finishReason"))
+            content = candidate.get("content")
+            parts = content.get("parts") if isinstance(content, dict) else None
+            said = False
+            for part in parts if isinstance(parts, list) else ():
+                if isinstance(part, dict):
+                    said |= self.say(part.get("text"))
+                    if part.get("functionCall"):
+                        said |= self.say(orjson.dumps(part["functionCall"]).decode())
+            self.pieces += said
+        return ends
+
+
+class GeminiArrayReader(GeminiReader):
+    """The same for a client who is given the stream as one JSON array."""
+
+    content_type = "application/json"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._opened = False
+
+    def framed(self, event: bytes) -> bytes:
+        """See AnswerReader."""
+        data = data_of(event)
+        if not data:
+            return b""
+        opening, self._opened = (b",\r\n" if self._opened else b"["), True
+        return opening + data
+
+    def closing(self) -> bytes:
+        """See AnswerReader."""
+        return b"]" if self._opened else b"[]"
+
+
+def _field(violations: Violations, body: Mapping[str, Any], camel: str, snake: str) -> Any:
+    """A field in either spelling; a violation where it stands in both."""
+    if camel in body and snake in body:
+        violations.add(camel, f"stands here twice, as {snake} too")
+    return body.get(camel, body.get(snake))
+
+
+def _object(violations: Violations, body: Mapping[str, Any], camel: str, snake: str) -> Mapping[str, Any]:
+    value = _field(violations, body, camel, snake)
+    if value is not None and not isinstance(value, dict):
+        violations.add(camel, "must be an object")
+    return value if isinstance(value, dict) else {}
+
+
+def _integer(violations: Violations, body: Mapping[str, Any], camel: str, snake: str, most: int) -> int | None:
+    value = _field(violations, body, camel, snake)
+    return reading.integer(violations, {camel: value}, camel, most, at="generationConfig.")
+
+
+def _count_contents(count: tokens.InputCount, violations: Violations, contents: object) -> None:
+    if isinstance(contents, dict):  # proto JSON takes one in place of a list of one
+        contents = [contents]
+    if not isinstance(contents, list) or not contents:
+        violations.add("contents", "is required: a list of at least one content")
+        return
+    violations.count("contents", contents, at_most=reading.MAX_MESSAGES)
+    violations.raise_if_any()
+    for number, content in enumerate(contents):
+        if isinstance(content, dict):
+            count.message()
+            _count_parts(count, violations, content)
+        else:
+            violations.add(f"contents[{number}]", "must be an object")
+
+
+def _count_parts(count: tokens.InputCount, violations: Violations, content: Mapping[str, Any]) -> None:
+    parts = content.get("parts")
+    parts = parts if isinstance(parts, list) else [parts]
+    violations.count("contents.parts", parts, at_most=reading.MAX_PARTS)
+    violations.raise_if_any()
+    for part in parts:
+        if not isinstance(part, dict):
+            continue
+        inline = part.get("inlineData") or part.get("inline_data")
+        if isinstance(part.get("text"), str):
+            count.text(part["text"])
+        elif isinstance(inline, dict):
+            kind = str(inline.get("mimeType") or inline.get("mime_type"))
+            if kind.startswith("image/"):
+                count.image(inline.get("data"))
+            elif kind.startswith("audio/"):
+                count.audio(inline.get("data"))
+            else:
+                count.file(inline.get("data"))
+        elif part.get("fileData") or part.get("file_data"):
+            count.file(None, _WINDOW_TOKENS)
+        else:
+            count.json(part)
+
+
+def _refuse_billed_tools(tools: object) -> None:
+    for tool in tools if isinstance(tools, list) else (tools,):
+        for name, spellings in _BILLED_TOOLS.items():
+            if isinstance(tool, dict) and any(spelling in tool for spelling in spellings):
+                raise ToolNotPriced(f"{name} has a price of its own, which is not known here", tool=name)

@@ -1,0 +1,258 @@
+"""Owns OpenAI's chat completions: what is read of a request, what is changed in it, what its answer used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import orjson
+
+from services import rating
+from services.kit.validation import Violations
+from services.proxy import converse
+from services.proxy.errors import ToolNotPriced
+from services.proxy.formats import reading, tokens
+from services.proxy.formats.answer import BROKEN, AnswerReader, Event
+from services.proxy.formats.request import AUDIO_COMPONENTS, IMAGE_COMPONENTS, TEXT_COMPONENTS, Request
+from services.proxy.sse import event_of
+from services.proxy.upstream import Outgoing, Provider
+from services.rating import accounting
+
+CONVERSE = "converse"
+
+_DONE = b"[DONE]"
+# What OpenAI and Bedrock bill besides the tokens.
+_BILLED_APART = ("web_search_options", "guardrailConfig", "performanceConfig")
+_CAP_FIELDS = ("max_completion_tokens", "max_tokens")
+_SAID = ("content", "refusal", "reasoning_content", "reasoning")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest(Request):
+    """A chat completion. AWS Bedrock is asked in its own form, Converse, and answers in this one."""
+
+    form: ClassVar[str] = "chat"
+    owner: ClassVar[str] = "openai"
+
+    @classmethod
+    def read(cls, raw: bytes, *, model: str = "", stream: bool = False) -> Self:
+        """See Request."""
+        violations = Violations()
+        body = reading.json_object(violations, raw)
+        if model:
+            body["model"] = model
+        model = reading.model_name(violations, body.get("model"))
+        stream = reading.boolean(violations, body, "stream")
+        choices = reading.integer(violations, body, "n", reading.MAX_CHOICES) or 1
+        caps = [reading.integer(violations, body, name, reading.MAX_CAP) for name in _CAP_FIELDS]
+        reading.mapping(violations, body, "stream_options")
+        tier = reading.service_tier(violations, {"service_tier": converse.service_tier(body)})
+        count = tokens.InputCount(raw, model)
+        _count_messages(count, violations, body.get("messages"))
+        _count_definitions(count, violations, body)
+        violations.raise_if_any()
+        for name in _BILLED_APART:
+            if body.get(name) is not None:
+                raise ToolNotPriced(f"{name} has a price of its own, which is not known here", tool=name)
+        components = TEXT_COMPONENTS
+        if count.has_audio or body.get("audio") is not None:
+            components |= AUDIO_COMPONENTS
+        if count.has_images:
+            components |= IMAGE_COMPONENTS
+        return cls(
+            body=body,
+            model=model,
+            stream=stream,
+            choices=choices,
+            cap=max((cap for cap in caps if cap is not None), default=None),
+            input_bound=max(1, count.bound),
+            input_guess=max(1, count.guess),
+            service_tier=tier,
+            components=components,
+        )
+
+    def forms(self) -> frozenset[str]:
+        """See Request."""
+        return frozenset((self.form, CONVERSE))
+
+    def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
+        """See Request."""
+        if self.form not in provider.forms:
+            body = orjson.dumps(converse.to_converse(self.body, cap))
+            return Outgoing(CONVERSE, converse.model_path(self.model, self.stream), body, self.stream)
+        changes: dict[str, Any] = {}
+        if self.cap is None:
+            changes[provider.cap_field] = cap
+        elif cap < self.cap:
+            changes |= {name: cap for name in _CAP_FIELDS if self.body.get(name) is not None}
+        if self.stream:
+            options = self.body.get("stream_options") or {}
+            if options.get("include_usage") is not True:
+                changes["stream_options"] = {**options, "include_usage": True}
+        return Outgoing(self.form, "chat/completions", orjson.dumps(self.body | changes), self.stream, headers)
+
+    def reader(self) -> AnswerReader:
+        """See Request."""
+        return ChatReader()
+
+    def texts(self) -> Iterator[str]:
+        """See Request."""
+        for message in self.body.get("messages", ()):
+            yield from texts_of_message(message)
+        for name in ("tools", "functions", "response_format"):
+            if value := self.body.get(name):
+                yield orjson.dumps(value).decode()
+
+
+def texts_of_message(message: Mapping[str, Any]) -> Iterator[str]:
+    """The text of one message: its content, or the text parts of it, and the calls of tools."""
+    content = message.get("content")
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        yield from (part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+    if calls := message.get("tool_calls"):
+        yield orjson.dumps(calls).decode()
+
+
+class ChatReader(AnswerReader):
+    """Reads a chat completion, or the chunks of a streamed one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._head: dict[str, Any] = {}
+
+    def credited(
+        self, event: Event | None, credits_object: Mapping[str, Any], counted: Callable[[], rating.Usage]
+    ) -> bytes:
+        """See AnswerReader. Where no usage came there is a chunk of our own: the head of the others, our count."""
+        last = super().credited(event, credits_object, counted)
+        if last is not None:
+            return last
+        ours = counted()
+        usage = {
+            "prompt_tokens": ours.input_tokens,
+            "completion_tokens": ours.output_tokens,
+            "total_tokens": ours.input_tokens + ours.output_tokens,
+        }
+        return self._chunk_of(choices=[], usage=usage, credits=credits_object)
+
+    def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
+        """See AnswerReader."""
+        length = self._chunk_of(choices=[{"index": 0, "delta": {}, "finish_reason": "length"}])
+        return length + self._chunk_of(choices=[], credits=credits_object) + event_of(_DONE)
+
+    def broken(self, credits_object: Mapping[str, Any] | None) -> bytes:
+        """See AnswerReader."""
+        error = {"message": BROKEN, "type": "server_error", "param": None, "code": "provider_stream_broken"}
+        told = {"error": error} if credits_object is None else {"error": error, "credits": credits_object}
+        return event_of(orjson.dumps(told))
+
+    def _chunk_of(self, **fields: Any) -> bytes:
+        """A chunk of our own, with the head of the provider's others."""
+        return event_of(orjson.dumps({**self._head, "object": "chat.completion.chunk", **fields}))
+
+    def _other(self, raw: bytes, data: bytes) -> Event:
+        if data != _DONE:
+            return Event(raw)
+        self.finished = True
+        return Event(raw, done=True)
+
+    def _whole(self, answer: dict[str, Any]) -> None:
+        self._note(answer)
+        self._said(answer.get("choices"), "message")
+
+    def _chunk(self, raw: bytes, chunk: dict[str, Any]) -> Event:
+        self._note(chunk)
+        choices = chunk.get("choices")
+        self.pieces += self._said(choices, "delta")
+        if isinstance(choices, list) and any(isinstance(c, dict) and c.get("finish_reason") for c in choices):
+            self.finished = True
+        return Event(raw, chunk=chunk if isinstance(chunk.get("usage"), dict) else None)
+
+    def _note(self, answer: dict[str, Any]) -> None:
+        usage = answer.get("usage")
+        if isinstance(usage, dict) and usage.get("completion_tokens") is not None:  # else it counts half of the call
+            self.count(accounting.openai_chat, usage)
+        self.note(answer.get("id"), answer.get("service_tier"))
+        if not self._head:
+            self._head = {name: answer.get(name) for name in ("id", "created", "model")}
+
+    def _said(self, choices: object, key: str) -> bool:
+        """Note what `choices` say under `key` (`message` or `delta`); whether they say anything."""
+        found = False
+        for choice in choices if isinstance(choices, list) else ():
+            said = choice.get(key) if isinstance(choice, dict) else None
+            if not isinstance(said, dict):
+                continue
+            for name in _SAID:
+                found |= self.say(said.get(name))
+            calls = said.get("tool_calls")
+            for call in calls if isinstance(calls, list) else ():
+                function = call.get("function") if isinstance(call, dict) else None
+                for text in function.values() if isinstance(function, dict) else ():
+                    found |= self.say(text)
+        return found
+
+
+def _has_parts(message: Any) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("content"), list)
+
+
+def _count_messages(count: tokens.InputCount, violations: Violations, messages: object) -> None:
+    if not isinstance(messages, list) or not messages:
+        violations.add("messages", "is required: a list of at least one message")
+        return
+    violations.count("messages", messages, at_most=reading.MAX_MESSAGES)
+    parts = sum(len(x["content"]) for x in messages[: reading.MAX_MESSAGES] if _has_parts(x))
+    if parts > reading.MAX_PARTS:
+        violations.add("messages", f"must have at most {reading.MAX_PARTS} parts in all, not {parts}")
+    violations.raise_if_any()
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict):
+            violations.add(f"messages[{number}]", "must be an object")
+            continue
+        count.message()
+        content = message.get("content")
+        if isinstance(content, str):
+            count.text(content)
+        elif isinstance(content, list):
+            for part in content:
+                _count_part(count, part)
+        elif content is not None:
+            violations.add(f"messages[{number}].content", "must be a string or a list of parts")
+        rest = {name: value for name, value in message.items() if name not in {"role", "content"} and value}
+        if rest:  # tool calls, names, refusals: whatever a message says besides
+            count.json(rest)
+
+
+def _count_definitions(count: tokens.InputCount, violations: Violations, body: Mapping[str, Any]) -> None:
+    """Count tool definitions, an answer's schema, and a predicted answer."""
+    for name in ("tools", "functions", "response_format", "prediction"):
+        value = body.get(name)
+        if isinstance(value, list):
+            violations.count(name, value, at_most=reading.MAX_TOOLS)
+        if value:
+            count.definitions(value)
+
+
+def _count_part(count: tokens.InputCount, part: Any) -> None:
+    if isinstance(part, str):
+        count.text(part)
+    if not isinstance(part, dict):
+        return
+    match part.get("type"):
+        case "image_url":
+            image = part.get("image_url")
+            count.image(image.get("url") if isinstance(image, dict) else image)
+        case "input_audio":
+            audio = part.get("input_audio")
+            count.audio(audio.get("data") if isinstance(audio, dict) else None)
+        case "file":
+            file = part.get("file")
+            count.file(file.get("file_data") if isinstance(file, dict) else None)
+        case _:
+            for text in part.values():
+                if isinstance(text, str):
+                    count.text(text)

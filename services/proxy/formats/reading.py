@@ -1,0 +1,109 @@
+"""Owns what all formats read of a request's JSON in the same way: the object itself, and fields that must be right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from services import rating
+from services.kit.validation import Violations
+
+MAX_MODEL_CHARS = 200
+MAX_CAP = 2**31 - 1
+MAX_CHOICES = 128
+# What one request may have of each: a body of ten megabytes could otherwise hold millions, and keep everyone waiting.
+MAX_MESSAGES = 5_000
+MAX_PARTS = 5_000
+MAX_TOOLS = 1_000
+# What JSON is written with nests this deep; what it is read with, deeper.
+_MAX_DEPTH = 250
+
+# Names of price tiers, as asked for and answered. `auto` and `default` leave the choice to the provider, which says in
+# its answer what it chose.
+_TIERS = {
+    "auto": rating.STANDARD,
+    "default": rating.STANDARD,
+    "standard": rating.STANDARD,
+    "standard_only": rating.STANDARD,
+    "flex": "flex",
+    "priority": "priority",
+    "batch": "batch",
+}
+
+
+def json_object(violations: Violations, raw: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Raises InvalidArgument where it is none, or nests too deep."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        violations.add("body", f"is not JSON: {error.msg} at character {error.pos}")
+        body = {}
+    if not isinstance(body, dict):
+        violations.add("body", "must be a JSON object")
+    elif raw.count(b"[") + raw.count(b"{") > _MAX_DEPTH:  # else it cannot be that deep
+        try:
+            orjson.dumps(body)
+        except orjson.JSONEncodeError:
+            violations.add("body", f"must not be nested more than {_MAX_DEPTH} levels deep")
+    violations.raise_if_any()
+    found: dict[str, Any] = body
+    return found
+
+
+def model_name(violations: Violations, value: Any) -> str:
+    """The name of a model; a violation of `model` where it is none."""
+    if value is None or value == "":
+        violations.add("model", "is required")
+    elif not isinstance(value, str):
+        violations.add("model", "must be a string")
+    else:
+        return violations.text("model", value, max_length=MAX_MODEL_CHARS)
+    return ""
+
+
+def boolean(violations: Violations, body: Mapping[str, Any], name: str) -> bool:
+    """A field that is true or false, or missing."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        violations.add(name, "must be true or false")
+    return value is True
+
+
+def integer(violations: Violations, body: Mapping[str, Any], name: str, most: int, *, at: str = "") -> int | None:
+    """A field that is a positive integer, or missing; `at` is the path to it."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        violations.add(at + name, "must be an integer")
+        return None
+    return violations.between(at + name, value, 1, most)
+
+
+def mapping(violations: Violations, body: Mapping[str, Any], name: str, *, at: str = "") -> Mapping[str, Any]:
+    """A field that is an object, or missing; `at` is the path to it."""
+    value = body.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        violations.add(at + name, "must be an object")
+        return {}
+    return value
+
+
+def service_tier(violations: Violations, body: Mapping[str, Any]) -> str:
+    """The price tier that `service_tier` asks for. One that is not known has no price, so it is refused."""
+    value = body.get("service_tier")
+    if value is None:
+        return rating.STANDARD
+    tier = _TIERS.get(value) if isinstance(value, str) else None
+    if tier is None:
+        violations.add("service_tier", f"must be one of {', '.join(_TIERS)}")
+    return tier or rating.STANDARD
+
+
+def answered_tier(value: object) -> str | None:
+    """The price tier that an answer names; None where it names none that is known."""
+    return _TIERS.get(value) if isinstance(value, str) else None

@@ -1,0 +1,73 @@
+"""Owns what every wire format's request has: what is checked and held for, and the way to its provider and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from services.proxy.formats import tokens
+from services.proxy.formats.answer import AnswerReader
+from services.proxy.upstream import Outgoing, Provider
+
+# The price components, besides plain input and output, that a call for text may have.
+TEXT_COMPONENTS = frozenset({"cache_read", "cache_write_5m", "cache_write_1h", "reasoning"})
+AUDIO_COMPONENTS = frozenset({"audio_input", "audio_output"})
+IMAGE_COMPONENTS = frozenset({"image_input"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(ABC):
+    """What is read of a request.
+
+    `choices` is how many answers are asked for, 0 where the answer has no tokens (embeddings); `cap` is the client's
+    output cap for each of them, None where it gave none. `input_bound` and `input_guess` are in tokens (see
+    `tokens.py`); `components` are the price components, besides plain input and output, that such a call can have.
+    """
+
+    # The providers' name of the form (`upstream.Outgoing.form`), and whose it is.
+    form: ClassVar[str]
+    owner: ClassVar[str]
+
+    body: dict[str, Any]
+    model: str
+    stream: bool
+    choices: int
+    cap: int | None
+    input_bound: int
+    input_guess: int
+    service_tier: str
+    components: frozenset[str]
+
+    @classmethod
+    @abstractmethod
+    def read(cls, raw: bytes, *, model: str = "", stream: bool = False) -> Self:
+        """Read a body. A `model` given takes the place of the body's; `stream` is for forms whose body does not say.
+
+        Raises InvalidArgument naming every field that is wrong, of those that are read.
+        """
+
+    @abstractmethod
+    def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
+        """The request for the provider: what was read, but for the output cap and the asking for usage.
+
+        Written anew even where nothing changes: of a name that stands twice in an object one reader takes the first and
+        another the last, and what the provider reads must be what was checked here.
+        """
+
+    @abstractmethod
+    def reader(self) -> AnswerReader:
+        """What reads the answer."""
+
+    @abstractmethod
+    def texts(self) -> Iterable[str]:
+        """All that the model is given to read, for an estimate where the provider does not count."""
+
+    def forms(self) -> frozenset[str]:
+        """The forms in which a provider can be asked for this."""
+        return frozenset((self.form,))
+
+    def estimated_input(self) -> int:
+        """The input tokens by the public tokenizer, never 0."""
+        return max(1, tokens.estimated(self.model, self.texts()) + tokens.REQUEST_GUESS)

@@ -1,0 +1,1 @@
+"""Model calls in a typed form, for internal services."""

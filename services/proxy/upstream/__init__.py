@@ -1,0 +1,23 @@
+"""Owns the way to model providers over HTTP: addresses, credentials, retries, circuits, and what their failures mean.
+
+`configuration` says which providers there are, `credentials` which of their keys is used next (by the rule of
+`breaker`), `attempt` sends one request once (`outgoing`, signed by `signing` for AWS), `client` does so until there is
+an answer or nothing is left to try, and `answer` is what came back.
+"""
+
+from services.proxy.upstream.answer import MAX_ERROR_BYTES, Answer, ProviderRefusalError, failure
+from services.proxy.upstream.client import Upstreams
+from services.proxy.upstream.configuration import ConfigurationError, Provider
+from services.proxy.upstream.outgoing import Outgoing, path_segment
+
+__all__ = [
+    "MAX_ERROR_BYTES",
+    "Answer",
+    "ConfigurationError",
+    "Outgoing",
+    "Provider",
+    "ProviderRefusalError",
+    "Upstreams",
+    "failure",
+    "path_segment",
+]

@@ -1,0 +1,204 @@
+"""Owns what a provider gives back: an answer being read, its refusals, and what a failure means to the client."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator
+from email.utils import parsedate_to_datetime
+from enum import Enum, auto
+
+import orjson
+from pyreqwest.exceptions import PoolTimeoutError, PyreqwestError, ReadTimeoutError, RequestTimeoutError
+from pyreqwest.response import Response
+
+from services.kit.errors import ServiceError
+from services.kit.logs import get_logger
+from services.proxy.errors import ProviderTimeout, ProviderUnavailable
+
+_log = get_logger(__name__)
+
+MAX_ERROR_BYTES = 1024 * 1024
+_MAX_RETRY_AFTER_SECONDS = 10_000_000.0
+
+_AWS_EVENTS = "application/vnd.amazon.eventstream"
+
+_SERVER_ERRORS = frozenset({500, 502, 503, 504, 529})
+_BUSY = frozenset({408, 429})
+# 402: the operator's account there is out of money; its words would read as if the customer's were.
+_REJECTED = frozenset({401, 402})
+_DENIED = 403
+_BAD_REQUEST = 400
+_TOO_MANY = 429
+
+# Why Google refuses a key with 400, and AWS one with 400 or 403.
+_GOOGLE_REASONS = frozenset({"API_KEY_INVALID", "API_KEY_EXPIRED"})
+_AWS_EXCEPTIONS = frozenset(
+    {
+        "ExpiredTokenException",
+        "IncompleteSignatureException",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "MissingAuthenticationTokenException",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    }
+)
+
+
+class ProviderRefusalError(Exception):
+    """A provider's own error answer, to be passed to the client as it came."""
+
+    def __init__(self, status: int, content_type: str, body: bytes, retry_after: str) -> None:
+        super().__init__(f"provider answered {status}")
+        self.status = status
+        self.content_type = content_type
+        self.body = body
+        self.retry_after = retry_after
+
+
+class Meaning(Enum):
+    """What a refusal says, and so what comes next."""
+
+    FINAL = auto()  # about the request: passed on
+    BUSY = auto()  # not now: tried again
+    FAILED = auto()  # the provider is not well: tried again
+    REJECTED = auto()  # our credential is no good
+    DENIED = auto()  # our credential is not allowed this
+
+
+class Answer:
+    """A provider's good answer, being read. Reading raises transport failures (see `failure`)."""
+
+    def __init__(self, response: Response, idle_seconds: float | None = None) -> None:
+        """With `idle_seconds` a piece is waited for no longer than that; else the connection's own limit holds."""
+        self._response = response
+        self._ahead: list[bytes | None] = []
+        self._idle_seconds = idle_seconds
+        self.content_type = response.get_header("content-type") or "application/json"
+
+    @property
+    def is_events(self) -> bool:
+        """Whether it is a stream of server-sent events."""
+        return self.content_type.lower().startswith("text/event-stream")
+
+    @property
+    def is_event_stream_aws(self) -> bool:
+        """Whether it is a stream of AWS's binary events."""
+        return self.content_type.lower().startswith(_AWS_EVENTS)
+
+    async def read_ahead(self, seconds: float) -> bool:
+        """Wait so long for the first piece and keep it; False where the body is empty. Before anything else is read."""
+        self._ahead.append(await self._piece(seconds))
+        return self._ahead[0] is not None
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """The body as it comes; to be read once."""
+        while (piece := self._ahead.pop() if self._ahead else await self._piece(self._idle_seconds)) is not None:
+            yield piece
+
+    async def whole(self, limit_bytes: int) -> bytes:
+        """The whole body. Raises ProviderUnavailable where it is above the limit."""
+        body = bytearray()
+        async for piece in self.pieces():
+            body += piece
+            if len(body) > limit_bytes:
+                raise ProviderUnavailable(f"the provider's answer is above {limit_bytes} bytes")
+        return bytes(body)
+
+    async def _piece(self, seconds: float | None) -> bytes | None:
+        """The next piece, None at the end; waited for so long at most. Raises PyreqwestError."""
+        reader = self._response.body_reader
+        if seconds is None:
+            piece = await reader.read_chunk()
+        else:
+            try:
+                async with asyncio.timeout(seconds):
+                    piece = await reader.read_chunk()
+            except TimeoutError as error:
+                if isinstance(error, PyreqwestError):
+                    raise
+                raise ReadTimeoutError("the provider fell silent", {"causes": None}) from error
+        return None if piece is None else bytes(piece)
+
+
+def meaning_of(status: int, body: bytes, aws_exception: str) -> Meaning:
+    """What an error answer says. `aws_exception` is its `x-amzn-errortype`.
+
+    Where a body must be looked into, only its own fields count: its messages may quote what the customer sent.
+    """
+    if status in _REJECTED or aws_exception.partition(":")[0] in _AWS_EXCEPTIONS:
+        return Meaning.REJECTED
+    if status == _DENIED:
+        return Meaning.DENIED
+    if status == _BAD_REQUEST and _google_reasons(body) & _GOOGLE_REASONS:
+        return Meaning.REJECTED
+    if status == _TOO_MANY and _openai_code(body) == "insufficient_quota":
+        return Meaning.REJECTED
+    if status in _SERVER_ERRORS:
+        return Meaning.FAILED
+    return Meaning.BUSY if status in _BUSY else Meaning.FINAL
+
+
+def retry_after_seconds(header: str, now: float | None = None) -> float | None:
+    """What a Retry-After says, in seconds or as an HTTP date (RFC 9110, 10.2.3); None where it says nothing.
+
+    `now` is the wall clock's time, in seconds since 1970.
+    """
+    text = header.strip()
+    if not text:
+        return None
+    try:
+        # Whole seconds by the standard; some providers send fractions.
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - (time.time() if now is None else now)
+        except (ValueError, OverflowError):
+            return None
+    if not math.isfinite(seconds):
+        return None
+    return min(max(0.0, seconds), _MAX_RETRY_AFTER_SECONDS)
+
+
+def timed_out(error: PyreqwestError) -> bool:
+    """Whether the provider was reached and then silent for too long."""
+    if not isinstance(error, RequestTimeoutError) or isinstance(error, PoolTimeoutError):
+        return False
+    # The client's class for it is a connect timeout also where the connection stood and no answer came.
+    causes = error.details.get("causes") or ()
+    return not any("(Connect)" in cause["message"] for cause in causes)
+
+
+def failure(provider: str, error: PyreqwestError) -> ServiceError:
+    """What a transport failure is to the client."""
+    _log.warning("provider call failed", provider=provider, error=repr(error))
+    if timed_out(error):
+        return ProviderTimeout("the provider did not answer in time", provider=provider)
+    return ProviderUnavailable("the provider could not be reached", provider=provider, retry_after_seconds=1)
+
+
+def _json(body: bytes) -> object:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _google_reasons(body: bytes) -> set[str]:
+    """The reasons in the details of a Google error, which its OpenAI form wraps in a list."""
+    told = _json(body)
+    if isinstance(told, list):
+        told = told[0] if told else None
+    error = told.get("error") if isinstance(told, dict) else None
+    details = error.get("details") if isinstance(error, dict) else None
+    if not isinstance(details, list):
+        return set()
+    return {str(detail.get("reason")) for detail in details if isinstance(detail, dict)}
+
+
+def _openai_code(body: bytes) -> str:
+    told = _json(body)
+    error = told.get("error") if isinstance(told, dict) else None
+    return str(error.get("code")) if isinstance(error, dict) else ""

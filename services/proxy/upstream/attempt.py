@@ -1,0 +1,251 @@
+"""Owns one request sent to a provider once: how it is built, and what comes of it until its answer begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from prometheus_client import Counter, Histogram
+from pyreqwest.client import Client, ClientBuilder
+from pyreqwest.exceptions import ClientClosedError, PoolTimeoutError, PyreqwestError, ReadError
+from pyreqwest.http import Url
+from pyreqwest.request import StreamRequest
+from pyreqwest.response import Response
+
+from services.kit.logs import get_logger
+from services.proxy.errors import ProviderCredentialRefused, ProviderUnavailable
+from services.proxy.settings import ProxySettings
+from services.proxy.upstream.answer import (
+    MAX_ERROR_BYTES,
+    Answer,
+    Meaning,
+    ProviderRefusalError,
+    failure,
+    meaning_of,
+    retry_after_seconds,
+    timed_out,
+)
+from services.proxy.upstream.configuration import Authentication, Base, Provider
+from services.proxy.upstream.credentials import Credential
+from services.proxy.upstream.outgoing import Headers, Outgoing, passed_on
+from services.proxy.upstream.signing import AwsKey, signed
+
+_log = get_logger(__name__)
+
+_SERVED = range(200, 300)
+_REFUSED = 400
+
+_JSON = "application/json"
+_STREAMS = {"converse": "application/vnd.amazon.eventstream", "gemini": "*/*"}  # else server-sent events
+_EVENTS = "text/event-stream"
+
+_ATTEMPTS = Counter(
+    "tollkeeper_proxy_upstream_attempts_total", "Requests sent to providers, by how they went", ["provider", "outcome"]
+)
+_FIRST_BYTE = Histogram(
+    "tollkeeper_proxy_upstream_first_byte_seconds",
+    "From the sending of a request to the first byte of its answer's body",
+    ["provider"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320),
+)
+
+Key = str | AwsKey
+
+
+@dataclass(slots=True)
+class Opened:
+    """An attempt that is being answered; `close` it when the answer is read."""
+
+    request: StreamRequest
+    answer: Answer
+
+    async def close(self) -> None:
+        """Give the connection back, or close it where the answer was not read to its end."""
+        await self.request.__aexit__(None, None, None)
+
+
+@dataclass(slots=True)
+class Failed:
+    """An attempt that came to nothing: what the client is told where it was the last one, and what it means."""
+
+    error: Exception
+    meaning: Meaning
+
+
+class Sender:
+    """Sends requests over connections that are kept and used again."""
+
+    def __init__(self, settings: ProxySettings) -> None:
+        self._first_byte_seconds = settings.upstream_first_byte_seconds
+        # The connection's own limit of silence is the one before the first byte: only its own limits end a request
+        # that is not answered yet. A shorter one between two pieces is the answer's to keep.
+        shorter = settings.upstream_idle_seconds < settings.upstream_first_byte_seconds
+        self._idle_seconds = settings.upstream_idle_seconds if shorter else None
+        self._client: Client = (
+            ClientBuilder()
+            .connect_timeout(timedelta(seconds=settings.upstream_connect_seconds))
+            .read_timeout(timedelta(seconds=settings.upstream_first_byte_seconds))
+            .timeout(timedelta(seconds=settings.upstream_total_seconds))
+            .max_connections(settings.upstream_connections)
+            .pool_timeout(timedelta(seconds=settings.upstream_connect_seconds))
+            .follow_redirects(False)
+            .user_agent("tollkeeper")
+            .build()
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+    async def send(
+        self, provider: Provider, outgoing: Outgoing, credential: Credential[Key], deadline: float
+    ) -> Opened | Failed:
+        """Send a request once and wait for the first piece of its answer; the credential is told how it went.
+
+        A caller that is cancelled while no byte of the answer has come lets go at once; the connection closes with the
+        first byte that comes, or when the time for that is over.
+        """
+        begun = time.monotonic()
+        outcome = "abandoned"
+        try:
+            request = self._built(provider, outgoing, credential.key, deadline - begun)
+            response = await request.__aenter__()
+            opened = Opened(request, Answer(response, self._idle_seconds))
+            try:
+                result = await self._begun(
+                    provider, outgoing, credential, opened=opened, response=response, begun=begun
+                )
+            except BaseException:
+                await opened.close()
+                raise
+            if isinstance(result, Failed):
+                await opened.close()
+                outcome = result.meaning.name.lower()
+            else:
+                outcome = "answered"
+                _FIRST_BYTE.labels(provider.name).observe(time.monotonic() - begun)
+        except PyreqwestError as error:
+            outcome = "timeout" if timed_out(error) else "unreachable"
+            return _broken(provider, credential, error, deadline)
+        else:
+            return result
+        finally:
+            if outcome == "abandoned":
+                credential.abandoned()
+            _ATTEMPTS.labels(provider.name, outcome).inc()
+
+    async def _begun(
+        self,
+        provider: Provider,
+        outgoing: Outgoing,
+        credential: Credential[Key],
+        *,
+        opened: Opened,
+        response: Response,
+        begun: float,
+    ) -> Opened | Failed:
+        """What the answer is, its first piece read. Raises PyreqwestError where that does not come."""
+        if response.status not in _SERVED:
+            body = await opened.answer.whole(MAX_ERROR_BYTES)
+            return _judged(provider, credential, response, body)
+        left = begun + self._first_byte_seconds - time.monotonic()
+        if not await opened.answer.read_ahead(max(left, 0.001)) and outgoing.stream:
+            raise ReadError("the stream ended before it began", {"causes": None})
+        credential.answered(time.monotonic())
+        return opened
+
+    def _built(self, provider: Provider, outgoing: Outgoing, key: Key, seconds: float) -> StreamRequest:
+        base = provider.bases[outgoing.form]
+        url = _url(base, outgoing.path)
+        accepted = _STREAMS.get(outgoing.form, _EVENTS) if outgoing.stream else _JSON
+        builder = (
+            self._client.post(url)
+            .body_bytes(outgoing.body)
+            .timeout(timedelta(seconds=max(seconds, 0.001)))
+            # By default the client holds back the first 64 KiB of a body, and with them a stream's first words.
+            .streamed_read_buffer_limit(0)
+            .header("content-type", _JSON)
+            .header("accept", accepted)
+        )
+        for name, value in _shown(base.authentication, key, url, outgoing.body):
+            builder = builder.header(name, value, is_sensitive=True)
+        for name, value in _others(provider, base, outgoing.headers):
+            builder = builder.header(name, value)
+        return builder.build_streamed()
+
+
+def _url(base: Base, path: str) -> str:
+    """The address as it is sent. Raises ValueError where the HTTP client would send another one.
+
+    It mends what is not encoded and folds `..`; then a signature would be of another path, or the route another one.
+    """
+    url = f"{base.url}/{path}"
+    sent = str(Url(url))
+    if "#" in path or sent.partition("://")[2].partition("/")[2] != url.partition("://")[2].partition("/")[2]:
+        raise ValueError(f"not a path as it is sent: {path!r}")
+    return url
+
+
+def _shown(authentication: Authentication, key: Key, url: str, body: bytes) -> Headers:
+    """The headers that show our credential."""
+    if isinstance(key, AwsKey):
+        assert authentication is Authentication.SIGNATURE_V4
+        return signed(key, url, _JSON, body)
+    if authentication is Authentication.BEARER:
+        return ((authentication.value, f"Bearer {key}"),)
+    return ((authentication.value, key),)
+
+
+def _others(provider: Provider, base: Base, clients: Headers) -> Iterator[tuple[str, str]]:
+    """The operator's headers, then the client's that are not among them, then the defaults nobody gave."""
+    yield from provider.headers
+    taken = frozenset(name.lower() for name, _ in provider.headers)
+    passed = passed_on(clients, taken)
+    yield from passed
+    given = taken | {name.lower() for name, _ in passed}
+    for name, value in base.defaults:
+        if name not in given:
+            yield name, value
+
+
+# ---------------------------------------------------------------------------------------------------------- outcomes
+
+
+def _judged(provider: Provider, credential: Credential[Key], response: Response, body: bytes) -> Failed:
+    """What an error answer comes to. A provider's words about our credential go no further than this."""
+    status, now = response.status, time.monotonic()
+    if status < _REFUSED:
+        _log.error("the provider answered something that is no answer", provider=provider.name, status=status)
+        credential.answered(now)
+        return Failed(
+            ProviderUnavailable("the provider's answer was not understood", provider=provider.name), Meaning.FINAL
+        )
+    meaning = meaning_of(status, body, response.get_header("x-amzn-errortype") or "")
+    if meaning in {Meaning.REJECTED, Meaning.DENIED}:
+        (credential.rejected if meaning is Meaning.REJECTED else credential.denied)(now, status)
+        return Failed(ProviderCredentialRefused("the provider cannot be called now", provider=provider.name), meaning)
+    if meaning is Meaning.FAILED:
+        credential.failed(now)
+    else:
+        credential.answered(now)
+    retry_after = response.get_header("retry-after") or ""
+    rest = retry_after_seconds(retry_after)
+    if rest and meaning is not Meaning.FINAL:
+        credential.rested(now, rest)
+    content_type = response.get_header("content-type") or _JSON
+    return Failed(ProviderRefusalError(status, content_type, body, retry_after), meaning)
+
+
+def _broken(provider: Provider, credential: Credential[Key], error: PyreqwestError, deadline: float) -> Failed:
+    """What a transport failure comes to."""
+    told = failure(provider.name, error)
+    if isinstance(error, PoolTimeoutError | ClientClosedError):
+        credential.abandoned()  # too many calls here, or none any more: nothing that the provider has done
+        return Failed(told, Meaning.FINAL)
+    if timed_out(error) and time.monotonic() >= deadline:
+        credential.abandoned()  # the call had no more time, which may have been little
+    else:
+        credential.failed(time.monotonic())
+    return Failed(told, Meaning.FAILED)
