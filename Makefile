@@ -12,7 +12,7 @@ SECONDS ?= 60
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status logs demo protos reference lock fmt lint types test check simulate bench-ledger bench-pricing
+.PHONY: help setup up down status logs demo protos reference lock fmt lint types test check simulate bench-ledger bench-pricing bench-gateway
 
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -78,6 +78,9 @@ bench-ledger: $(READY) ## the ledger beside pgbench and a bare gRPC echo; ARGS=-
 
 bench-pricing: $(READY) ## a cost in process and over gRPC
 	@$(PY) -m tests.bench.pricing $(ARGS)
+
+bench-gateway: $(READY) ## model calls through all of it beside a bare Envoy; ARGS=--quick, --memory, --profile
+	@$(PY) -m tests.bench.gateway $(ARGS)
 
 # Up to date until the requirements change. The last step makes `services` and `tollkeeper` importable from here.
 $(READY): pyproject.toml $(wildcard requirements.lock)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from deploy.local import envoy, postgres
+from deploy.local import envoy, peers, postgres
 from deploy.local.credentials import DEVELOPER, Credentials, write_dev_env
 from deploy.local.home import REPOSITORY, Home
 from deploy.local.launcher import Job, Launcher, Part
@@ -24,20 +24,19 @@ from deploy.local.process import Program
 from deploy.local.redis import EmbeddedRedis
 
 DEFAULT_GATEWAY_PORT = 8080
-SANDBOX = "sandbox-provider"
 # The services whose background jobs run in a process of their own (`python -m services.X work`).
 WORKERS: tuple[str, ...] = ("ledger",)
 # A worker has nothing to ask for its health: one that still runs after this is taken for started.
 WORKER_START_SECONDS = 2.0
 # Every process that may be on record, in the order they start.
-ORDER = ("postgres", "redis", SANDBOX, *SERVICES, *(f"{service}-worker" for service in WORKERS), "envoy")
-# The model providers, each with where the sandbox speaks its OpenAI form, and the usual name of a real key's variable.
-PROVIDERS = {
-    "openai": ("/v1", "OPENAI_API_KEY"),
-    "anthropic": ("/anthropic/v1", "ANTHROPIC_API_KEY"),
-    "google": ("/v1beta/openai", "GOOGLE_API_KEY"),
-    "huggingface": ("/huggingface/v1", "HF_TOKEN"),
-}
+ORDER = (
+    *("postgres", "redis", peers.PROVIDER, peers.STRIPE),
+    *SERVICES,
+    *(f"{service}-worker" for service in WORKERS),
+    "envoy",
+)
+# What a suite may be given instead of its sandbox provider, by name.
+PROVIDERS = peers.PROVIDERS
 # Settings of the launcher and what it writes to dev.env: made anew for each process, so not handed down from a shell
 # that has read another suite's.
 _OURS = {
@@ -83,6 +82,14 @@ class Suite:
         self._ports: dict[str, int] = {}
         self.gateway_port = self._gateway_port()
         self.servers = self._servers()
+        self.providers = peers.Providers(environ=environ, credentials=self.credentials, port=self.port(peers.PROVIDER))
+        self.stripe = peers.Stripe(
+            environ=environ,
+            credentials=self.credentials,
+            port=self.port(peers.STRIPE),
+            gateway_url=self.url,
+            state=home.path("stripe.sqlite"),
+        )
 
     @property
     def url(self) -> str:
@@ -154,48 +161,20 @@ class Suite:
                     name="redis", port=redis.port, program=redis.program(), ready=redis.ready, prepare=redis.initialise
                 )
             )
-        if self._sandboxed():
-            parts.append(self._sandbox())
+        if self.providers.url:
+            parts.append(self._sandbox(peers.PROVIDER, self.providers.command()))
+        if self.stripe.url:
+            parts.append(self._sandbox(peers.STRIPE, self.stripe.command()))
         return parts
 
     def _initialise(self, database: EmbeddedPostgres) -> None:
         for folder in database.initialise():
             self._say(f"note: {folder} may now be passed through by other users (mode o+x): Postgres is one")
 
-    def _real_providers(self) -> dict[str, str]:
-        """The settings of the real providers that the environment gives a key or an address of."""
-        settings = {}
-        for provider, (_, variable) in PROVIDERS.items():
-            prefix = f"TOLLKEEPER_PROXY_{provider.upper()}"
-            if key := self._environ.get(f"{prefix}_API_KEY") or self._environ.get(variable):
-                settings[f"{prefix}_API_KEY"] = key
-            if address := self._environ.get(f"{prefix}_BASE_URL"):
-                settings[f"{prefix}_BASE_URL"] = address
-        return settings
-
-    def _sandboxed(self) -> bool:
-        """With one real provider there is no sandbox for the others: real and made-up answers never mix."""
-        return not self._real_providers()
-
-    def _sandbox(self) -> Part:
-        port = self.port(SANDBOX)
-        key = self.credentials.own("sandbox_provider_key", "sk-sandbox-")
-        return Part(
-            name=SANDBOX,
-            port=port,
-            program=self._python(
-                SANDBOX,
-                {},
-                "deploy.local.sandbox.provider",
-                "--listen",
-                f"{HOST}:{port}",
-                "--api-key",
-                key,
-                "--grace-seconds",
-                "3",
-            ),
-            ready=lambda: envoy.get(port, "/healthz") is not None,
-        )
+    def _sandbox(self, name: str, command: tuple[str, ...]) -> Part:
+        port = self.port(name)
+        program = self._python(name, {}, *command)
+        return Part(name=name, port=port, program=program, ready=lambda: envoy.get(port, "/healthz") is not None)
 
     def _services(self) -> list[Part]:
         return [*map(self._server, SERVICES), *map(self._worker, WORKERS)]
@@ -252,17 +231,9 @@ class Suite:
         settings |= {f"TOLLKEEPER_{peer.upper()}_ADDR": f"{HOST}:{self.port(peer)}" for peer in SERVICES}
         if service == "proxy":
             settings["TOLLKEEPER_PROXY_IDENTITY_SIGNING_KEY_FILE"] = str(self.credentials.signing_key_file)
-            settings |= self._provider_settings()
-        return settings
-
-    def _provider_settings(self) -> dict[str, str]:
-        if not self._sandboxed():
-            return self._real_providers()
-        settings = {}
-        for provider, (path, _) in PROVIDERS.items():
-            prefix = f"TOLLKEEPER_PROXY_{provider.upper()}"
-            settings[f"{prefix}_BASE_URL"] = f"http://{HOST}:{self.port(SANDBOX)}{path}"
-            settings[f"{prefix}_API_KEY"] = self.credentials.own("sandbox_provider_key", "sk-sandbox-")
+            settings |= self.providers.settings()
+        if service == "subscriptions":
+            settings |= self.stripe.settings()
         return settings
 
     def _database_url(self, service: str) -> str:
@@ -342,12 +313,16 @@ class Suite:
                 ("A bearer token for direct gRPC calls, role SERVICE.", "TOLLKEEPER_SERVICE_TOKEN", self._token()),
                 ("The Postgres server, as its superuser.", "TOLLKEEPER_DATABASE_URL", self.servers.admin_url),
                 ("Redis.", "TOLLKEEPER_REDIS_URL", self.servers.redis_url),
-                ("Signs Stripe's webhooks to this suite.", "STRIPE_WEBHOOK_SECRET", kept.own("stripe", "whsec_")),
-                ("The sandbox Stripe; empty while there is none.", "TOLLKEEPER_SANDBOX_STRIPE_URL", ""),
+                ("Signs Stripe's webhooks to this suite.", "STRIPE_WEBHOOK_SECRET", self.stripe.webhook_secret),
+                (
+                    "The sandbox Stripe; empty where a real secret key is given.",
+                    "TOLLKEEPER_SANDBOX_STRIPE_URL",
+                    self.stripe.url,
+                ),
                 (
                     "The sandbox model provider; empty where real provider keys are given.",
                     "TOLLKEEPER_SANDBOX_PROVIDER_URL",
-                    f"http://{HOST}:{self.port(SANDBOX)}" if self._sandboxed() else "",
+                    self.providers.url,
                 ),
             ],
         )

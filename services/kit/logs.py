@@ -15,7 +15,7 @@ from services.kit.call import CURRENT
 # Libraries that say more than an operator wants at the level of ours.
 # It logs metadata that it cannot decode as it came, credentials included.
 _SILENT = ("grpc._cython.cygrpc",)
-_QUIET = ("alembic", "grpc", "asyncio", "psycopg", "sqlalchemy", "urllib3", "stripe")
+_QUIET = ("alembic", "botocore", "grpc", "asyncio", "psycopg", "sqlalchemy", "urllib3", "stripe")
 
 
 def _add_call(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:

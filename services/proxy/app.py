@@ -77,7 +77,7 @@ async def serve(settings: ProxySettings) -> AioServer:
         sweep_seconds=settings.answers_sweep_seconds,
         max_bytes=settings.answers_max_bytes,
     )
-    rates = RateLimits(client)
+    rates = RateLimits(client, replicas=settings.replicas)
     calls = Calls(Parts(settings, entitlements, catalogue, rates, ledger, settlements, upstreams, answers))
 
     identity_tokens = IdentityTokens(TokenSigner(signing_key), ttl_seconds=settings.identity_ttl_seconds)
@@ -116,6 +116,7 @@ async def serve(settings: ProxySettings) -> AioServer:
     server.on_stop(engine.dispose)
     if client is not None:
         server.on_stop(client.aclose)
+        server.on_stop(rates.drained)
     for stop in (ledger_channel.close, pricing_channel.close, upstreams.close):
         server.on_stop(stop)
     server.on_stop(listener.stop)

@@ -24,6 +24,7 @@ from services.proxy.formats import tokens
 from services.proxy.formats.answer import AnswerReader
 from services.proxy.formats.request import Request
 from services.proxy.keys.model import Key
+from services.proxy.rates import RateStanding
 
 _log = get_logger(__name__)
 
@@ -72,7 +73,7 @@ class Call:
     arrived: float = field(default_factory=time.monotonic)
     started_at: datetime = field(default_factory=utc_now)
     delivery: Delivery = field(default_factory=Delivery)
-    standing: Metadata = ()
+    standing: RateStanding | None = None
     price_version: int = 0
     available_nanos: int = 0
     attempt: int = 0
@@ -116,9 +117,13 @@ class Call:
         digest.update(body)
         return digest.digest()
 
+    def identified(self) -> tuple[str, str]:
+        """The response header that names the call."""
+        return (REQUEST_ID_HEADER, self.hold_id)
+
     def head(self) -> Metadata:
         """The response headers that every answer has: the call's id, limits per minute, and which fallback answered."""
-        found = ((REQUEST_ID_HEADER, self.hold_id), *self.standing)
+        found = (self.identified(), *(self.standing.headers() if self.standing is not None else ()))
         if self.attempt:
             found += ((FALLBACK_HEADER, f"{self.provider}/{self.request.model}"),)
         return found

@@ -201,7 +201,7 @@ class Life:
                 Limit(key.account_id, "account", "tokens", entitlement.tokens_per_minute, tokens),
             ]
         )
-        call.standing = standing.headers()
+        call.standing = standing
 
     # ----------------------------------------------------------------------------------------------------------- hold
 
@@ -283,6 +283,8 @@ class Life:
 
     def _settled(self, request: ledger_pb.SettleHoldRequest, booked: ledger_pb.SettleHoldResponse | None) -> Settled:
         available = booked.available_nanos if booked is not None else None
+        if self._call.standing is not None:
+            self._parts.rates.correct(self._call.standing, request.tokens)
         self._call.available_nanos = available or 0
         return Settled(self._call.hold_id, request.amount_nanos, available)
 
@@ -334,9 +336,10 @@ class Life:
         request = settlement(call, admitted, OK)
         settled = Settled(call.hold_id, request.amount_nanos, None)
         told = _with_credits(body, settled) if call.asked.credits_in_body else body
-        kept = KeptAnswer(metadata=(*call.head(), *settled.headers()), content_type=answer.content_type, body=told)
-        await self._begun.keep(kept, ledger_pb.Operation(settle=request))
+        kept = KeptAnswer(metadata=(call.identified(), *settled.headers()), content_type=answer.content_type, body=told)
+        # From here on the hold is the outbox' to settle. Where the answer was not kept it lapses: no client had one.
         call.hold_open = False
+        await self._begun.keep(kept, ledger_pb.Operation(settle=request))
         return self._settled(request, await self._parts.settlements.settle_kept(request))
 
     async def _pass_on(self, refusal: ProviderRefusalError) -> None:

@@ -47,7 +47,7 @@ def refusal_of(refusal: ProviderRefusalError, outgoing: Outgoing) -> ProviderRef
     """The provider's refusal of what was sent, in the form that the client asked in."""
     if outgoing.form != CONVERSE:
         return refusal
-    body = error_body(refusal.status, "", refusal.body)
+    body = error_body(refusal.status, refusal.aws_exception, refusal.body)
     return ProviderRefusalError(refusal.status, "application/json", body, refusal.retry_after)
 
 
@@ -73,6 +73,7 @@ class _ConverseAnswer:
                 raise ProviderUnavailable("the provider's answer was not understood") from error
             if stream.finished:
                 yield _DONE
+                return
 
     async def whole(self, limit_bytes: int) -> bytes:
         """See ReadableAnswer."""

@@ -48,14 +48,15 @@ _AWS_EXCEPTIONS = frozenset(
 
 
 class ProviderRefusalError(Exception):
-    """A provider's own error answer, to be passed to the client as it came."""
+    """A provider's own error answer, to be passed to the client as it came. AWS names its kind in a header."""
 
-    def __init__(self, status: int, content_type: str, body: bytes, retry_after: str) -> None:
+    def __init__(self, status: int, content_type: str, body: bytes, retry_after: str, aws_exception: str = "") -> None:
         super().__init__(f"provider answered {status}")
         self.status = status
         self.content_type = content_type
         self.body = body
         self.retry_after = retry_after
+        self.aws_exception = aws_exception
 
 
 class Meaning(Enum):

@@ -222,7 +222,8 @@ def _judged(provider: Provider, credential: Credential[Key], response: Response,
         return Failed(
             ProviderUnavailable("the provider's answer was not understood", provider=provider.name), Meaning.FINAL
         )
-    meaning = meaning_of(status, body, response.get_header("x-amzn-errortype") or "")
+    aws_exception = response.get_header("x-amzn-errortype") or ""
+    meaning = meaning_of(status, body, aws_exception)
     if meaning in {Meaning.REJECTED, Meaning.DENIED}:
         (credential.rejected if meaning is Meaning.REJECTED else credential.denied)(now, status)
         return Failed(ProviderCredentialRefused("the provider cannot be called now", provider=provider.name), meaning)
@@ -235,7 +236,7 @@ def _judged(provider: Provider, credential: Credential[Key], response: Response,
     if rest and meaning is not Meaning.FINAL:
         credential.rested(now, rest)
     content_type = response.get_header("content-type") or _JSON
-    return Failed(ProviderRefusalError(status, content_type, body, retry_after), meaning)
+    return Failed(ProviderRefusalError(status, content_type, body, retry_after, aws_exception), meaning)
 
 
 def _broken(provider: Provider, credential: Credential[Key], error: PyreqwestError, deadline: float) -> Failed:

@@ -69,14 +69,6 @@ class Upstreams:
             credentials.close()
 
     @asynccontextmanager
-    async def chat(self, provider: Provider, body: bytes, *, stream: bool) -> AsyncIterator[Answer]:
-        """Post a chat completion in OpenAI's form; see `post`."""
-        outgoing = Outgoing("chat", "chat/completions", body, stream)
-        deadline = time.monotonic() + self._settings.upstream_total_seconds
-        async with self.post(provider, outgoing, deadline=deadline) as answer:
-            yield answer
-
-    @asynccontextmanager
     async def post(self, provider: Provider, outgoing: Outgoing, *, deadline: float) -> AsyncIterator[Answer]:
         """Send a request, again where that may help; the answer's body is read inside the context.
 

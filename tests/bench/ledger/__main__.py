@@ -8,14 +8,11 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from rich.progress import Progress
 
@@ -25,7 +22,7 @@ from tests.bench.ledger import books, plan, report
 from tests.bench.ledger.pgbench import Pgbench
 from tests.bench.ledger.plan import Echo, Plan, Side
 from tests.bench.ledger.tested import Client, ledger
-from tests.bench.support import tables
+from tests.bench.support import run, tables
 from tests.bench.support.servers import BenchFailedError, durable_postgres, listening, python_program
 
 _LARGE_ACCOUNTS = 1_000_000
@@ -37,25 +34,6 @@ _QUICK_SECONDS, _SECONDS, _LARGE_SECONDS = 240, 900, 2700
 _BYTES_AN_ACCOUNT, _BYTES = 16_000, 10 * 1024**3
 
 _console = tables.console()
-
-
-class _Ended(BaseException):
-    """The bench was told to end, or took too long."""
-
-
-def _end(number: int, _frame: FrameType | None) -> None:
-    raise _Ended("it took too long" if number == signal.SIGALRM else f"ended by {signal.Signals(number).name}")
-
-
-@contextlib.contextmanager
-def _own_folder() -> Iterator[Path]:
-    # Others may pass through it: under root, Postgres runs as another user.
-    folder = Path(tempfile.mkdtemp(prefix="tollkeeper-bench-"))
-    folder.chmod(0o711)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_room(folder: Path, accounts: int) -> None:
@@ -169,14 +147,12 @@ def _chosen() -> argparse.Namespace:
 def main() -> int:
     """Run it; the exit status."""
     chosen = _chosen()
-    for number in (signal.SIGTERM, signal.SIGALRM, signal.SIGHUP):
-        signal.signal(number, _end)
-    signal.alarm(_LARGE_SECONDS if chosen.large else _QUICK_SECONDS if chosen.quick else _SECONDS)
+    run.end_after(_LARGE_SECONDS if chosen.large else _QUICK_SECONDS if chosen.quick else _SECONDS)
     try:
         _require_room(Path(tempfile.gettempdir()), chosen.large_accounts if chosen.large else 0)
-        with _own_folder() as folder, durable_postgres(folder) as (server, postmaster):
+        with run.own_folder() as folder, durable_postgres(folder) as (server, postmaster):
             _Bench(chosen, folder, server, postmaster).run()
-    except (BenchFailedError, StartFailedError, _Ended) as failure:
+    except (BenchFailedError, StartFailedError, run.Ended) as failure:
         sys.stderr.write(f"the bench failed: {failure}\n")
         return 1
     except KeyboardInterrupt:

@@ -24,6 +24,7 @@ import uvloop
 from tests.bench.ledger.operations import APPLY, CREATE_HOLD, Call, Calls, apply_request, hold_request, refused
 from tests.bench.support import processors
 from tests.bench.support.figures import percentile
+from tests.bench.support.window import Window
 
 _TIMEOUT_SECONDS = 30.0
 _SETTLED_AT_ONCE = 256
@@ -50,31 +51,6 @@ class Job:
     token: str = ""
     method: str = ""
     bodies: list[str] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(slots=True)
-class Window:
-    """The time that is measured, and when each request was sent and answered, by the performance counter."""
-
-    begins: float
-    ends: float
-    answered: list[tuple[float, float]] = dataclasses.field(default_factory=list)
-    over: bool = False
-
-    def note(self, sent: float, now: float) -> None:
-        """Note an answer; the first after the window has ended ends the sending."""
-        self.answered.append((sent, now))
-        self.over = self.over or now >= self.ends
-
-    def rate(self) -> float:
-        """Requests a second. One that was under way when the window began or ended counts by its part within."""
-        begins, ends = self.begins, self.ends
-        done = sum(max(0.0, min(now, ends) - max(sent, begins)) / (now - sent) for sent, now in self.answered)
-        return done / (ends - begins)
-
-    def took(self) -> list[float]:
-        """Seconds that those took which were answered within."""
-        return [now - sent for sent, now in self.answered if self.begins <= now <= self.ends]
 
 
 async def _ready_channels(job: Job) -> list[grpc.aio.Channel]:

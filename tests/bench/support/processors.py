@@ -59,3 +59,8 @@ def cores(before: Reading, after: Reading) -> dict[str, float]:
     found = {name: (after.parts[name] - before.parts[name]) / seconds for name in after.parts}
     found["others"] = max(0.0, (after.machine - before.machine) / seconds - sum(found.values()))
     return found
+
+
+def with_part(found: Mapping[str, float], name: str, busy: float) -> dict[str, float]:
+    """`cores` with a part that was measured by other means, and that `others` has counted until now."""
+    return {**found, name: busy, "others": max(0.0, found["others"] - busy)}

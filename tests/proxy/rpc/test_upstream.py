@@ -6,22 +6,31 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import structlog
-from prometheus_client import REGISTRY
-from proxy_upstream import HANG, RESET, STREAM_HEAD, answer, chunk, scripted, stream
+from proxy_upstream import (
+    HANG,
+    STREAM_HEAD,
+    WHOLE,
+    answer,
+    attempts,
+    chat,
+    chunk,
+    read,
+    refused,
+    scripted,
+    stream,
+    ways,
+)
 from pyreqwest.exceptions import PyreqwestError
 
 from services.proxy.errors import ProviderCredentialRefused, ProviderTimeout, ProviderUnavailable
-from services.proxy.settings import ProxySettings
-from services.proxy.upstream import Outgoing, ProviderRefusalError, Upstreams, failure, path_segment
+from services.proxy.upstream import Outgoing, ProviderRefusalError, failure, path_segment
 
 ROOT = Path(__file__).parents[3]
 GOOD, SECRET = "sk-good", "aws-secret"
-WHOLE = answer(b'{"ok": true}')
 BROKEN_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
 
 
@@ -43,22 +52,8 @@ def strict_url():
 
 @pytest.fixture
 async def upstreams():
-    """`upstreams(url, **settings)`: the way to a provider at this address; two keys, little patience."""
-    made = []
-
-    def make(url, **changes):
-        settings = {
-            "openai_base_url": f"{url}/openai/v1",
-            "openai_api_key": "one",
-            "upstream_first_byte_seconds": 5,
-            "upstream_idle_seconds": 5,
-        }
-        made.append(Upstreams(ProxySettings(**(settings | changes))))
-        return made[-1]
-
-    yield make
-    for one in made:
-        await one.close()
+    async with ways() as make:
+        yield make
 
 
 @pytest.fixture
@@ -83,28 +78,6 @@ def every(strict_url, upstreams):
         )
 
     return make
-
-
-def chat(text="Hello", *, stream=False, headers=(), model="gpt-4o"):
-    body = {"model": model, "messages": [{"role": "user", "content": text}], "stream": stream}
-    return Outgoing("chat", "chat/completions", json.dumps(body).encode(), stream, headers)
-
-
-async def read(upstreams, outgoing, provider="openai", seconds=20.0):
-    """The whole body that a provider answers with."""
-    async with upstreams.post(upstreams.provider(provider), outgoing, deadline=time.monotonic() + seconds) as got:
-        return await got.whole(1_000_000)
-
-
-async def refused(kind, awaitable):
-    with pytest.raises(kind) as caught:
-        await awaitable
-    return caught.value
-
-
-def attempts(outcome, provider="openai"):
-    labels = {"provider": provider, "outcome": outcome}
-    return REGISTRY.get_sample_value("tollkeeper_proxy_upstream_attempts_total", labels) or 0
 
 
 # ------------------------------------------------------------------------------------------------------ forms, headers
@@ -298,9 +271,9 @@ async def test_nothing_is_sent_again_after_its_first_byte(upstreams, begun):
 
 async def test_stream_that_falls_silent_is_cut_after_the_idle_time(upstreams):
     async with scripted([STREAM_HEAD + chunk(b"data: 1\n\n"), HANG]) as provider:
-        way = upstreams(provider.url, upstream_idle_seconds=0.2)
+        way = upstreams(provider.url, upstream_idle_seconds=0.2, upstream_first_byte_seconds=60)
         with pytest.raises(PyreqwestError) as caught:
-            await read(way, chat(stream=True))
+            await asyncio.wait_for(read(way, chat(stream=True), seconds=60), 20)
         assert isinstance(failure("openai", caught.value), ProviderTimeout)
         await asyncio.wait_for(provider.closed.wait(), 5)
 
@@ -356,177 +329,3 @@ async def test_retry_after_above_the_limit_is_passed_on_and_nobody_calls_while_i
     unavailable = await refused(ProviderUnavailable, read(way, chat()))
     assert 29 <= unavailable.retry_after_seconds <= 30
     assert await provider.calls() == 1
-
-
-# ---------------------------------------------------------------------------------------------------------- credentials
-
-
-@pytest.mark.parametrize(
-    "fault", ["status=429 retry_after=30", "status=503", "fault=reset", "status=401", "status=403"]
-)
-async def test_another_credential_takes_over_at_once(upstreams, provider, monkeypatch, fault):
-    await provider.arm(fault, match={"api_key": "one"}, count=None)
-    way = upstreams(provider.url, openai_api_key="one,two")
-    # A wait would be too long to be begun.
-    monkeypatch.setattr("services.proxy.upstream.client._backoff_seconds", lambda _attempts: 1000)
-    assert b"Tollkeeper" in await read(way, chat())
-    assert await provider.calls() == 2
-
-
-async def test_resting_credential_is_not_called(upstreams, provider):
-    await provider.arm("status=429 retry_after=30", match={"api_key": "one"}, count=None)
-    way = upstreams(provider.url, openai_api_key="one,two")
-    for _ in range(3):
-        await read(way, chat())
-    assert await provider.calls() == 4
-
-
-async def test_denied_credential_is_tried_last(upstreams, provider):
-    await provider.arm("status=403", match={"api_key": "one"}, count=None)
-    way = upstreams(provider.url, openai_api_key="one,two")
-    for _ in range(3):
-        await read(way, chat())
-    assert await provider.calls() == 4
-    await provider.arm("status=403", match={"api_key": "two"}, count=None)
-    refusal = await refused(ProviderCredentialRefused, read(way, chat()))
-    assert "permission" not in refusal.message
-    assert await provider.calls() == 6
-
-
-async def test_refused_credential_costs_no_attempt(upstreams, provider):
-    for key in ("one", "two", "three"):
-        await provider.arm("status=401", match={"api_key": key}, count=None)
-    way = upstreams(provider.url, openai_api_key="one,two,three,four", upstream_attempts=1)
-    assert b"Tollkeeper" in await read(way, chat())
-
-
-async def test_refused_credential_is_tried_with_one_call_after_its_rest(upstreams, provider):
-    await provider.arm("status=401", count=1)
-    way = upstreams(provider.url, upstream_credential_rest_seconds=0.2)
-    refusal = await refused(ProviderCredentialRefused, read(way, chat()))
-    refusal = await refused(ProviderCredentialRefused, read(way, chat()))
-    assert 0 < refusal.retry_after_seconds <= 0.2
-    await asyncio.sleep(refusal.retry_after_seconds)
-    assert b"Tollkeeper" in await read(way, chat())
-    assert await provider.calls() == 2
-
-
-# ----------------------------------------------------------------------------------------------------------- circuits
-
-
-def circuit(credential="1"):
-    labels = {"provider": "openai", "credential": credential}
-    return REGISTRY.get_sample_value("tollkeeper_proxy_upstream_circuit", labels)
-
-
-async def test_circuit_opens_after_failures_in_a_row_and_closes_by_a_probe(upstreams):
-    async with scripted(*[answer(status=500)] * 4, WHOLE) as provider:
-        way = upstreams(provider.url, upstream_attempts=2, upstream_breaker_failures=4, upstream_breaker_seconds=0.3)
-        with structlog.testing.capture_logs() as logs:
-            for _ in range(2):
-                assert (await refused(ProviderRefusalError, read(way, chat()))).status == 500
-            assert circuit() == 2
-            unavailable = await refused(ProviderUnavailable, read(way, chat()))
-            assert 0 < unavailable.retry_after_seconds <= 0.3
-            assert len(provider.requests) == 4
-            await asyncio.sleep(unavailable.retry_after_seconds)
-            assert circuit() == 1
-            assert await read(way, chat()) == b'{"ok": true}'
-        assert circuit() == 0
-        assert [log["state"] for log in logs if "state" in log] == ["open", "half_open", "closed"]
-
-
-async def test_half_open_circuit_sends_one_call_of_many(upstreams):
-    gate = [0.3, WHOLE]
-    async with scripted(answer(status=500), gate) as provider:
-        way = upstreams(provider.url, upstream_attempts=1, upstream_breaker_failures=1, upstream_breaker_seconds=1)
-        await refused(ProviderRefusalError, read(way, chat()))
-        await asyncio.sleep((await refused(ProviderUnavailable, read(way, chat()))).retry_after_seconds)
-        results = await asyncio.gather(*(read(way, chat()) for _ in range(20)), return_exceptions=True)
-        assert len([result for result in results if isinstance(result, bytes)]) == 1
-        assert len([result for result in results if isinstance(result, ProviderUnavailable)]) == 19
-        assert len(provider.requests) == 2
-
-
-async def test_circuit_is_of_one_credential(upstreams, provider):
-    await provider.arm("status=500", match={"api_key": "one"}, count=None)
-    way = upstreams(provider.url, openai_api_key="one,two", upstream_breaker_failures=2)
-    for _ in range(5):
-        assert b"Tollkeeper" in await read(way, chat())
-    assert (circuit("1"), circuit("2")) == (2, 0)
-    assert await provider.calls() == 5 + 2
-
-
-async def test_what_a_customer_did_wrong_opens_no_circuit(upstreams, provider):
-    await provider.arm("status=422", count=None)
-    way = upstreams(provider.url, upstream_breaker_failures=1)
-    for _ in range(3):
-        await refused(ProviderRefusalError, read(way, chat()))
-    assert circuit() == 0
-
-
-# ------------------------------------------------------------------------------------------------ leaving, and metrics
-
-
-@asynccontextmanager
-async def cancelled(awaitable, when):
-    """Begin it, wait for `when`, cancel it; it ends as cancelled."""
-    task = asyncio.ensure_future(awaitable)
-    await when
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    yield
-
-
-async def test_cancelled_reader_closes_the_connection(upstreams):
-    async with scripted([STREAM_HEAD + chunk(b"data: 1\n\n"), HANG]) as provider:
-        way, first = upstreams(provider.url), asyncio.Event()
-
-        async def reading():
-            deadline = time.monotonic() + 20
-            async with way.post(way.provider("openai"), chat(stream=True), deadline=deadline) as got:
-                async for _ in got.pieces():
-                    first.set()
-
-        async with cancelled(reading(), first.wait()):
-            await asyncio.wait_for(provider.closed.wait(), 5)
-        assert len(provider.requests) == 1
-
-
-async def test_caller_cancelled_before_the_first_byte_sends_nothing_more_and_closes_when_it_comes(
-    upstreams, eventually
-):
-    async with scripted([0.5, STREAM_HEAD + chunk(b"data: 1\n\n"), HANG]) as provider:
-        way = upstreams(provider.url)
-        async with cancelled(read(way, chat(stream=True)), eventually(lambda: provider.requests)):
-            await asyncio.wait_for(provider.closed.wait(), 3)
-        assert len(provider.requests) == 1
-
-
-async def test_cancelled_probe_frees_its_place(upstreams, eventually):
-    async with scripted(answer(status=500), HANG, WHOLE) as provider:
-        way = upstreams(provider.url, upstream_attempts=1, upstream_breaker_failures=1, upstream_breaker_seconds=0.1)
-        await refused(ProviderRefusalError, read(way, chat()))
-        await eventually(lambda: circuit() == 1)
-        async with cancelled(read(way, chat()), eventually(lambda: len(provider.requests) == 2)):
-            assert await read(way, chat()) == b'{"ok": true}'
-
-
-async def test_attempts_are_counted_by_outcome(upstreams):
-    before = {name: attempts(name) for name in ("answered", "failed", "busy", "unreachable", "timeout")}
-    count = "tollkeeper_proxy_upstream_first_byte_seconds_count"
-    answered = REGISTRY.get_sample_value(count, {"provider": "openai"}) or 0
-    steps = [answer(status=500), answer(status=429), RESET, HANG, WHOLE]
-    async with scripted(*steps) as provider:
-        way = upstreams(provider.url, upstream_attempts=5, upstream_first_byte_seconds=0.3, upstream_idle_seconds=0.3)
-        await read(way, chat())
-    assert {name: attempts(name) - before[name] for name in before} == dict.fromkeys(before, 1)
-    assert REGISTRY.get_sample_value(count, {"provider": "openai"}) == answered + 1
-
-
-async def test_chat_posts_in_openais_form(upstreams, provider):
-    way = upstreams(provider.url)
-    async with way.chat(way.provider("openai"), chat(stream=True).body, stream=True) as got:
-        assert got.is_events
-        assert b"[DONE]" in await got.whole(1_000_000)

@@ -1,9 +1,16 @@
-"""Owns a provider that answers by a script, byte for byte, and remembers what reached it."""
+"""Owns what tests of the way to providers share: calls over it, and a provider that answers by a script."""
 
 import asyncio
+import json
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+
+import pytest
+from prometheus_client import REGISTRY
+
+from services.proxy.settings import ProxySettings
+from services.proxy.upstream import Outgoing, Upstreams
 
 HANG = None  # a step: nothing more is sent until the client leaves
 RESET = "reset"  # a step: the connection is reset
@@ -16,6 +23,7 @@ def answer(body=b"{}", *, status=200, content_type="application/json", length=No
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+WHOLE = answer(b'{"ok": true}')
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 STREAM_END = b"0\r\n\r\n"
 
@@ -104,3 +112,45 @@ async def scripted(*script):
     finally:
         server.close()
         await server.wait_closed()
+
+
+@asynccontextmanager
+async def ways():
+    """`make(url, **settings)`: the way to a provider at this address, with one key and little patience."""
+    made = []
+
+    def make(url, **changes):
+        settings = {
+            "openai_base_url": f"{url}/openai/v1",
+            "openai_api_key": "one",
+            "upstream_first_byte_seconds": 5,
+            "upstream_idle_seconds": 5,
+        }
+        made.append(Upstreams(ProxySettings(**(settings | changes))))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+def chat(text="Hello", *, stream=False, headers=(), model="gpt-4o"):
+    body = {"model": model, "messages": [{"role": "user", "content": text}], "stream": stream}
+    return Outgoing("chat", "chat/completions", json.dumps(body).encode(), stream, headers)
+
+
+async def read(upstreams, outgoing, provider="openai", seconds=20.0):
+    """The whole body that a provider answers with."""
+    async with upstreams.post(upstreams.provider(provider), outgoing, deadline=time.monotonic() + seconds) as got:
+        return await got.whole(1_000_000)
+
+
+async def refused(kind, awaitable):
+    with pytest.raises(kind) as caught:
+        await awaitable
+    return caught.value
+
+
+def attempts(outcome, provider="openai"):
+    labels = {"provider": provider, "outcome": outcome}
+    return REGISTRY.get_sample_value("tollkeeper_proxy_upstream_attempts_total", labels) or 0

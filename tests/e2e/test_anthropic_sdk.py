@@ -1,0 +1,100 @@
+"""The unmodified Anthropic SDK through Envoy: answers, exact prices, refusals as its own exceptions."""
+
+import base64
+import contextlib
+from fractions import Fraction
+
+import anthropic
+import pytest
+
+PAYG_MULTIPLIER = Fraction(3, 2)
+IN, OUT = Fraction(800), Fraction(4000)  # nanos a token of claude-3-haiku: $0.80 and $4 for a million
+QUESTION = [{"role": "user", "content": "What is a toll?"}]
+PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(60)).decode()
+TOOL = {
+    "name": "get_toll",
+    "description": "The toll of a bridge",
+    "input_schema": {"type": "object", "properties": {"bridge": {"type": "string"}}},
+}
+
+
+@pytest.fixture
+def client(suite):
+    with contextlib.ExitStack() as stack:
+
+        def make(key, **words):
+            made = anthropic.Anthropic(base_url=suite.url, max_retries=0, timeout=30, **({"api_key": key} | words))
+            return stack.enter_context(made)
+
+        yield make
+
+
+def price(usage):
+    exact = (usage.input_tokens * IN + usage.output_tokens * OUT) * PAYG_MULTIPLIER
+    assert exact.denominator == 1
+    return int(exact)
+
+
+def test_unary_message_costs_exactly_the_price_of_its_usage(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    answer = client(customer.key).messages.with_raw_response.create(
+        model="claude-3-haiku", max_tokens=100, messages=QUESTION
+    )
+    message = answer.parse()
+    assert message.content[0].text
+    cost = price(message.usage)
+    assert suite.available(customer.key) == 10**9 - cost
+    assert float(answer.headers["x-tollkeeper-cost-credits"]) == cost / 10**7
+
+
+def test_streamed_message_costs_exactly_the_price_of_its_usage(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    call = {"model": "claude-3-haiku", "max_tokens": 100, "messages": QUESTION}
+    with client(customer.key).messages.stream(**call) as stream:
+        message = stream.get_final_message()
+    assert message.content[0].text
+    cost = price(message.usage)
+    assert suite.available(customer.key) == 10**9 - cost
+    last = list(client(customer.key).messages.create(**call, stream=True))[-1]
+    assert last.type == "message_stop"
+    assert int(last.model_extra["credits"]["costNanos"]) == cost
+    assert suite.available(customer.key) == 10**9 - 2 * cost
+
+
+def test_bearer_is_taken_as_well(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    made = client(None, auth_token=customer.key)
+    assert made.messages.create(model="claude-3-haiku", max_tokens=9, messages=QUESTION).usage.output_tokens <= 9
+
+
+def test_tools_and_images_pass_through(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
+    message = client(customer.key).messages.create(
+        model="claude-3-haiku",
+        max_tokens=200,
+        tools=[TOOL],
+        tool_choice={"type": "tool", "name": "get_toll"},
+        messages=[{"role": "user", "content": [image, {"type": "text", "text": "What does this bridge cost?"}]}],
+    )
+    assert message.stop_reason == "tool_use"
+    assert [block.name for block in message.content if block.type == "tool_use"] == ["get_toll"]
+    assert suite.available(customer.key) == 10**9 - price(message.usage)
+
+
+def test_refusals_are_the_sdks_own_exceptions(suite, client):
+    poor = suite.customer()
+    call = {"model": "claude-3-haiku", "max_tokens": 10, "messages": QUESTION}
+    with pytest.raises(anthropic.AuthenticationError):
+        client("tk_live_" + "x" * 40).messages.create(**call)
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        client(poor.key).messages.create(**call)
+    assert caught.value.status_code == 402
+    with pytest.raises(anthropic.PermissionDeniedError):
+        client(poor.key).messages.create(**call | {"model": "no-such-model"})
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        client(poor.key).messages.create(**call | {"messages": []})
+    assert "messages" in caught.value.message
+    with pytest.raises(anthropic.PermissionDeniedError) as caught:
+        client(poor.key).messages.create(**call, tools=[{"type": "web_search_20250305", "name": "web_search"}])
+    assert "web_search" in caught.value.message

@@ -1,0 +1,103 @@
+"""The unmodified google-genai SDK through Envoy: answers, exact prices, refusals as its own exceptions."""
+
+import contextlib
+import json
+from fractions import Fraction
+
+import pytest
+from google import genai
+from google.genai import errors, types
+
+PAYG_MULTIPLIER = Fraction(3, 2)
+MODEL = "gemini-1.5-pro"
+IN, OUT = Fraction(1250), Fraction(5000)  # nanos a token of gemini-1.5-pro: $1.25 and $5 for a million
+QUESTION = "What is a toll?"
+
+
+@pytest.fixture
+def client(suite):
+    with contextlib.ExitStack() as stack:
+
+        def make(key, **options):
+            made = genai.Client(api_key=key, http_options=types.HttpOptions(base_url=suite.url, **options))
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+def price(usage):
+    exact = (usage.prompt_token_count * IN + usage.candidates_token_count * OUT) * PAYG_MULTIPLIER
+    return round(exact)
+
+
+def test_unary_content_costs_exactly_the_price_of_its_usage(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    answer = client(customer.key).models.generate_content(model=MODEL, contents=QUESTION)
+    assert answer.text
+    assert suite.available(customer.key) == 10**9 - price(answer.usage_metadata)
+
+
+def test_version_without_beta_is_served_too(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    answer = client(customer.key, api_version="v1").models.generate_content(model=MODEL, contents=QUESTION)
+    assert suite.available(customer.key) == 10**9 - price(answer.usage_metadata)
+
+
+def test_streamed_content_costs_exactly_the_price_of_its_usage(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    chunks = list(client(customer.key).models.generate_content_stream(model=MODEL, contents=QUESTION))
+    assert "".join(chunk.text or "" for chunk in chunks)
+    assert suite.available(customer.key) == 10**9 - price(chunks[-1].usage_metadata)
+
+
+def test_stream_as_an_array_is_one_json_array_with_the_credits_in_its_last_entry(suite):
+    customer = suite.customer(credit_nanos=10**9)
+    body = {"contents": [{"role": "user", "parts": [{"text": QUESTION}]}]}
+    answer = suite.post(f"/v1beta/models/{MODEL}:streamGenerateContent", body, customer.key)
+    assert answer.status == 200, answer.body
+    assert isinstance(answer.body, list)
+    assert int(answer.body[-1]["credits"]["costNanos"]) == 10**9 - suite.available(customer.key)
+
+
+def test_tools_and_images_pass_through(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    tool = types.Tool(
+        function_declarations=[
+            types.FunctionDeclaration(
+                name="get_toll",
+                description="The toll of a bridge",
+                parameters_json_schema={"type": "object", "properties": {"bridge": {"type": "string"}}},
+            )
+        ]
+    )
+    answer = client(customer.key).models.generate_content(
+        model=MODEL,
+        contents=[types.Part.from_bytes(data=bytes(90), mime_type="image/png"), "What does this bridge cost?"],
+        config=types.GenerateContentConfig(
+            tools=[tool],
+            tool_config=types.ToolConfig(
+                function_calling_config=types.FunctionCallingConfig(mode="ANY", allowed_function_names=["get_toll"])
+            ),
+            automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
+        ),
+    )
+    assert [call.name for call in answer.function_calls] == ["get_toll"]
+    assert suite.available(customer.key) == 10**9 - price(answer.usage_metadata)
+
+
+def test_refusals_are_the_sdks_own_exceptions(suite, client):
+    poor = suite.customer()
+    with pytest.raises(errors.ClientError) as caught:
+        client("tk_live_" + "x" * 40).models.generate_content(model=MODEL, contents=QUESTION)
+    assert (caught.value.code, caught.value.status) == (401, "UNAUTHENTICATED")
+    with pytest.raises(errors.ClientError) as caught:
+        client(poor.key).models.generate_content(model=MODEL, contents=QUESTION)
+    assert caught.value.code == 402
+    with pytest.raises(errors.ClientError) as caught:
+        client(poor.key).models.generate_content(model="no-such-model", contents=QUESTION)
+    assert caught.value.code == 403
+    search = types.GenerateContentConfig(tools=[types.Tool(google_search=types.GoogleSearch())])
+    with pytest.raises(errors.ClientError) as caught:
+        client(poor.key).models.generate_content(model=MODEL, contents=QUESTION, config=search)
+    assert (caught.value.code, "googleSearch" in json.dumps(caught.value.details)) == (403, True)
