@@ -21,8 +21,8 @@ from services.kit.errors import RemoteError, ServiceError, catalogue
 
 # What an implemented RPC does not do yet. Kept by hand: no code can tell.
 UNBUILT_PARTS = (
-    "Model calls: the `Idempotency-Key` header, fallback lists, retries beyond a failed connection.",
-    "Model calls: several credentials for a provider, rate limit headers, a tokenizer where usage is missing.",
+    "Model calls: tools that a provider runs and bills by itself are refused; responses in the background too.",
+    "Model calls: without the provider's count all texts are counted by OpenAI's public tokenizer, Claude's too.",
     "Keys: usage records name a rotated key by the first of its line, which limits count; not by the one that called.",
     "Row-level security: in the ledger; the other services narrow reads to the caller's account in code alone.",
     "ReverseTransaction: what rolled over of the credit and expired later is owed (docs/decisions/008).",
