@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import orjson
 import psycopg
 from prometheus_client import Counter, Histogram
-from psycopg.types.json import set_json_loads
 
 from services.kit.db import connection_string, session_options
 from services.kit.logs import get_logger
@@ -26,7 +24,8 @@ from services.ledger.errors import LedgerError
 from services.ledger.model.batch import Batch
 from services.ledger.model.operations import Operation, Result
 from services.ledger.settings import LedgerSettings
-from services.ledger.store.loading import Connection, load
+from services.ledger.store.loading import load
+from services.ledger.store.pipeline import Connection
 from services.ledger.store.writing import take_slot, write
 
 _log = get_logger(__name__)
@@ -103,9 +102,8 @@ class _Line:
     async def connected(self) -> Connection:
         """The connection, idle. Raises psycopg.OperationalError where the database cannot be reached."""
         if self._connection is None or self._connection.closed:
-            self._connection = await psycopg.AsyncConnection.connect(
+            self._connection = await Connection.opened(
                 connection_string(self._settings.database_url),
-                autocommit=True,
                 application_name="tollkeeper-ledger-writer",
                 connect_timeout=5,
                 # A database host that vanished is noticed in seconds, not hours.
@@ -115,7 +113,6 @@ class _Line:
                 keepalives_count=3,
                 options=session_options(self._settings),
             )
-            set_json_loads(orjson.loads, self._connection)
             self.slot = await take_slot(self._connection)
         return self._connection
 
@@ -150,7 +147,8 @@ class GroupCommit:
         self._busy: set[str] = set()
         self._under_way = 0
         self._last_begun = 0.0
-        self._changed = asyncio.Event()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._patience: asyncio.TimerHandle | None = None
         self._closing = False
         self._writers: list[asyncio.Task[None]] = []
 
@@ -161,7 +159,8 @@ class GroupCommit:
     async def stop(self) -> None:
         """Commit what waits, then end the writers."""
         self._closing = True
-        self._changed.set()
+        while self._idle:
+            self._wake()
         await asyncio.gather(*self._writers, return_exceptions=True)
 
     async def submit(self, groups: Sequence[Group]) -> list[Result]:
@@ -190,8 +189,36 @@ class GroupCommit:
         )
         self._waiting.append(call)
         self._waiting_operations += size
-        self._changed.set()
+        self._call_writer()
         return await call.answer
+
+    @property
+    def _few(self) -> bool:
+        """Whether what waits is too little for a batch beside the one under way."""
+        return self._waiting_operations < self._settings.max_batch // 4
+
+    def _call_writer(self) -> None:
+        """Something waits: wake one writer, or do so later where it is few and a batch is under way."""
+        if self._few and self._under_way:
+            self._wake_later()
+        else:
+            self._wake()
+
+    def _wake_later(self) -> None:
+        if self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        self._patience = None
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake one writer, if one is idle."""
+        while self._idle:
+            idle = self._idle.popleft()
+            if not idle.done():
+                idle.set_result(None)
+                return
 
     async def _write_forever(self) -> None:
         line = _Line(self._settings)
@@ -201,11 +228,13 @@ class GroupCommit:
                 if parts:
                     await self._write(line, parts)
                 elif self._closing and not self._waiting:
+                    self._wake()  # the next one ends, too
                     return
                 else:
-                    self._changed.clear()
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._changed.wait(), _PATIENCE_SECONDS if self._waiting else None)
+                    if self._waiting:
+                        self._wake_later()
+                    self._idle.append(asyncio.get_running_loop().create_future())
+                    await self._idle[-1]
         finally:
             await line.close()
 
@@ -214,6 +243,8 @@ class GroupCommit:
         self._busy |= accounts
         self._under_way += 1
         self._last_begun = time.perf_counter()
+        if self._waiting:
+            self._call_writer()  # one batch had no room for all
         try:
             await self._answer(line, parts)
         except BaseException:
@@ -223,12 +254,10 @@ class GroupCommit:
         finally:
             self._busy -= accounts
             self._under_way -= 1
-            self._changed.set()
 
     def _take(self) -> list[_Part]:
         """What waits and touches no account of a batch under way, up to a batch; in order within each account."""
-        few = self._waiting_operations < self._settings.max_batch // 4
-        if few and self._under_way and time.perf_counter() - self._last_begun < _PATIENCE_SECONDS:
+        if self._few and self._under_way and time.perf_counter() - self._last_begun < _PATIENCE_SECONDS:
             return []
         parts: list[_Part] = []
         kept: list[_Call] = []

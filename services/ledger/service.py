@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -102,7 +102,7 @@ class Ledger:
             # Its batch counts it, or fails it alone: what else the call asks for is not to fail with it.
             _log.warning("a new limit could not be counted ahead", account=operation.account_id, error=str(error))
             return operation
-        return replace(operation, counted=Counted(since, book.usage_sequence, used))
+        return operation._replace(counted=Counted(since, book.usage_sequence, used))
 
     @asynccontextmanager
     async def _reading(self, account_id: str) -> AsyncIterator[tuple[Book, AccountReads]]:

@@ -234,7 +234,7 @@ class Book:
         free = reserved = 0
         for grant in self.grants:
             assert 0 <= grant.reserved <= grant.remaining <= grant.amount, self.account_id
-            free += grant.free
+            free += grant.remaining - grant.reserved
             reserved += grant.reserved
         assert self.available == free - self.overdrawn - self.unbacked, self.account_id
         assert self.held == reserved + self.unbacked, self.account_id
@@ -402,22 +402,25 @@ def admit(
     `limits` are all that apply, in their present windows. Nothing is changed. Raises InsufficientCredit or
     LimitExceeded where that is below the minimum.
     """
-    if billable and book.payable < minimum:
-        raise InsufficientCredit(
-            "the balance does not cover this call", availableNanos=book.available, requiredNanos=minimum
-        )
-    amount = min(amount, book.payable) if billable else amount
+    if billable:
+        payable = book.payable
+        if payable < minimum:
+            raise InsufficientCredit(
+                "the balance does not cover this call", availableNanos=book.available, requiredNanos=minimum
+            )
+        amount = min(amount, payable)
     for limit in limits:
         if limit.mode != "hard":
             continue
         least = minimum if limit.unit == "nanos" else minimum_tokens if limit.unit == "tokens" else requests
         # Even a limit with less than no room lets pass what does not count against it.
-        if least > max(limit.room, 0):
+        room = max(limit.room, 0)
+        if least > room:
             raise limit_exceeded(limit, least, book.touched_at)
         if limit.unit == "nanos":
-            amount = min(amount, max(limit.room, 0))
+            amount = min(amount, room)
         elif limit.unit == "tokens":
-            tokens = min(tokens, max(limit.room, 0))
+            tokens = min(tokens, room)
     return amount, tokens
 
 

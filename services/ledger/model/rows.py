@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from services.ledger.model.book import Book, Entry, Grant, Hold, Limit
 from services.ledger.model.operations import UsageRow
@@ -15,8 +16,7 @@ GrantKey = tuple[str, str]
 EntryKey = tuple[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class PastRequest:
+class PastRequest(NamedTuple):
     """A request that was done before: what it was, and the entry it wrote (0: none)."""
 
     body_hash: bytes

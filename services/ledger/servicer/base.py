@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import grpc.aio
 from google.protobuf.message import Message
 
+from services.kit.replays import tell_replayed
 from services.kit.validation import Violations
 from services.ledger.model.operations import Operation
 from services.ledger.service import Ledger
@@ -49,5 +50,5 @@ class Servicer:
         """Do one operation; its answer. A replay says so in trailing metadata. Raises its refusal."""
         result = await self._ledger.do(operation)
         if result.replayed:
-            context.set_trailing_metadata((("idempotency-replayed", "true"),))
+            tell_replayed(context)
         return result.outcome

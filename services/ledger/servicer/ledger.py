@@ -48,7 +48,9 @@ class LedgerServicer(Servicer, contract.LedgerServiceServicer):
 
     async def DebitAccount(self, request: pb.DebitAccountRequest, context: Context) -> pb.DebitAccountResponse:
         debited: Debited = await self._do(checked(requests.debit, request), context)
-        return answers.debited_message(debited)
+        response = pb.DebitAccountResponse()
+        answers.fill_debited(response, debited)
+        return response
 
     async def AdjustBalance(self, request: pb.AdjustBalanceRequest, context: Context) -> resources.Transaction:
         posted: Posted = await self._do(checked(requests.adjust, request), context)
@@ -66,15 +68,21 @@ class LedgerServicer(Servicer, contract.LedgerServiceServicer):
 
     async def CreateHold(self, request: pb.CreateHoldRequest, context: Context) -> pb.CreateHoldResponse:
         made: HoldMade = await self._do(checked(requests.create_hold, request), context)
-        return answers.hold_made_message(made)
+        response = pb.CreateHoldResponse()
+        answers.fill_hold_made(response, made)
+        return response
 
     async def ExtendHold(self, request: pb.ExtendHoldRequest, context: Context) -> pb.CreateHoldResponse:
         made: HoldMade = await self._do(checked(requests.extend_hold, request), context)
-        return answers.hold_made_message(made)
+        response = pb.CreateHoldResponse()
+        answers.fill_hold_made(response, made)
+        return response
 
     async def SettleHold(self, request: pb.SettleHoldRequest, context: Context) -> pb.SettleHoldResponse:
         settled: HoldSettled = await self._do(checked(requests.settle_hold, request), context)
-        return answers.hold_settled_message(settled)
+        response = pb.SettleHoldResponse()
+        answers.fill_hold_settled(response, settled)
+        return response
 
     async def ReleaseHold(self, request: pb.ReleaseHoldRequest, context: Context) -> resources.Hold:
         released: HoldReleased = await self._do(checked(requests.release_hold, request), context)

@@ -6,9 +6,7 @@ took half of the ledger's time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -17,17 +15,21 @@ from psycopg.rows import TupleRow
 
 from services.ledger.model.book import Book, Entry, Hold
 from services.ledger.model.operations import Usage, UsageRow
-from services.ledger.store.documents import grants_json, grants_of, limits_json, limits_of, uses_json, uses_of
+from services.ledger.store.documents import grant_lists, grants_of, limit_lists, limits_of, uses_of
 
 # Name, SQL type, and where a row's object has the value: an attribute, or what finds it.
 Column = tuple[str, str, str | Callable[[Any], Any]]
 
 
-@dataclass(frozen=True, slots=True)
 class Columns:
     """Some columns of a table."""
 
-    each: tuple[Column, ...]
+    __slots__ = ("_attributes", "each")
+
+    def __init__(self, each: tuple[Column, ...]) -> None:
+        self.each = each
+        names = [of for _, _, of in each if isinstance(of, str)]
+        self._attributes = attrgetter(*names) if names else None
 
     @property
     def names(self) -> str:
@@ -56,22 +58,16 @@ class Columns:
         """These."""
         return Columns(tuple(column for column in self.each if column[0] in names))
 
-    def literals(self, rows: Sequence[Any]) -> list[str]:
+    def literals(self, rows: Sequence[Any]) -> list[bytes]:
         """An array literal for each column, of all rows' values."""
         if not rows:
-            return ["{}"] * len(self.each)
-        attributes: Iterator[Sequence[Any]] = iter(())
-        if self._attributes:
-            attributes = zip(*map(attrgetter(*self._attributes), rows), strict=True)
-        found: list[str] = []
-        for _, kind, of in self.each:
-            values = next(attributes) if isinstance(of, str) else list(map(of, rows))
-            found.append(_LITERALS[kind](values))
-        return found
-
-    @property
-    def _attributes(self) -> list[str]:
-        return [of for _, _, of in self.each if isinstance(of, str)]
+            return [b"{}"] * len(self.each)
+        # Of one attribute alone `attrgetter` gives no tuple: every table has more.
+        attributes = zip(*map(self._attributes, rows), strict=True) if self._attributes else iter(())
+        return [
+            _LITERALS[kind](next(attributes) if isinstance(of, str) else list(map(of, rows)))
+            for _, kind, of in self.each
+        ]
 
 
 _DOCUMENTS = {"json", "jsonb"}
@@ -81,31 +77,32 @@ def _typed(name: str, kind: str) -> str:
     return f"c.{name}::{kind}" if kind in _DOCUMENTS else f"c.{name}"
 
 
-def texts(values: Sequence[str]) -> str:
+def texts(values: Sequence[str]) -> bytes:
     """An array literal of texts. Raises ValueError where one holds a NUL, which Postgres has no text for."""
     joined = "\0".join(values)
     if joined.count("\0") != len(values) - 1:
         raise ValueError("a text holds a NUL")
-    return '{"' + joined.replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","') + '"}'
+    return ('{"' + joined.replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","') + '"}').encode()
 
 
-def _plain(values: Iterable[Any]) -> str:
-    return "{" + ",".join(map(str, values)) + "}"
+def _plain(values: Sequence[Any]) -> bytes:
+    """An array literal of numbers, truth values and times: but for the brackets it is their JSON."""
+    return b"{" + orjson.dumps(values)[1:-1] + b"}"
 
 
-def _times(values: Iterable[datetime | None]) -> str:
-    return "{" + ",".join([value.isoformat() if value else "NULL" for value in values]) + "}"
+def _documents(values: Iterable[Any]) -> bytes:
+    return texts([orjson.dumps(value).decode() for value in values])
 
 
-def _bytes(values: Iterable[bytes]) -> str:
-    return '{"\\\\x' + '","\\\\x'.join([value.hex() for value in values]) + '"}'
+def _bytes(values: Iterable[bytes]) -> bytes:
+    return ('{"\\\\x' + '","\\\\x'.join([value.hex() for value in values]) + '"}').encode()
 
 
-_LITERALS: dict[str, Callable[[Any], str]] = {
+_LITERALS: dict[str, Callable[[Any], bytes]] = {
     "text": texts,
-    "json": texts,
-    "jsonb": texts,
-    "timestamptz": _times,
+    "json": _documents,
+    "jsonb": _documents,
+    "timestamptz": _plain,
     "bytea": _bytes,
     "bigint": _plain,
     "integer": _plain,
@@ -113,8 +110,8 @@ _LITERALS: dict[str, Callable[[Any], str]] = {
 }
 
 
-def literals(rows: Sequence[tuple[Any, ...]]) -> list[str]:
-    """An array literal for each column of some keys, which are texts and numbers; at least one."""
+def literals(rows: Sequence[tuple[Any, ...]]) -> list[bytes]:
+    """An array literal for each column of some keys, which are texts, numbers and times; at least one."""
     columns = zip(*rows, strict=True)
     return [texts(column) if isinstance(column[0], str) else _plain(column) for column in columns]
 
@@ -145,8 +142,8 @@ ACCOUNT = Columns(
         ("overdrawn", "bigint", "overdrawn"),
         ("unbacked", "bigint", "unbacked"),
         ("cycle_spent", "bigint", "cycle_spent"),
-        ("grants", "json", lambda b: grants_json(b.grants)),
-        ("limits", "json", lambda b: limits_json(b.limits)),
+        ("grants", "json", lambda b: grant_lists(b.grants)),
+        ("limits", "json", lambda b: limit_lists(b.limits)),
         ("next_event_at", "timestamptz", "next_event_at"),
     )
 )
@@ -169,7 +166,7 @@ HOLD = Columns(
         ("created_at", "timestamptz", "created_at"),
         ("expires_at", "timestamptz", "expires_at"),
         ("sequence", "bigint", "sequence"),
-        ("reservations", "jsonb", lambda h: uses_json(h.reservations)),
+        ("reservations", "jsonb", "reservations"),
         ("unbacked", "bigint", "unbacked"),
         ("settled", "bigint", "settled"),
         ("ended_at", "timestamptz", "ended_at"),
@@ -197,7 +194,7 @@ ENTRY = Columns(
         ("spent", "bigint", "spent"),
         ("expired", "bigint", "expired"),
         ("balance_after", "bigint", "balance_after"),
-        ("grant_uses", "jsonb", lambda e: uses_json(e.grant_uses)),
+        ("grant_uses", "jsonb", "grant_uses"),
         ("description", "text", "description"),
         ("request_id", "text", "request_id"),
         ("hold_id", "text", "hold_id"),
@@ -244,7 +241,7 @@ USAGE = Columns(
         ("tokens", "bigint", "tokens"),
         ("requests", "bigint", "requests"),
         ("counted_at", "timestamptz", "counted_at"),
-        ("units", "jsonb", lambda r: orjson.dumps(r.usage.units).decode() if r.usage.units else "{}"),
+        ("units", "jsonb", "usage.units"),
     )
 )
 
@@ -267,7 +264,7 @@ SUBJECT = Columns(
         ("account_id", "text", lambda s: s[0][0]),
         ("scope", "text", lambda s: s[0][1]),
         ("subject", "text", lambda s: s[0][2]),
-        ("limits", "json", lambda s: limits_json(s[1])),
+        ("limits", "json", lambda s: limit_lists(s[1])),
     )
 )
 REQUEST = Columns(
@@ -324,5 +321,5 @@ def usage_of(row: TupleRow) -> UsageRow:
     """A usage row, its columns as in USAGE."""
     values: dict[str, Any] = {name: value for (name, _, _), value in zip(USAGE.each, row, strict=True)}
     values["number"] = values.pop("usage_number")
-    usage = Usage(**{name: values.pop(name) for name in Usage.__slots__})
+    usage = Usage(**{name: values.pop(name) for name in Usage._fields})
     return UsageRow(**values, usage=usage)

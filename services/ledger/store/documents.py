@@ -11,17 +11,15 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
-import orjson
-
 from services.ledger.model.book import Grant, GrantUses, Limit
 
 _grant_fields = attrgetter(*Grant.__slots__)
 _limit_fields = attrgetter(*Limit.__slots__)
 
 
-def grants_json(grants: Iterable[Grant]) -> str:
+def grant_lists(grants: Iterable[Grant]) -> list[Any]:
     """The grants of an account's row."""
-    return orjson.dumps(list(map(_grant_fields, grants))).decode()
+    return list(map(_grant_fields, grants))
 
 
 def grants_of(document: list[list[Any]]) -> list[Grant]:
@@ -32,9 +30,9 @@ def grants_of(document: list[list[Any]]) -> list[Grant]:
     ]
 
 
-def limits_json(limits: Iterable[Limit]) -> str:
+def limit_lists(limits: Iterable[Limit]) -> list[Any]:
     """The limits of an account's, a key's or a workspace's row."""
-    return orjson.dumps(list(map(_limit_fields, limits))).decode()
+    return list(map(_limit_fields, limits))
 
 
 def limits_of(document: list[list[Any]]) -> list[Limit]:
@@ -45,13 +43,8 @@ def limits_of(document: list[list[Any]]) -> list[Limit]:
     ]
 
 
-def uses_json(uses: GrantUses) -> str:
-    """Pairs of grant and amount."""
-    return orjson.dumps(uses).decode()
-
-
 def uses_of(document: list[list[Any]]) -> GrantUses:
-    """The same, read back."""
+    """Pairs of grant and amount."""
     return tuple((grant_id, amount) for grant_id, amount in document)
 
 

@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 from prometheus_client import Histogram
-from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import TupleRow
 
 from services.ledger.model.book import Grant
@@ -52,19 +51,20 @@ from services.ledger.store.columns import (
     usage_of,
 )
 from services.ledger.store.documents import limits_of
-
-Connection = AsyncConnection[TupleRow]
+from services.ledger.store.pipeline import Asked, Connection, Statement
 
 _LOCKED = Histogram("tollkeeper_ledger_lock_wait_seconds", "How long a batch waited for its accounts' locks.")
 
+_BEGIN = Statement("BEGIN")
+_WAIT_AT_MOST = Statement("SELECT set_config('lock_timeout', %s::text, true)")  # for each lock, until the commit
 # FOR UPDATE in the order of ids, and how long the locks were waited for: the transaction began right before. NO KEY:
 # nothing refers to the key.
-_LOCK_ACCOUNTS = f"""
+_LOCK_ACCOUNTS = Statement(f"""
     WITH locked AS MATERIALIZED (
         SELECT {ACCOUNT.names} FROM accounts WHERE account_id = ANY(%s::text[]) ORDER BY account_id FOR NO KEY UPDATE
     )
     SELECT *, extract(epoch FROM clock_timestamp() - now())::float8 FROM locked
-"""  # noqa: S608 (names are columns.py's own)
+""")  # noqa: S608 (names are columns.py's own)
 # Holds that are there, and the names of those that ended long ago, as a status of its own.
 _NAMED_HOLDS = "(account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
 _NOTHING = {
@@ -76,52 +76,55 @@ _NOTHING = {
     "bytea": "''::bytea",
 }
 _OF_ENDED = {"account_id": "account_id", "hold_id": "hold_id", "status": "'ended'"}
-_READ_HOLDS = (
+_READ_HOLDS = Statement(
     f"SELECT {HOLD.names} FROM holds WHERE {_NAMED_HOLDS} UNION ALL SELECT "  # noqa: S608
     + ", ".join(_OF_ENDED.get(name, _NOTHING[kind]) for name, kind, _ in HOLD.each)
     + f" FROM ended_holds WHERE {_NAMED_HOLDS}"
 )
 # The limits of keys and workspaces: those that operations name, and those of the holds they name.
-_READ_SUBJECTS = (
+_NAMED_SUBJECTS = (
     "SELECT account_id, scope, subject, limits FROM subject_limits "
     "WHERE (account_id, scope, subject) IN (SELECT * FROM unnest(%s::text[], %s::text[], %s::text[]))"
 )
-_READ_ALL_SUBJECTS = f"""
-    {_READ_SUBJECTS} UNION ALL
+_READ_SUBJECTS = Statement(_NAMED_SUBJECTS)
+_READ_ALL_SUBJECTS = Statement(f"""
+    {_NAMED_SUBJECTS} UNION ALL
     SELECT s.account_id, s.scope, s.subject, s.limits
     FROM unnest(%s::text[], %s::text[]) AS n(account_id, hold_id)
     JOIN holds h USING (account_id, hold_id) JOIN subject_limits s ON s.account_id = h.account_id
     AND ((s.scope = 'key' AND s.subject = h.key_id) OR (s.scope = 'workspace' AND s.subject = h.workspace))
-"""  # noqa: S608
-_READ_REQUESTS = (
+""")  # noqa: S608
+_READ_REQUESTS = Statement(
     "SELECT account_id, request_id, body_hash, sequence FROM requests "
     "WHERE (account_id, request_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
 )
-_READ_ENTRIES = (
+_READ_ENTRIES = Statement(
     f"SELECT {ENTRY.names} FROM journal "  # noqa: S608
     "WHERE (account_id, sequence) IN (SELECT * FROM unnest(%s::text[], %s::bigint[]))"
 )
-_READ_UNDONE = (
+_READ_UNDONE = Statement(
     "SELECT account_id, sequence, amount FROM undone "
     "WHERE (account_id, sequence) IN (SELECT * FROM unnest(%s::text[], %s::bigint[]))"
 )
-_READ_GRANTS = (
+_READ_GRANTS = Statement(
     "SELECT account_id, grant_id, source, priority, sequence, expires_at, amount, rollover_cap, created_at, expired "
     "FROM grants WHERE (account_id, grant_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
 )
-_READ_OPEN_HOLDS = f"SELECT {HOLD.names} FROM holds WHERE account_id = ANY(%s) AND status = 'open'"  # noqa: S608
-_READ_NEW_USAGE = (
+_READ_OPEN_HOLDS = Statement(
+    f"SELECT {HOLD.names} FROM holds WHERE account_id = ANY(%s::text[]) AND status = 'open'"  # noqa: S608
+)
+_READ_NEW_USAGE = Statement(
     f"SELECT {USAGE.names} FROM usage "  # noqa: S608
     "JOIN unnest(%s::text[], %s::bigint[]) AS n(of_account, after) ON account_id = of_account AND usage_number > after"
 )
 # As of each account's own time; the earliest, up to a bound. Both use the index holds_open.
-_READ_LAPSED = (
+_READ_LAPSED = Statement(
     f"SELECT {', '.join(f'h.{name}' for name, _, _ in HOLD.each)} "  # noqa: S608
     "FROM unnest(%s::text[], %s::timestamptz[]) AS d(account_id, moment) CROSS JOIN LATERAL ("
     "SELECT * FROM holds WHERE holds.account_id = d.account_id AND status = 'open' AND expires_at <= d.moment "
-    "ORDER BY expires_at, sequence LIMIT %s) h ORDER BY h.account_id, h.expires_at, h.sequence"
+    "ORDER BY expires_at, sequence LIMIT %s::integer) h ORDER BY h.account_id, h.expires_at, h.sequence"
 )
-_READ_NEXT_LAPSE = (
+_READ_NEXT_LAPSE = Statement(
     "SELECT h.account_id, min(h.expires_at) "
     "FROM unnest(%s::text[], %s::timestamptz[]) AS d(account_id, moment) JOIN holds h USING (account_id) "
     "WHERE h.status = 'open' AND h.expires_at > d.moment GROUP BY h.account_id"
@@ -176,27 +179,28 @@ async def load(
     for operation in operations:
         named.add(operation)
     loaded = Loaded()
-    async with connection.pipeline():
-        await connection.execute("BEGIN")
-        if lock_milliseconds is not None:
-            await connection.execute(f"SET LOCAL lock_timeout = {lock_milliseconds:d}")
-        locked = await connection.execute(_LOCK_ACCOUNTS, (texts(accounts),), prepare=True)
-        held = await _read(connection, _READ_HOLDS, named.holds | named.created, again=True)
-        limited = await _read_subjects(connection, named)
-        asked = await _read(connection, _READ_REQUESTS, named.requests)
-        undone = await _read(connection, _READ_UNDONE, named.originals)
-    for *account, waited in await locked.fetchall():
-        loaded.books[account[0]] = book_of(account)
-        _LOCKED.observe(waited)
-    for row in await _rows(held):
+    _, _, locked, held, limited, asked, undone = await connection.ask(
+        (_BEGIN, ()),
+        (_WAIT_AT_MOST, (b"%dms" % lock_milliseconds,)) if lock_milliseconds is not None else None,
+        (_LOCK_ACCOUNTS, (texts(accounts),)),
+        _by(_READ_HOLDS, named.holds | named.created, again=True),
+        _all_subjects(named),
+        _by(_READ_REQUESTS, named.requests),
+        _by(_READ_UNDONE, named.originals),
+    )
+    for row in locked:
+        loaded.books[row[0]] = book_of(row[:-1])
+    if locked:
+        _LOCKED.observe(locked[-1][-1])  # as long as for the last of them
+    for row in held:
         if row[2] == "ended":
             loaded.ended.add((row[0], row[1]))
         else:
             loaded.holds[row[0], row[1]] = hold_of(row)
-    for row in await _rows(limited):
+    for row in limited:
         loaded.subjects[row[0], row[1], row[2]] = limits_of(row[3])
-    loaded.requests = {(row[0], row[1]): PastRequest(row[2], row[3]) for row in await _rows(asked)}
-    loaded.undone = {(row[0], row[1]): row[2] for row in await _rows(undone)}
+    loaded.requests = {(row[0], row[1]): PastRequest(row[2], row[3]) for row in asked}
+    loaded.undone = {(row[0], row[1]): row[2] for row in undone}
     # An account's time never goes back, also where another replica's clock, which touched it last, is ahead of ours.
     moments = {account_id: max(now, book.touched_at) for account_id, book in loaded.books.items()}
     due = {
@@ -213,20 +217,18 @@ async def load(
 
 async def _load_lapsed(connection: Connection, loaded: Loaded, due: dict[str, datetime]) -> None:
     """Of accounts where something is due: the holds that have lapsed, their limits, and when the next will."""
-    moments = [list(due), list(due.values())]
-    async with connection.pipeline():
-        lapsed = await connection.execute(_READ_LAPSED, [*moments, MAX_LAPSED])
-        upcoming = await connection.execute(_READ_NEXT_LAPSE, moments)
+    moments = literals(list(due.items()))
+    lapsed, upcoming = await connection.ask((_READ_LAPSED, [*moments, b"%d" % MAX_LAPSED]), (_READ_NEXT_LAPSE, moments))
     subjects: set[SubjectKey] = set()
-    for row in await lapsed.fetchall():
+    for row in lapsed:
         hold = loaded.holds.setdefault((row[0], row[1]), hold_of(row))
         loaded.lapsed.setdefault(hold.account_id, []).append(hold)
         subjects.update(_subjects(hold.account_id, hold.key_id, hold.workspace))
-    loaded.next_lapse.update({account_id: moment for account_id, moment in await upcoming.fetchall()})  # noqa: C416
+    loaded.next_lapse.update({account_id: moment for account_id, moment in upcoming})  # noqa: C416
     for account_id, holds in loaded.lapsed.items():
         if len(holds) == MAX_LAPSED:  # there may be more: look again at once
             loaded.next_lapse[account_id] = due[account_id]
-    for row in await _rows(await _read(connection, _READ_SUBJECTS, subjects - loaded.subjects.keys())):
+    for row in await _read(connection, _READ_SUBJECTS, subjects - loaded.subjects.keys()):
         loaded.subjects[row[0], row[1], row[2]] = limits_of(row[3])
 
 
@@ -235,7 +237,7 @@ async def _load_written(connection: Connection, loaded: Loaded, named: _Named) -
     entries = {(key[0], past.sequence) for key, past in loaded.requests.items() if past.sequence}
     entries |= {(h.account_id, h.sequence) for key, h in loaded.holds.items() if key in named.created}
     entries |= {(h.account_id, h.end_sequence) for h in loaded.holds.values() if h.status == "settled"}
-    for row in await _rows(await _read(connection, _READ_ENTRIES, entries | named.originals)):
+    for row in await _read(connection, _READ_ENTRIES, entries | named.originals):
         loaded.entries[row[0], row[1]] = entry_of(row)
     grants = {
         (key[0], grant_id)
@@ -243,7 +245,7 @@ async def _load_written(connection: Connection, loaded: Loaded, named: _Named) -
         for grant_id, _ in loaded.entries[key].grant_uses
         if grant_id
     }
-    for row in await _rows(await _read(connection, _READ_GRANTS, grants)):
+    for row in await _read(connection, _READ_GRANTS, grants):
         account_id, grant_id, source, priority, order, expires_at, amount, rollover_cap, created_at, expired = row
         grant = Grant(grant_id, source, priority, order, expires_at, amount, 0, 0, rollover_cap)
         loaded.grants[account_id, grant_id] = GrantRow(grant, created_at, expired)
@@ -260,10 +262,10 @@ async def _load_counted(connection: Connection, loaded: Loaded, operations: Sequ
             through = operation.counted.through if operation.counted else 0
             limiting[operation.account_id] = min(limiting.get(operation.account_id, through), through)
     if limiting or closing:
-        cursor = await connection.execute(_READ_OPEN_HOLDS, (sorted(closing | limiting.keys()),))
-        for row in await cursor.fetchall():
+        (open_holds,) = await connection.ask((_READ_OPEN_HOLDS, (texts(sorted(closing | limiting.keys())),)))
+        for row in open_holds:
             loaded.holds.setdefault((row[0], row[1]), hold_of(row))
-    for row in await _rows(await _read(connection, _READ_NEW_USAGE, limiting.items())):
+    for row in await _read(connection, _READ_NEW_USAGE, limiting.items()):
         loaded.usage.setdefault(row[0], []).append(usage_of(row))
 
 
@@ -286,24 +288,26 @@ def _subjects(account_id: str, key_id: str, workspace: str) -> list[SubjectKey]:
     return [*found, (account_id, "workspace", workspace)] if workspace else found
 
 
-async def _read(
-    connection: Connection, query: str, keys: Collection[tuple[Any, ...]], *, again: bool = False
-) -> AsyncCursor[TupleRow] | None:
-    """Read by keys, if there are any. `again`: the query takes them twice."""
+def _by(statement: Statement, keys: Collection[tuple[Any, ...]], *, again: bool = False) -> Asked | None:
+    """A read by keys, if there are any. `again`: the query takes them twice."""
     if not keys:
         return None
     arguments = literals(list(keys))
-    return await connection.execute(query, arguments * 2 if again else arguments, prepare=True)
+    return statement, arguments * 2 if again else arguments
 
 
-async def _read_subjects(connection: Connection, named: _Named) -> AsyncCursor[TupleRow] | None:
+def _all_subjects(named: _Named) -> Asked | None:
     """The limits of the keys and workspaces that operations name, and of those of the holds they name."""
     if not named.subjects and not named.holds:
         return None
-    subjects = literals(list(named.subjects)) if named.subjects else ["{}"] * 3
-    holds = literals(list(named.holds)) if named.holds else ["{}"] * 2
-    return await connection.execute(_READ_ALL_SUBJECTS, [*subjects, *holds], prepare=True)
+    subjects = literals(list(named.subjects)) if named.subjects else [b"{}"] * 3
+    holds = literals(list(named.holds)) if named.holds else [b"{}"] * 2
+    return _READ_ALL_SUBJECTS, [*subjects, *holds]
 
 
-async def _rows(cursor: AsyncCursor[TupleRow] | None) -> Sequence[TupleRow]:
-    return await cursor.fetchall() if cursor else ()
+async def _read(connection: Connection, statement: Statement, keys: Collection[tuple[Any, ...]]) -> Sequence[TupleRow]:
+    """Read by keys alone."""
+    if not keys:
+        return ()
+    (rows,) = await connection.ask(_by(statement, keys))
+    return rows

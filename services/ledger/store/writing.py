@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from psycopg import AsyncRawCursor
-
+from services.ledger.model.book import Book
 from services.ledger.model.rows import Changes
 from services.ledger.store.columns import (
     ACCOUNT,
@@ -23,7 +22,7 @@ from services.ledger.store.columns import (
     USAGE,
     Columns,
 )
-from services.ledger.store.loading import Connection
+from services.ledger.store.pipeline import Asked, Connection, Statement
 
 
 def _rows(columns: Columns) -> str:
@@ -39,16 +38,10 @@ def _update(table: str, columns: Columns, *, key: int) -> str:
     return f"UPDATE {table} t SET {columns.changes(key)} FROM {_rows(columns)} WHERE {same}"  # noqa: S608 (likewise)
 
 
-def _numbered(query: str) -> str:
-    """A query with its placeholders numbered, as Postgres has them: psycopg does it anew each time for one so long."""
-    first, *others = query.split("%s")
-    return first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))
-
-
 # What nearly every batch writes, as one statement: a statement's own cost is that of many rows. The usage records take
 # their writer's place in the feed there too, at its end: the slot's row is locked until the commit, so that within a
 # slot positions are in commit order, also where two writers share one.
-_CHANGE = _numbered(f"""
+_CHANGE = Statement(f"""
     WITH changed_accounts AS ({_update("accounts", ACCOUNT_CHANGES, key=1)}),
     changed_limits AS (
         {_insert("subject_limits", SUBJECT)}
@@ -67,17 +60,18 @@ _CHANGE = _numbered(f"""
     FROM place, unnest({USAGE.unnest}) WITH ORDINALITY AS c({USAGE.names}, ordinality)
 """)  # noqa: S608 (names are columns.py's own)
 
-_INSERT_ACCOUNTS = _insert("accounts", ACCOUNT)
-_UPDATE_WORDS = _update("accounts", ACCOUNT_WORDS, key=1)
-_INSERT_GRANTS = _insert("grants", GRANT)
-_ADD_EXPIRED = f"""
+_INSERT_ACCOUNTS = Statement(_insert("accounts", ACCOUNT))
+_UPDATE_WORDS = Statement(_update("accounts", ACCOUNT_WORDS, key=1))
+_INSERT_GRANTS = Statement(_insert("grants", GRANT))
+_ADD_EXPIRED = Statement(f"""
     UPDATE grants t SET expired = t.expired + c.expired FROM {_rows(EXPIRED)}
     WHERE t.account_id = c.account_id AND t.grant_id = c.grant_id
-"""  # noqa: S608 (names are columns.py's own)
-_UPSERT_UNDONE = (
+""")  # noqa: S608 (names are columns.py's own)
+_UPSERT_UNDONE = Statement(
     _insert("undone", UNDONE) + " ON CONFLICT (account_id, sequence) DO UPDATE SET amount = excluded.amount"
 )
-_INSERT_REQUESTS = _insert("requests", REQUEST)
+_INSERT_REQUESTS = Statement(_insert("requests", REQUEST))
+_COMMIT = Statement("COMMIT")
 
 FEED_SLOTS = 64
 
@@ -105,29 +99,33 @@ async def write(connection: Connection, changes: Changes, slot: int) -> None:
     books = [book for account_id, book in changes.books.items() if account_id not in changes.opened]
     reworded = [book for book in books if book.account_id in changes.reworded]
     requests = [(key, past, changes.books[key[0]].touched_at) for key, past in changes.requests.items()]
-    async with connection.pipeline():
-        # In the order of ids, as the locks are taken.
-        await _send(connection, _INSERT_ACCOUNTS, ACCOUNT, [book for _, book in sorted(changes.opened.items())])
-        await _send(connection, _UPDATE_WORDS, ACCOUNT_WORDS, reworded)
-        await _send(connection, _INSERT_GRANTS, GRANT, list(changes.grants.items()))
-        await _send(connection, _ADD_EXPIRED, EXPIRED, list(changes.expired.items()))
-        await _send(connection, _UPSERT_UNDONE, UNDONE, list(changes.undone.items()))
-        await _send(connection, _INSERT_REQUESTS, REQUEST, requests)
-        if changes.books:
-            arguments = [
-                *ACCOUNT_CHANGES.literals(books),
-                *SUBJECT.literals(list(changes.subjects.items())),
-                *HOLD.literals(list(changes.made.values())),
-                *HOLD_CHANGES.literals(list(changes.holds.values())),
-                *ENTRY.literals(changes.entries),
-                len(changes.usage),
-                slot,
-                *USAGE.literals(changes.usage),
-            ]
-            await AsyncRawCursor(connection).execute(_CHANGE, arguments, prepare=True)
-        await connection.execute("COMMIT")
+    # In the order of ids, as the locks are taken.
+    await connection.ask(
+        _rows_by(_INSERT_ACCOUNTS, ACCOUNT, [book for _, book in sorted(changes.opened.items())]),
+        _rows_by(_UPDATE_WORDS, ACCOUNT_WORDS, reworded),
+        _rows_by(_INSERT_GRANTS, GRANT, list(changes.grants.items())),
+        _rows_by(_ADD_EXPIRED, EXPIRED, list(changes.expired.items())),
+        _rows_by(_UPSERT_UNDONE, UNDONE, list(changes.undone.items())),
+        _rows_by(_INSERT_REQUESTS, REQUEST, requests),
+        (_CHANGE, _changed(changes, books, slot)) if changes.books else None,
+        (_COMMIT, ()),
+    )
 
 
-async def _send(connection: Connection, query: str, columns: Columns, rows: Sequence[Any]) -> None:
-    if rows:
-        await connection.execute(query, columns.literals(rows), prepare=True)
+def _rows_by(statement: Statement, columns: Columns, rows: Sequence[Any]) -> Asked | None:
+    """A statement that writes rows, if there are any."""
+    return (statement, columns.literals(rows)) if rows else None
+
+
+def _changed(changes: Changes, books: Sequence[Book], slot: int) -> list[bytes]:
+    """The parameters of `_CHANGE`."""
+    return [
+        *ACCOUNT_CHANGES.literals(books),
+        *SUBJECT.literals(list(changes.subjects.items())),
+        *HOLD.literals(list(changes.made.values())),
+        *HOLD_CHANGES.literals(list(changes.holds.values())),
+        *ENTRY.literals(changes.entries),
+        b"%d" % len(changes.usage),
+        b"%d" % slot,
+        *USAGE.literals(changes.usage),
+    ]

@@ -10,7 +10,7 @@ from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from tollkeeper.ledger.v1 import resources_pb2 as resources
 
 from services.kit.errors import DETAILS_KEY, ServiceError, wire_form
-from services.kit.times import timestamp
+from services.kit.times import set_timestamp, timestamp
 from services.ledger.errors import LedgerError
 from services.ledger.model.book import Book, Entry, Hold, Limit
 from services.ledger.model.operations import (
@@ -28,25 +28,29 @@ from services.ledger.model.operations import (
 from services.ledger.model.rows import transaction_id, usage_id
 from services.ledger.service import BalanceView, GrantView, MonthView
 
+_SUB_ACCOUNTS = ("funding", "available", "held", "spent", "expired")
+
+# What a busy ledger answers is filled in where it goes: made apart and copied in, it takes four times as long.
+
 
 def fill_result(message: pb.OperationResult, result: Result) -> None:
     """Say what became of one operation, in its place in a batch's answer."""
     message.replayed = result.replayed
     match result.outcome:
+        case HoldMade() as made:
+            fill_hold_made(message.hold, made)
+        case HoldSettled() as settled:
+            fill_hold_settled(message.settle, settled)
+        case HoldReleased(hold):
+            fill_hold(message.released, hold)
+        case Debited() as debited:
+            fill_debited(message.debit, debited)
+        case Posted(entry, undone):
+            fill_transaction(message.transaction, entry, undone)
         case AccountState(book):
             message.account.CopyFrom(account_message(book))
-        case Posted(entry, undone):
-            message.transaction.CopyFrom(transaction_message(entry, undone))
-        case Debited() as debited:
-            message.debit.CopyFrom(debited_message(debited))
-        case HoldMade() as made:
-            message.hold.CopyFrom(hold_made_message(made))
-        case HoldSettled() as settled:
-            message.settle.CopyFrom(hold_settled_message(settled))
-        case HoldReleased(hold):
-            message.released.CopyFrom(hold_message(hold))
         case LimitState(account_id, limit):
-            message.limit.CopyFrom(limit_message(account_id, limit))
+            fill_limit(message.limit, account_id, limit)
         case Done():
             message.limit_deleted.SetInParent()
         case LedgerError() as refusal:
@@ -112,104 +116,119 @@ def grant_message(view: GrantView) -> resources.Grant:
 
 def hold_message(hold: Hold) -> resources.Hold:
     """A hold."""
-    return resources.Hold(
-        hold_id=hold.hold_id,
-        account_id=hold.account_id,
-        key_id=hold.key_id,
-        workspace=hold.workspace,
-        status=hold.status,
-        amount_nanos=hold.amount,
-        tokens=hold.tokens,
-        requests=hold.requests,
-        created_at=timestamp(hold.created_at),
-        expires_at=timestamp(hold.expires_at),
-        settled_nanos=hold.settled,
-        ended_at=timestamp(hold.ended_at),
-    )
+    message = resources.Hold()
+    fill_hold(message, hold)
+    return message
+
+
+def fill_hold(message: resources.Hold, hold: Hold) -> None:
+    """The same, into a message that is there."""
+    message.hold_id = hold.hold_id
+    message.account_id = hold.account_id
+    message.key_id = hold.key_id
+    message.workspace = hold.workspace
+    message.status = hold.status
+    message.amount_nanos = hold.amount
+    message.tokens = hold.tokens
+    message.requests = hold.requests
+    set_timestamp(message.created_at, hold.created_at)
+    set_timestamp(message.expires_at, hold.expires_at)
+    message.settled_nanos = hold.settled
+    if hold.ended_at is not None:
+        set_timestamp(message.ended_at, hold.ended_at)
 
 
 def limit_message(account_id: str, limit: Limit) -> resources.Limit:
     """A limit and its use."""
-    return resources.Limit(
-        limit_id=limit.limit_id,
-        account_id=account_id,
-        scope=limit.scope,
-        subject=limit.subject,
-        unit=limit.unit,
-        window=limit.window,
-        amount=limit.amount,
-        mode=limit.mode,
-        warn_percent=limit.warn_percent,
-        used=limit.used,
-        held=limit.held,
-        resets_at=None if limit.window == "lifetime" else timestamp(limit.window_end),
-    )
+    message = resources.Limit()
+    fill_limit(message, account_id, limit)
+    return message
 
 
-def _warning_messages(account_id: str, warnings: tuple[LimitWarning, ...]) -> list[resources.Warning]:
-    return [resources.Warning(reason=x.reason, limit=limit_message(account_id, x.limit)) for x in warnings]
+def fill_limit(message: resources.Limit, account_id: str, limit: Limit) -> None:
+    """The same, into a message that is there."""
+    message.limit_id = limit.limit_id
+    message.account_id = account_id
+    message.scope = limit.scope
+    message.subject = limit.subject
+    message.unit = limit.unit
+    message.window = limit.window
+    message.amount = limit.amount
+    message.mode = limit.mode
+    message.warn_percent = limit.warn_percent
+    message.used = limit.used
+    message.held = limit.held
+    if limit.window != "lifetime":
+        set_timestamp(message.resets_at, limit.window_end)
 
 
-def hold_made_message(made: HoldMade) -> pb.CreateHoldResponse:
+def _add_warnings(
+    message: pb.CreateHoldResponse | pb.SettleHoldResponse | pb.DebitAccountResponse,
+    account_id: str,
+    warnings: tuple[LimitWarning, ...],
+) -> None:
+    for warning in warnings:
+        added = message.warnings.add()
+        added.reason = warning.reason
+        fill_limit(added.limit, account_id, warning.limit)
+
+
+def fill_hold_made(message: pb.CreateHoldResponse, made: HoldMade) -> None:
     """What a hold did."""
-    return pb.CreateHoldResponse(
-        hold=hold_message(made.hold),
-        available_nanos=made.available,
-        warnings=_warning_messages(made.hold.account_id, made.warnings),
-    )
+    fill_hold(message.hold, made.hold)
+    message.available_nanos = made.available
+    _add_warnings(message, made.hold.account_id, made.warnings)
 
 
-def hold_settled_message(settled: HoldSettled) -> pb.SettleHoldResponse:
+def fill_hold_settled(message: pb.SettleHoldResponse, settled: HoldSettled) -> None:
     """What a settlement did."""
-    return pb.SettleHoldResponse(
-        transaction=transaction_message(settled.entry) if settled.entry else None,
-        hold=hold_message(settled.hold),
-        usage_id=settled.hold.usage_id,
-        available_nanos=settled.available,
-        was_expired=settled.was_expired,
-        warnings=_warning_messages(settled.hold.account_id, settled.warnings),
-    )
+    if settled.entry:
+        fill_transaction(message.transaction, settled.entry)
+    fill_hold(message.hold, settled.hold)
+    message.usage_id = settled.hold.usage_id
+    message.available_nanos = settled.available
+    message.was_expired = settled.was_expired
+    _add_warnings(message, settled.hold.account_id, settled.warnings)
 
 
-def debited_message(debited: Debited) -> pb.DebitAccountResponse:
+def fill_debited(message: pb.DebitAccountResponse, debited: Debited) -> None:
     """What a debit did."""
-    entry = debited.entry
-    return pb.DebitAccountResponse(
-        transaction=transaction_message(entry), warnings=_warning_messages(entry.account_id, debited.warnings)
-    )
+    fill_transaction(message.transaction, debited.entry)
+    _add_warnings(message, debited.entry.account_id, debited.warnings)
 
 
 def transaction_message(entry: Entry, undone: int = 0) -> resources.Transaction:
     """A journal entry, and how much of it was undone."""
-    moves = {
-        "funding": entry.funding,
-        "available": entry.available,
-        "held": entry.held,
-        "spent": entry.spent,
-        "expired": entry.expired,
-    }
-    return resources.Transaction(
-        transaction_id=transaction_id(entry.created_at, entry.sequence),
-        account_id=entry.account_id,
-        sequence=entry.sequence,
-        type=entry.type,
-        amount_nanos=entry.available + entry.held,
-        postings=[resources.Posting(sub_account=name, amount_nanos=amount) for name, amount in moves.items() if amount],
-        grant_uses=[
-            resources.GrantUse(grant_id=grant_id, amount_nanos=amount) for grant_id, amount in entry.grant_uses
-        ],
-        balance_after_nanos=entry.balance_after,
-        description=entry.description,
-        request_id=entry.request_id,
-        hold_id=entry.hold_id,
-        usage_id=entry.usage_id,
-        original_transaction_id=entry.original_id,
-        refunded_nanos=undone,
-        key_id=entry.key_id,
-        workspace=entry.workspace,
-        created_at=timestamp(entry.created_at),
-        hash=entry.hash.hex(),
-    )
+    message = resources.Transaction()
+    fill_transaction(message, entry, undone)
+    return message
+
+
+def fill_transaction(message: resources.Transaction, entry: Entry, undone: int = 0) -> None:
+    """The same, into a message that is there."""
+    message.transaction_id = transaction_id(entry.created_at, entry.sequence)
+    message.account_id = entry.account_id
+    message.sequence = entry.sequence
+    message.type = entry.type
+    message.amount_nanos = entry.available + entry.held
+    for name in _SUB_ACCOUNTS:
+        if amount := getattr(entry, name):
+            posting = message.postings.add()
+            posting.sub_account, posting.amount_nanos = name, amount
+    for grant_id, amount in entry.grant_uses:
+        use = message.grant_uses.add()
+        use.grant_id, use.amount_nanos = grant_id, amount
+    message.balance_after_nanos = entry.balance_after
+    message.description = entry.description
+    message.request_id = entry.request_id
+    message.hold_id = entry.hold_id
+    message.usage_id = entry.usage_id
+    message.original_transaction_id = entry.original_id
+    message.refunded_nanos = undone
+    message.key_id = entry.key_id
+    message.workspace = entry.workspace
+    set_timestamp(message.created_at, entry.created_at)
+    message.hash = entry.hash.hex()
 
 
 def summary_message(row: Row[Any]) -> resources.UsageSummary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from operator import attrgetter
 from typing import Any, Literal
 
 from google.protobuf.message import Message
@@ -203,24 +204,16 @@ def _undo(
 
 def debit(v: Violations, request: pb.DebitAccountRequest) -> Debit:
     """DebitAccount, checked."""
-    v.identifier("account_id", request.account_id)
-    v.identifier("request_id", request.request_id)
-    v.identifier("key_id", request.key_id, required=False)
-    v.identifier("workspace", request.workspace, required=False)
-    v.text("description", request.description, max_length=500)
-    v.between("amount_nanos", request.amount_nanos, 0, MAX_AMOUNT)
-    v.between("tokens", request.tokens, 0, MAX_COUNT)
-    v.between("requests", request.requests, 0, MAX_COUNT)
     return Debit(
-        account_id=request.account_id,
-        amount=request.amount_nanos,
-        tokens=request.tokens,
-        requests=request.requests,
-        key_id=request.key_id,
-        workspace=request.workspace,
+        account_id=v.identifier("account_id", request.account_id),
+        request_id=v.identifier("request_id", request.request_id),
+        key_id=v.identifier("key_id", request.key_id, required=False),
+        workspace=v.identifier("workspace", request.workspace, required=False),
+        description=v.text("description", request.description, max_length=500),
+        amount=v.between("amount_nanos", request.amount_nanos, 0, MAX_AMOUNT),
+        tokens=v.between("tokens", request.tokens, 0, MAX_COUNT),
+        requests=v.between("requests", request.requests, 0, MAX_COUNT),
         usage=_usage(v, request.usage) if request.HasField("usage") else None,
-        description=request.description,
-        request_id=request.request_id,
         body_hash=body_hash(request),
     )
 
@@ -248,36 +241,26 @@ def extend_hold(v: Violations, request: pb.ExtendHoldRequest) -> ExtendHold:
 
 def create_hold(v: Violations, request: pb.CreateHoldRequest) -> CreateHold:
     """CreateHold, checked."""
-    v.identifier("account_id", request.account_id)
-    v.identifier("hold_id", request.hold_id)
-    v.identifier("key_id", request.key_id, required=False)
-    v.identifier("workspace", request.workspace, required=False)
-    v.between("amount_nanos", request.amount_nanos, 0, MAX_AMOUNT)
-    v.between("tokens", request.tokens, 0, MAX_COUNT)
-    requests = request.requests if request.HasField("requests") else 1
-    v.between("requests", requests, 0, MAX_COUNT)
-    minimum = request.minimum_amount_nanos if request.HasField("minimum_amount_nanos") else request.amount_nanos
+    amount, tokens = request.amount_nanos, request.tokens
+    minimum, minimum_tokens = amount, tokens
     if request.HasField("minimum_amount_nanos"):
-        v.between("minimum_amount_nanos", minimum, 0, max(request.amount_nanos, 0))
-    minimum_tokens = request.minimum_tokens if request.HasField("minimum_tokens") else request.tokens
+        minimum = v.between("minimum_amount_nanos", request.minimum_amount_nanos, 0, max(amount, 0))
     if request.HasField("minimum_tokens"):
-        v.between("minimum_tokens", minimum_tokens, 0, max(request.tokens, 0))
-    ttl_seconds = request.ttl_seconds or DEFAULT_TTL_SECONDS
-    v.between("ttl_seconds", ttl_seconds, 1, MAX_TTL_SECONDS)
+        minimum_tokens = v.between("minimum_tokens", request.minimum_tokens, 0, max(tokens, 0))
     billable = request.billable if request.HasField("billable") else True
-    if not billable and request.amount_nanos:
+    if not billable and amount:
         v.add("amount_nanos", "must be 0 for a hold that is not billable")
     return CreateHold(
-        account_id=request.account_id,
-        hold_id=request.hold_id,
-        amount=request.amount_nanos,
+        account_id=v.identifier("account_id", request.account_id),
+        hold_id=v.identifier("hold_id", request.hold_id),
+        key_id=v.identifier("key_id", request.key_id, required=False),
+        workspace=v.identifier("workspace", request.workspace, required=False),
+        amount=v.between("amount_nanos", amount, 0, MAX_AMOUNT),
         minimum=minimum,
-        tokens=request.tokens,
+        tokens=v.between("tokens", tokens, 0, MAX_COUNT),
         minimum_tokens=minimum_tokens,
-        requests=requests,
-        key_id=request.key_id,
-        workspace=request.workspace,
-        ttl_seconds=ttl_seconds,
+        requests=v.between("requests", request.requests, 0, MAX_COUNT) if request.HasField("requests") else 1,
+        ttl_seconds=v.between("ttl_seconds", request.ttl_seconds or DEFAULT_TTL_SECONDS, 1, MAX_TTL_SECONDS),
         billable=billable,
         body_hash=body_hash(request),
     )
@@ -285,68 +268,54 @@ def create_hold(v: Violations, request: pb.CreateHoldRequest) -> CreateHold:
 
 def settle_hold(v: Violations, request: pb.SettleHoldRequest) -> SettleHold:
     """SettleHold, checked."""
-    v.identifier("account_id", request.account_id)
-    v.identifier("hold_id", request.hold_id)
-    v.between("amount_nanos", request.amount_nanos, 0, MAX_AMOUNT)
-    v.between("tokens", request.tokens, 0, MAX_COUNT)
-    v.text("description", request.description, max_length=500)
     return SettleHold(
-        account_id=request.account_id,
-        hold_id=request.hold_id,
-        amount=request.amount_nanos,
-        tokens=request.tokens,
+        account_id=v.identifier("account_id", request.account_id),
+        hold_id=v.identifier("hold_id", request.hold_id),
+        amount=v.between("amount_nanos", request.amount_nanos, 0, MAX_AMOUNT),
+        tokens=v.between("tokens", request.tokens, 0, MAX_COUNT),
+        description=v.text("description", request.description, max_length=500),
         usage=_usage(v, request.usage) if request.HasField("usage") else None,
-        description=request.description,
         body_hash=body_hash(request),
     )
 
 
-# Of a report: each text with its field's name, and each count with the most it may be.
-_REPORT_TEXTS = tuple(
-    (f"usage.{name}", name)
-    for name in ("session", "provider", "model", "endpoint", "provider_request_id", "service_tier")
-)
-_REPORT_COUNTS = tuple(
-    (f"usage.{name}", name, MAX_AMOUNT if name.endswith("_nanos") else MAX_COUNT)
-    for name in (
-        "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens",
-        "input_cost_nanos", "output_cost_nanos", "cost_nanos", "price_version", "duration_milliseconds",
-    )
+# Of a report: its texts, of which Usage begins with the first four and ends with the others, and its counts, between.
+_REPORT_TEXTS = ("session", "provider", "model", "endpoint", "provider_request_id", "service_tier")
+_REPORT_COUNTS = (
+    "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens",
+    "input_cost_nanos", "output_cost_nanos", "cost_nanos", "price_version", "duration_milliseconds",
 )  # fmt: skip
+_MAX_TEXT = 200
+_texts_of = attrgetter(*_REPORT_TEXTS)
+_counts_of = attrgetter(*_REPORT_COUNTS)
+# They become a Usage by position.
+assert Usage._fields[:14] == (*_REPORT_TEXTS[:4], *(name.removesuffix("_nanos") for name in _REPORT_COUNTS))
+assert Usage._fields[17:19] == _REPORT_TEXTS[4:]
 
 
 def _usage(v: Violations, report: resources.UsageReport) -> Usage:
-    for field, name in _REPORT_TEXTS:
-        v.text(field, getattr(report, name), max_length=200)
-    for field, name, most in _REPORT_COUNTS:
-        v.between(field, getattr(report, name), 0, most)
-    units = dict(report.units)
+    texts, counts, units = _texts_of(report), _counts_of(report), dict(report.units)
+    # Nearly every report is in order, which is seen at once.
+    if sum(map(len, texts)) > _MAX_TEXT or not "".join(texts).isprintable():
+        for name, text in zip(_REPORT_TEXTS, texts, strict=True):
+            v.text(f"usage.{name}", text, max_length=_MAX_TEXT)
+    if min(counts) < 0 or max(counts) > MAX_COUNT:
+        for name, count in zip(_REPORT_COUNTS, counts, strict=True):
+            v.between(f"usage.{name}", count, 0, MAX_AMOUNT if name.endswith("_nanos") else MAX_COUNT)
+    if units:
+        _check_units(v, units)
+    status = v.one_of("usage.status", report.status or "ok", ("ok", "cut", "failed"))
+    started = moment_of(v, "usage.started_at", report.started_at) if report.HasField("started_at") else None
+    *names, provider_request_id, service_tier = texts
+    ends = (status, report.estimated, started, provider_request_id, service_tier or "standard", units)
+    return Usage._make((*names, *counts, *ends))
+
+
+def _check_units(v: Violations, units: dict[str, int]) -> None:
     v.count("usage.units", units, at_most=MAX_UNITS)
     for name, count in sorted(units.items())[:MAX_UNITS]:
         v.text("usage.units", name, max_length=40, required=True)
         v.between(f"usage.units[{name[:40]}]", count, 0, MAX_COUNT)
-    return Usage(
-        session=report.session,
-        provider=report.provider,
-        model=report.model,
-        endpoint=report.endpoint,
-        input_tokens=report.input_tokens,
-        output_tokens=report.output_tokens,
-        cached_tokens=report.cached_tokens,
-        cache_write_tokens=report.cache_write_tokens,
-        reasoning_tokens=report.reasoning_tokens,
-        input_cost=report.input_cost_nanos,
-        output_cost=report.output_cost_nanos,
-        cost=report.cost_nanos,
-        price_version=report.price_version,
-        duration_milliseconds=report.duration_milliseconds,
-        status=v.one_of("usage.status", report.status or "ok", ("ok", "cut", "failed")),
-        estimated=report.estimated,
-        started_at=moment_of(v, "usage.started_at", report.started_at) if report.HasField("started_at") else None,
-        provider_request_id=report.provider_request_id,
-        service_tier=report.service_tier or "standard",
-        units=units,
-    )
 
 
 def release_hold(v: Violations, request: pb.ReleaseHoldRequest) -> ReleaseHold:

@@ -242,3 +242,22 @@ async def test_locked_account_keeps_no_other_waiting_for_long(ledger_settings):
 
 async def test_call_that_asks_for_nothing_is_answered(commits):
     assert await commits.submit([]) == []
+
+
+async def test_stop_waits_for_what_waits_for_a_busy_account(ledger_settings):
+    commits = GroupCommit(ledger_settings.model_copy(update={"writers": 3}))
+    commits.start()
+    await commits.submit([[opened()]])
+    with psycopg.connect(ledger_settings.database_url) as connection:
+        connection.execute("SELECT 1 FROM accounts FOR UPDATE")
+        first = asyncio.create_task(commits.submit([[credit(1, "c1")]]))
+        await asyncio.sleep(0)  # its batch begins
+        behind = asyncio.create_task(commits.submit([[credit(1, "c2")]]))
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(commits.stop())
+        done, _ = await asyncio.wait([first, behind, stopping], timeout=0.2)
+        assert not done
+    async with asyncio.timeout(10):
+        answers = [(await first)[0], (await behind)[0]]
+        await stopping
+    assert [answer.outcome.entry.balance_after for answer in answers] == [1, 2]

@@ -3,14 +3,11 @@
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
-import orjson
-import psycopg
-from psycopg.types.json import set_json_loads
-
 from services.ledger.model.batch import Batch
 from services.ledger.model.windows import add_months
 from services.ledger.store.loading import load
 from services.ledger.store.partitions import create_months
+from services.ledger.store.pipeline import Connection
 from services.ledger.store.writing import write
 from tests.ledger.support.ledger_memory import (
     adjust,
@@ -34,8 +31,7 @@ def months_ago(count, day=10):
 @asynccontextmanager
 async def connected(settings):
     url, options = settings.database_url, "-c timezone=UTC"
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True, options=options) as connection:
-        set_json_loads(orjson.loads, connection)
+    async with await Connection.opened(url, options=options) as connection:
         yield connection
 
 

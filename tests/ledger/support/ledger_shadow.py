@@ -6,7 +6,7 @@ back the very coins.
 """
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from services.ledger.model.operations import (
@@ -427,7 +427,7 @@ class Shadow:
         if operation.amount and not hold.asked.billable:
             return "HOLD_NOT_BILLABLE"
         coins = hold.coins if hold.status == "open" else []
-        hold.status, hold.settled = "settled", replace(operation)
+        hold.status, hold.settled = "settled", operation
         paid = coins[: operation.amount] + account.spend(max(operation.amount - len(coins), 0))
         self.deduct(account, ("hold", operation.hold_id), paid)
         account.add_free(coins[operation.amount :])

@@ -1,0 +1,72 @@
+"""A writer's connection against a real Postgres: each statement's rows, and what becomes of it when something fails."""
+
+import asyncio
+
+import psycopg
+import pytest
+
+from services.kit.db import connection_string
+from services.ledger.store.pipeline import Connection, Statement
+from tests.ledger.support.ledger_audit import rows
+
+BEGIN, COMMIT = Statement("BEGIN"), Statement("COMMIT")
+SAID = Statement("SELECT %s::text")
+TWICE = Statement("SELECT %s::text || %s::text, '[1, {\"a\": null}]'::jsonb")
+DIVIDED = Statement("SELECT 1 / %s::integer")
+WRONG = Statement("SELECT no_such_column")
+SLEPT = Statement("SELECT pg_sleep(60)")
+
+
+@pytest.fixture
+async def connection(ledger_settings):
+    async with await Connection.opened(connection_string(ledger_settings.database_url)) as connection:
+        yield connection
+
+
+async def test_each_statement_has_its_own_rows(connection):
+    for _ in range(2):  # the second time all are prepared
+        answers = await connection.ask((SAID, [b"one"]), None, (TWICE, [b"a", "\u00e4".encode()]), (SAID, [b"two"]))
+        assert answers == [[("one",)], [], [("a\u00e4", [1, {"a": None}])], [("two",)]]
+
+
+async def test_nothing_is_done_after_a_statement_that_fails(connection, ledger_settings):
+    taken = Statement("UPDATE feed_slots SET position = position + 1 WHERE slot = 0")
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await connection.ask((BEGIN, ()), (taken, ()), (DIVIDED, [b"0"]), (COMMIT, ()))
+    await connection.rollback()
+    assert rows(ledger_settings.database_url, "SELECT position FROM feed_slots WHERE slot = 0") == [(0,)]
+    assert (await connection.ask((DIVIDED, [b"1"]), (SAID, [b"still"])))[0] == [(1,)]
+
+
+async def test_statements_outlive_rollbacks_and_one_that_cannot_be_prepared(connection):
+    await connection.ask((SAID, [b"prepared"]))
+    with pytest.raises(psycopg.errors.UndefinedColumn):
+        await connection.ask((BEGIN, ()), (TWICE, [b"a", b"b"]), (WRONG, ()))
+    await connection.rollback()
+    for _ in range(8):  # as often as makes psycopg prepare by itself, and then forget all with a rollback
+        await connection.execute("SELECT 1")
+    await connection.execute("ROLLBACK")
+    assert await connection.ask((SAID, [b"here"])) == [[("here",)]]
+    assert (await connection.ask((TWICE, [b"a", b"b"])))[0][0][0] == "ab"
+
+
+async def test_what_neither_side_can_buffer_goes_both_ways(connection):
+    large = b"x" * 20_000_000
+    answers = await connection.ask(*((SAID, [large]) for _ in range(4)))
+    assert [len(answer[0][0]) for answer in answers] == [len(large)] * 4
+
+
+async def test_connection_whose_answer_was_not_waited_for_is_closed(connection):
+    asking = asyncio.create_task(connection.ask((SAID, [b"one"]), (SLEPT, ())))
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert connection.closed
+
+
+async def test_connection_that_breaks_says_so_and_is_closed(connection, ledger_settings):
+    rows(ledger_settings.database_url, f"SELECT pg_terminate_backend({connection.info.backend_pid})")
+    with pytest.raises(psycopg.OperationalError):
+        await connection.ask((SAID, [b"one"]))
+    assert connection.closed
