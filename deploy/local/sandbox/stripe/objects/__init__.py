@@ -1,0 +1,46 @@
+"""Owns Stripe's resources, one module each: their shape, and the requests that read and change them."""
+
+from . import (
+    account,
+    charges,
+    checkout_completion,
+    checkout_sessions,
+    customers,
+    disputes,
+    events,
+    invoice_items,
+    invoices,
+    meters,
+    payment_intents,
+    payment_methods,
+    portal,
+    prices,
+    products,
+    setup_intents,
+    subscription_items,
+    subscriptions,
+    test_clocks,
+)
+
+# Every module that registers routes, jobs or shapes.
+ALL = (
+    account,
+    charges,
+    checkout_completion,
+    checkout_sessions,
+    customers,
+    disputes,
+    events,
+    invoice_items,
+    invoices,
+    meters,
+    payment_intents,
+    payment_methods,
+    portal,
+    prices,
+    products,
+    setup_intents,
+    subscription_items,
+    subscriptions,
+    test_clocks,
+)
