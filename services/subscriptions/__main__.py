@@ -1,4 +1,4 @@
-"""Owns the command line of subscriptions: `python -m services.subscriptions serve | migrate | work`."""
+"""Owns the command line of subscriptions: `python -m services.subscriptions serve | migrate | work`, and its own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from services.kit.command import main
 from services.kit.serving import SyncServer
 from services.subscriptions.assembly import Subscriptions
+from services.subscriptions.commands import COMMANDS
 from services.subscriptions.settings import Settings
 from services.subscriptions.worker import work_as_leader
 
@@ -19,6 +20,7 @@ def serve(settings: Settings) -> SyncServer:
     """The server, with the background jobs beside it unless the settings say otherwise."""
     parts = Subscriptions(settings)
     server = parts.server()
+    server.on_start(parts.stripe.check_soon)
     if settings.deliver_in_serve:
         jobs = parts.background_jobs()
         server.on_start(jobs.start)
@@ -29,6 +31,7 @@ def serve(settings: Settings) -> SyncServer:
 def work(settings: Settings, stop: threading.Event) -> None:
     """The background jobs, while this process leads."""
     parts = Subscriptions(settings)
+    parts.stripe.check_soon()
     try:
         work_as_leader(parts.engine, parts.background_jobs, stop)
     finally:
@@ -36,4 +39,4 @@ def work(settings: Settings, stop: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Settings, serve=serve, work=work, script_location=MIGRATIONS))
+    sys.exit(main(Settings, serve=serve, work=work, script_location=MIGRATIONS, own=COMMANDS))

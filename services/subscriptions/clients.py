@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
 import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
+from tollkeeper.ledger.v1 import resources_pb2 as ledger_resources
 from tollkeeper.ledger.v1.ledger_service_pb2_grpc import AccountServiceStub, JournalServiceStub, LedgerServiceStub
 from tollkeeper.pricing.v1 import plan_service_pb2 as plan_pb
 from tollkeeper.pricing.v1 import resources_pb2 as pricing_pb
@@ -24,9 +26,18 @@ from tollkeeper.proxy.v1 import resources_pb2 as proxy_pb
 from tollkeeper.proxy.v1.entitlement_service_pb2_grpc import EntitlementServiceStub
 
 from services.kit.errors import RemoteError
+from services.kit.times import timestamp
+from services.subscriptions.alerts.model import CountedLimit
 from services.subscriptions.errors import AccountNotProvisioned, PlanNotFound
 from services.subscriptions.model.credits import LedgerBalance, LimitUse, OverageQuote, PlanAdvice, UsageSums
-from services.subscriptions.model.delivery import GrantCredit, OpenLedgerAccount, SetEntitlement, SetPlanLimits
+from services.subscriptions.model.delivery import (
+    GrantCredit,
+    MoveCycle,
+    OpenLedgerAccount,
+    ReverseGrant,
+    SetEntitlement,
+    SetPlanLimits,
+)
 from services.subscriptions.model.plan import TOKENS_METRIC, Plan, PlanMetric, limit_id
 
 _PAGE_SIZE = 1000
@@ -38,12 +49,6 @@ _V = TypeVar("_V")
 
 # Pricing refuses an id that cannot be a plan's as an invalid argument: to whoever named it, no such plan.
 _NO_SUCH_PLAN = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT}
-
-
-def _timestamp(moment: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
 
 
 def _moment(stamp: Timestamp) -> datetime:
@@ -73,6 +78,7 @@ def _plan(plan: pricing_pb.Plan) -> Plan:
         rollover_cap_nanos=plan.rollover_cap_nanos,
         warn_percent=plan.warn_percent,
         retired=plan.retired,
+        grace_days=plan.grace_days,
     )
 
 
@@ -120,8 +126,8 @@ class PricingClient:
                 spend_nanos=cost_nanos,
                 tokens=tokens,
                 requests=requests,
-                cycle_start=_timestamp(balance.cycle_start),
-                cycle_end=_timestamp(balance.cycle_end),
+                cycle_start=timestamp(balance.cycle_start),
+                cycle_end=timestamp(balance.cycle_end),
             )
         )
         return PlanAdvice(_plan(answer.plan), answer.projected_spend_nanos, answer.covers)
@@ -198,7 +204,7 @@ class LedgerClient:
         request = ledger_pb.OpenAccountRequest(
             account_id=opening.account_id,
             display_name=opening.display_name,
-            cycle_anchor=_timestamp(opening.cycle_anchor),
+            cycle_anchor=timestamp(opening.cycle_anchor),
         )
         self._accounts.OpenAccount(request, timeout=timeout_seconds)
 
@@ -227,27 +233,51 @@ class LedgerClient:
         ]
         self._apply(operations, timeout_seconds)
 
-    def grant(self, grant: GrantCredit, *, timeout_seconds: float) -> None:
-        """Give credit, once per request id. Raises RemoteError where the ledger refuses it."""
+    def move_cycle(self, move: MoveCycle, *, timeout_seconds: float) -> None:
+        """Count cycles from another moment. Raises RemoteError where the ledger refuses it."""
+        account = ledger_resources.Account(account_id=move.account_id, cycle_anchor=timestamp(move.cycle_anchor))
+        request = ledger_pb.UpdateAccountRequest(
+            account=account,
+            update_mask=FieldMask(paths=["cycle_anchor"]),
+            request_id=f"cycle:{move.revision}",
+        )
+        self._apply([ledger_pb.Operation(update_account=request)], timeout_seconds)
+
+    def grant(self, grant: GrantCredit, *, timeout_seconds: float) -> str:
+        """Give credit, once per request id; the transaction. Raises RemoteError where the ledger refuses it."""
         request = ledger_pb.CreditAccountRequest(
             account_id=grant.account_id,
             amount_nanos=grant.amount_nanos,
             source=grant.source,
             description=grant.description,
             request_id=grant.request_id,
-            expires_at=_timestamp(grant.expires_at),
+            expires_at=timestamp(grant.expires_at),
             rollover_cap_nanos=grant.rollover_cap_nanos,
         )
-        self._apply([ledger_pb.Operation(credit=request)], timeout_seconds)
+        return self._apply([ledger_pb.Operation(credit=request)], timeout_seconds)[0].transaction.transaction_id
 
-    def _apply(self, operations: list[ledger_pb.Operation], timeout_seconds: float) -> None:
+    def reverse(self, reversal: ReverseGrant, transaction_id: str, *, timeout_seconds: float) -> None:
+        """Take credit back, once per request id. Raises RemoteError where the ledger refuses it."""
+        request = ledger_pb.ReverseTransactionRequest(
+            account_id=reversal.account_id,
+            transaction_id=transaction_id,
+            amount_nanos=reversal.amount_nanos,
+            description=reversal.description,
+            request_id=reversal.request_id,
+        )
+        self._apply([ledger_pb.Operation(reverse=request)], timeout_seconds)
+
+    def _apply(
+        self, operations: list[ledger_pb.Operation], timeout_seconds: float
+    ) -> Sequence[ledger_pb.OperationResult]:
         if not operations:
-            return
+            return []
         answer = self._ledger.Apply(ledger_pb.ApplyRequest(operations=operations), timeout=timeout_seconds)
         assert len(answer.results) == len(operations)
         for result in answer.results:
             if result.WhichOneof("kind") == "error":
                 raise RemoteError.from_status(result.error)
+        return answer.results
 
     def balance(self, account_id: str) -> LedgerBalance:
         """What an account has now. Raises AccountNotProvisioned where the ledger does not know it yet."""
@@ -271,9 +301,26 @@ class LedgerClient:
         answer = self._ledger.ListLimits(ledger_pb.ListLimitsRequest(account_id=account_id, scope=scope))
         return [LimitUse(x.scope, x.unit, x.window, x.amount, x.used) for x in answer.limits]
 
+    def counted_limits(self, account_id: str) -> list[CountedLimit]:
+        """All limits of an account, with what of each is used in its present window."""
+        answer = self._ledger.ListLimits(ledger_pb.ListLimitsRequest(account_id=account_id))
+        return [
+            CountedLimit(
+                limit_id=x.limit_id,
+                scope=x.scope,
+                subject=x.subject,
+                unit=x.unit,
+                window=x.window,
+                amount=x.amount,
+                used=x.used,
+                resets_at=_moment(x.resets_at) if x.HasField("resets_at") else None,
+            )
+            for x in answer.limits
+        ]
+
     def usage_by_day(self, account_id: str, start: datetime) -> dict[str, UsageSums] | None:
         """Sums of usage since `start` by UTC day ("2026-11-21"); None where this ledger does not sum usage."""
-        request = ledger_pb.SummarizeUsageRequest(account_id=account_id, group_by=["day"], from_time=_timestamp(start))
+        request = ledger_pb.SummarizeUsageRequest(account_id=account_id, group_by=["day"], from_time=timestamp(start))
         try:
             answer = self._journal.SummarizeUsage(request)
         except grpc.RpcError as error:
@@ -285,7 +332,7 @@ class LedgerClient:
     def usage_by_provider(self, account_id: str, start: datetime, end: datetime) -> dict[str, UsageSums]:
         """Sums of usage in `[start, end)` by provider. Raises AccountNotProvisioned."""
         request = ledger_pb.SummarizeUsageRequest(
-            account_id=account_id, group_by=["provider"], from_time=_timestamp(start), to_time=_timestamp(end)
+            account_id=account_id, group_by=["provider"], from_time=timestamp(start), to_time=timestamp(end)
         )
         try:
             answer = self._journal.SummarizeUsage(request)

@@ -24,12 +24,15 @@ from services.subscriptions.clock import Clock
 from services.subscriptions.model.delivery import (
     Delivery,
     GrantCredit,
+    MoveCycle,
     OpenLedgerAccount,
     OutboxEntry,
+    ReverseGrant,
     SetEntitlement,
     SetPlanLimits,
     retry_delay_seconds,
 )
+from services.subscriptions.stripe import mirror_store
 
 _log = get_logger(__name__)
 
@@ -96,7 +99,7 @@ class Deliverer:
     def _deliver(self, entry: OutboxEntry, timeout_seconds: float) -> bool:
         """Send one claimed entry and note the outcome; whether it has arrived."""
         try:
-            self._send(entry.delivery, timeout_seconds)
+            transaction_id = self._send(entry.delivery, timeout_seconds)
         except grpc.RpcError as error:
             self._failed(entry, RemoteError.from_rpc(error))
             return False
@@ -105,6 +108,8 @@ class Deliverer:
             return False
         with self._engine.begin() as connection:
             store.mark_delivered(connection, entry)
+            if isinstance(entry.delivery, GrantCredit) and transaction_id:
+                mirror_store.note_transaction(connection, entry.delivery, transaction_id)
         _DELIVERIES.labels(entry.delivery.kind, "delivered").inc()
         return True
 
@@ -127,18 +132,32 @@ class Deliverer:
             retry_in_seconds=round(delay_seconds, 1),
         )
 
-    def _send(self, delivery: Delivery, timeout_seconds: float) -> None:
+    def _send(self, delivery: Delivery, timeout_seconds: float) -> str:
+        """Send it; the ledger's transaction where it is a grant."""
         match delivery:
             case OpenLedgerAccount():
                 self._peers.ledger.open_account(delivery, timeout_seconds=timeout_seconds)
+            case MoveCycle():
+                self._peers.ledger.move_cycle(delivery, timeout_seconds=timeout_seconds)
             case SetPlanLimits():
                 self._peers.ledger.set_plan_limits(delivery, timeout_seconds=timeout_seconds)
             case GrantCredit():
-                if delivery.has_lapsed(self._clock()):
-                    _log.warning("grant lapsed undelivered", account_id=delivery.account_id, grant=delivery.request_id)
-                else:
-                    self._peers.ledger.grant(delivery, timeout_seconds=timeout_seconds)
+                if not delivery.has_lapsed(self._clock()):
+                    return self._peers.ledger.grant(delivery, timeout_seconds=timeout_seconds)
+                _log.warning("grant lapsed undelivered", account_id=delivery.account_id, grant=delivery.request_id)
+            case ReverseGrant():
+                self._reverse(delivery, timeout_seconds)
             case SetEntitlement():
                 self._peers.proxy.set_entitlement(delivery, timeout_seconds=timeout_seconds)
             case _:
                 assert_never(delivery)
+        return ""
+
+    def _reverse(self, delivery: ReverseGrant, timeout_seconds: float) -> None:
+        """Take back what a grant gave. That was delivered before, so its transaction is known, unless it had lapsed."""
+        with self._engine.connect() as connection:
+            transaction_id = mirror_store.find_transaction(connection, delivery.account_id, delivery.grant_request_id)
+        if transaction_id:
+            self._peers.ledger.reverse(delivery, transaction_id, timeout_seconds=timeout_seconds)
+        else:
+            _log.warning("nothing to take back", account_id=delivery.account_id, grant=delivery.grant_request_id)

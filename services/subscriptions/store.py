@@ -56,6 +56,7 @@ def update_account(connection: Connection, account: Account) -> None:
             plan_id=account.plan_id,
             plan_version=account.plan_version,
             status=account.status,
+            cycle_anchor=account.cycle_anchor,
             revision=account.revision,
             renews_grant=account.renews_grant,
             granted_until=account.granted_until,

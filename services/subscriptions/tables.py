@@ -26,6 +26,7 @@ accounts = Table(
     Column("granted_until", DateTime(timezone=True)),
     Index("accounts_by_grant", "granted_until", postgresql_where=text("renews_grant")),
     Index("accounts_by_plan", "plan_id", "account_id"),
+    Index("accounts_by_creation", "created_at"),
 )
 
 plan_changes = Table(
@@ -38,6 +39,7 @@ plan_changes = Table(
     Column("plan_id", Text, nullable=False),
     Column("plan_version", Integer, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
+    Index("plan_changes_by_time", "created_at"),
 )
 
 outbox = Table(

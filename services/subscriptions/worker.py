@@ -1,5 +1,7 @@
 """Owns the background jobs: deliver the outbox, grant each cycle's promotion, delete what was delivered long ago.
 
+Jobs of other parts (metering) are handed in.
+
 Each job is safe in several processes at once: rows are locked or leased. `serve` runs them beside its calls; `work`
 runs them alone, in one process at a time, the leader.
 """
@@ -8,7 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import Gauge
 from sqlalchemy import Connection, Engine
@@ -37,14 +40,31 @@ _WAITING_AGE = Gauge("tollkeeper_subscriptions_outbox_oldest_seconds", "Age of t
 Job = Callable[[], bool]
 
 
+@dataclass(frozen=True, slots=True)
+class ScheduledJob:
+    """A job of a part that is put together elsewhere, with its pause where it found nothing more to do."""
+
+    name: str
+    job: Job
+    pause_seconds: float
+
+
 class BackgroundJobs:
     """Threads that run the jobs until stopped. A job that fails is logged and goes on after a pause."""
 
-    def __init__(self, engine: Engine, deliverer: Deliverer, customers: Customers, settings: Settings) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        deliverer: Deliverer,
+        customers: Customers,
+        settings: Settings,
+        further: Sequence[ScheduledJob] = (),
+    ) -> None:
         self._engine = engine
         self._deliverer = deliverer
         self._customers = customers
         self._settings = settings
+        self._further = further
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -54,6 +74,8 @@ class BackgroundJobs:
         self._run("deliver", self._deliverer.deliver_next, poll, count=self._settings.delivery_threads)
         self._run("grant", self._grant, poll)
         self._run("upkeep", self._upkeep, _UPKEEP_SECONDS)
+        for further in self._further:
+            self._run(further.name, further.job, further.pause_seconds)
 
     def stop(self) -> None:
         """End the threads after the piece of work each is at."""

@@ -18,7 +18,9 @@ from services.kit.errors import RemoteError
 from services.kit.identity import Identity, Role, TokenSigner, make_keypair
 from services.subscriptions.__main__ import MIGRATIONS
 from services.subscriptions.assembly import Subscriptions
+from services.subscriptions.metering import tables as _metering_tables  # noqa: F401 (the schema has them too)
 from services.subscriptions.settings import Settings
+from services.subscriptions.stripe import tables as _stripe_tables  # noqa: F401 (the same)
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
@@ -176,6 +178,7 @@ class Caller:
         self.customers = operator_service_pb2_grpc.CustomerServiceStub(self.channel)
         self.credits = credits_service_pb2_grpc.CreditsServiceStub(self.channel)
         self.billing = billing_service_pb2_grpc.BillingServiceStub(self.channel)
+        self.metering = billing_service_pb2_grpc.MeteringServiceStub(self.channel)
         self.webhooks = operator_service_pb2_grpc.WebhookServiceStub(self.channel)
 
     def __call__(self, method, request):

@@ -6,7 +6,7 @@ account's own state, an entitlement by its revision. So each may be sent any num
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -34,6 +34,16 @@ class OpenLedgerAccount:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveCycle:
+    """The ledger's cycles, counted from another moment: the present one ends, and its limits begin anew."""
+
+    account_id: str
+    revision: int
+    cycle_anchor: datetime
+    kind: Literal["move_cycle"] = "move_cycle"
+
+
+@dataclass(frozen=True, slots=True)
 class SetPlanLimits:
     """The plan's limits: those in `limits` are set, the plan limits named in `ended_units` are ended."""
 
@@ -46,20 +56,32 @@ class SetPlanLimits:
 
 @dataclass(frozen=True, slots=True)
 class GrantCredit:
-    """Credit of one cycle, once per `request_id`."""
+    """Credit, once per `request_id`. What was bought does not expire (None)."""
 
     account_id: str
     request_id: str
     amount_nanos: int
     source: str
     description: str
-    expires_at: datetime
+    expires_at: datetime | None
     rollover_cap_nanos: int
     kind: Literal["grant_credit"] = "grant_credit"
 
     def has_lapsed(self, moment: datetime) -> bool:
         """Whether it would have expired by now: such a grant gives nothing, and the ledger refuses it."""
-        return self.expires_at <= moment
+        return self.expires_at is not None and self.expires_at <= moment
+
+
+@dataclass(frozen=True, slots=True)
+class ReverseGrant:
+    """Credit taken back, once per `request_id`: so much of what `grant_request_id` gave."""
+
+    account_id: str
+    request_id: str
+    grant_request_id: str
+    amount_nanos: int
+    description: str
+    kind: Literal["reverse_grant"] = "reverse_grant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +102,7 @@ class SetEntitlement:
     kind: Literal["set_entitlement"] = "set_entitlement"
 
 
-Delivery = OpenLedgerAccount | SetPlanLimits | GrantCredit | SetEntitlement
+Delivery = OpenLedgerAccount | MoveCycle | SetPlanLimits | GrantCredit | ReverseGrant | SetEntitlement
 
 _ADAPTER: TypeAdapter[Delivery] = TypeAdapter(Annotated[Delivery, Field(discriminator="kind")])
 
@@ -135,6 +157,17 @@ def plan_terms(account: Account, plan: Plan, *, is_new: bool = False) -> tuple[S
             metered=plan.kind == "metered",
         ),
     )
+
+
+def with_promotion(account: Account, plan: Plan, now: datetime) -> tuple[Account, list[GrantCredit]]:
+    """The account on a plan that gives a promotion or not, and the grant of the present cycle where it is owed one."""
+    if not plan.gives_promotion:
+        return replace(account, renews_grant=False), []
+    if not account.is_owed_grant(now):
+        return replace(account, renews_grant=True), []
+    cycle = account.cycle_at(now)
+    granted = replace(account, renews_grant=True, granted_until=cycle.end)
+    return granted, [promotion(account.account_id, plan, cycle)]
 
 
 def promotion(account_id: str, plan: Plan, cycle: Cycle) -> GrantCredit:

@@ -14,8 +14,8 @@ TOKENS_METRIC = "llm_tokens"
 REQUESTS_METRIC = "api_calls"
 
 # The units a plan may limit per cycle, with the metric of a metered plan that counts them.
-_METRIC_OF_UNIT = {"tokens": TOKENS_METRIC, "requests": REQUESTS_METRIC}
-LIMITED_UNITS = tuple(_METRIC_OF_UNIT)
+METRIC_OF_UNIT = {"tokens": TOKENS_METRIC, "requests": REQUESTS_METRIC}
+LIMITED_UNITS = tuple(METRIC_OF_UNIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,17 @@ class Plan:
     rollover_cap_nanos: int
     warn_percent: int
     retired: bool
+    grace_days: int = 0
 
     @property
     def gives_promotion(self) -> bool:
         """Whether each cycle brings credit that nobody pays for."""
         return self.promotional_grant_nanos > 0
+
+    @property
+    def paid_credit_nanos(self) -> int:
+        """The credit that a month's price pays for: the promotion is given besides, and costs nothing."""
+        return max(0, self.credit_nanos - self.promotional_grant_nanos)
 
     def metric(self, name: str) -> PlanMetric | None:
         """The metric of that name, where the plan is metered by it."""
@@ -81,7 +87,7 @@ def limit_id(unit: str) -> str:
 
 def allowance(plan: Plan, unit: str) -> int | None:
     """What the plan includes of a unit (`tokens`, `requests`) in each cycle; None where it does not limit it."""
-    metric = plan.metric(_METRIC_OF_UNIT[unit])
+    metric = plan.metric(METRIC_OF_UNIT[unit])
     if metric is not None:
         return metric.included
     per_cycle = {"tokens": plan.tokens_per_cycle, "requests": plan.requests_per_cycle}[unit]
@@ -94,7 +100,7 @@ def limits(plan: Plan) -> tuple[PlanLimit, ...]:
     for unit in LIMITED_UNITS:
         amount = allowance(plan, unit)
         if amount is not None:
-            metric = plan.metric(_METRIC_OF_UNIT[unit])
+            metric = plan.metric(METRIC_OF_UNIT[unit])
             mode = metric.cap if metric is not None else "hard"
             found.append(PlanLimit(unit, amount, mode, plan.warn_percent or _DEFAULT_WARN_PERCENT))
     return tuple(found)

@@ -20,7 +20,7 @@ from services.subscriptions.errors import (
     PlanRetired,
 )
 from services.subscriptions.model.account import Account, AccountWords, PlanChange
-from services.subscriptions.model.delivery import Delivery, opening, plan_terms, promotion
+from services.subscriptions.model.delivery import Delivery, opening, plan_terms, with_promotion
 from services.subscriptions.model.plan import Plan
 
 _PLAN_FIELD = "plan"
@@ -61,7 +61,7 @@ class Customers:
             known = store.find_account(connection, words.account_id)
         if known is not None:
             return self._repeated(known, words)
-        plan = self._plan_on_sale(words.plan_id)
+        plan = self.plan_on_sale(words.plan_id)
         account, deliveries = self._new_account(words, plan)
         with self._engine.begin() as connection:
             added = store.insert_account(connection, account)
@@ -90,7 +90,7 @@ class Customers:
             renews_grant=False,
             granted_until=None,
         )
-        account, grants = _with_promotion(account, plan, now)
+        account, grants = with_promotion(account, plan, now)
         limits, entitlement = plan_terms(account, plan, is_new=True)
         # Limits before credit, credit before the door is opened: at no moment more can be spent than the plan means.
         return account, [opening(account), limits, *grants, entitlement]
@@ -111,7 +111,7 @@ class Customers:
         """
         with self._engine.connect() as connection:
             change = store.find_plan_change(connection, account_id, request_id)
-        plan = None if change is not None else self._plan_on_sale(plan_id)
+        plan = None if change is not None else self.plan_on_sale(plan_id)
         with self._engine.begin() as connection:
             account = store.lock_account(connection, account_id)
             if account is None:
@@ -130,7 +130,7 @@ class Customers:
     def _moved(self, connection: Connection, account: Account, plan: Plan, request_id: str) -> Account:
         now = self._clock()
         moved = replace(account, plan_id=plan.plan_id, plan_version=plan.version, revision=account.revision + 1)
-        moved, grants = _with_promotion(moved, plan, now)
+        moved, grants = with_promotion(moved, plan, now)
         limits, entitlement = plan_terms(moved, plan)
         store.update_account(connection, moved)
         store.enqueue(connection, moved.account_id, [limits, *grants, entitlement])
@@ -180,12 +180,13 @@ class Customers:
             account = store.lock_account(connection, seen.account_id)
             if account is None or account.revision != seen.revision:
                 return  # it has been moved to another plan since it was read
-            account, grants = _with_promotion(account, plan, now)
+            account, grants = with_promotion(account, plan, now)
             store.update_account(connection, account)
             if grants:
                 store.enqueue(connection, account.account_id, grants)
 
-    def _plan_on_sale(self, plan_id: str) -> Plan:
+    def plan_on_sale(self, plan_id: str) -> Plan:
+        """A plan's newest version. Raises PlanNotFound, PlanRetired; grpc.RpcError where pricing does not answer."""
         violation = [Violation(_PLAN_FIELD, "must be a plan on sale")]
         try:
             plan = self._plans.newest(plan_id)
@@ -198,17 +199,6 @@ class Customers:
     def _delivered(self, account: Account) -> Account:
         done = self._deliverer.deliver_account(account.account_id, within_seconds=self._inline_delivery_seconds)
         return replace(account, provisioned=done)
-
-
-def _with_promotion(account: Account, plan: Plan, now: datetime) -> tuple[Account, list[Delivery]]:
-    """The account on a plan that gives a promotion or not, and the grant of the present cycle where it is owed one."""
-    if not plan.gives_promotion:
-        return replace(account, renews_grant=False), []
-    if not account.is_owed_grant(now):
-        return replace(account, renews_grant=True), []
-    cycle = account.cycle_at(now)
-    granted = replace(account, renews_grant=True, granted_until=cycle.end)
-    return granted, [promotion(account.account_id, plan, cycle)]
 
 
 def _not_found(account_id: str) -> AccountNotFound:

@@ -1,4 +1,4 @@
-"""Owns CreditsService on the wire. Upgrades need Stripe: they are not built yet."""
+"""Owns CreditsService on the wire."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from tollkeeper.subscriptions.v1.credits_service_pb2_grpc import CreditsServiceS
 
 from services.kit.identity import current_identity
 from services.kit.validation import Violations
-from services.subscriptions.errors import AccountNotFound
+from services.subscriptions.errors import AccountNotFound, PlanNotFound, TierNotFound
 from services.subscriptions.service.billing import Billing
 from services.subscriptions.service.customers import Customers
 from services.subscriptions.servicer.messages import credits_balance, credits_usage, overage, recommendation, tier
-from services.subscriptions.servicer.requests import account_named
+from services.subscriptions.servicer.requests import account_named, return_urls
+from services.subscriptions.settings import Settings
+from services.subscriptions.stripe.names import INTERVALS
+from services.subscriptions.stripe.use_cases import StripeUseCases
 
 
 class CreditsServicer(CreditsServiceServicer):
     """Credits and tiers."""
 
-    def __init__(self, customers: Customers, billing: Billing) -> None:
+    def __init__(self, customers: Customers, billing: Billing, stripe: StripeUseCases, settings: Settings) -> None:
         self._customers = customers
         self._billing = billing
+        self._stripe = stripe
+        self._settings = settings
 
     def GetCreditsBalance(self, request: pb.GetCreditsBalanceRequest, context: Any) -> pb.CreditsBalance:
         """See the contract."""
@@ -61,6 +66,20 @@ class CreditsServicer(CreditsServiceServicer):
     def GetRecommendation(self, request: pb.GetRecommendationRequest, context: Any) -> pb.Recommendation:
         """See the contract."""
         return recommendation(self._billing.recommendation(account_named(request)))
+
+    def UpgradeTier(self, request: pb.UpgradeTierRequest, context: Any) -> pb.UpgradeTierResponse:
+        """See the contract. Who has a subscription is upgraded at once, and sent to the invoice of that."""
+        v = Violations()
+        account_id = v.identifier("account_id", request.account_id)
+        plan_id = v.identifier("tier", request.tier)
+        interval = v.one_of("interval", request.interval, INTERVALS) if request.interval else ""
+        urls = return_urls(v, request, self._settings.return_url)
+        v.raise_if_any()
+        try:
+            url = self._stripe.upgrade(account_id, plan_id, interval, urls)
+        except PlanNotFound as error:
+            raise TierNotFound(f"there is no tier {plan_id!r}", tier=plan_id) from error
+        return pb.UpgradeTierResponse(checkout_url=url)
 
     def _callers_plan(self) -> str:
         """The plan of the customer who calls; empty for anyone else."""

@@ -10,6 +10,7 @@ from tollkeeper.subscriptions.v1 import resources_pb2 as resources
 from tollkeeper.subscriptions.v1.operator_service_pb2_grpc import CustomerServiceServicer
 
 from services.kit.paging import page_position, page_token
+from services.kit.replays import tell_replayed
 from services.kit.validation import Violations
 from services.subscriptions.clock import Clock, utc_now
 from services.subscriptions.model.account import DEFAULT_PLAN, STATUSES, AccountWords
@@ -20,7 +21,6 @@ _MAX_NAME_CHARS = 200
 _MAX_EMAIL_CHARS = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 _DEFAULT_PAGE_SIZE = 100
-_REPLAYED = (("idempotency-replayed", "true"),)
 
 
 class CustomerServicer(CustomerServiceServicer):
@@ -78,7 +78,7 @@ class CustomerServicer(CustomerServiceServicer):
 
     def _answer(self, done: Done, context: Any) -> resources.CustomerAccount:
         if done.replayed:
-            context.set_trailing_metadata(_REPLAYED)
+            tell_replayed(context)
         return customer_account(done.account, self._clock())
 
 

@@ -290,8 +290,6 @@ def test_what_is_not_built_says_so(operator):
     request = pb.GetAccountStatsRequest(account_id="acme")
     refusal = operator.refused(operator.customers.GetAccountStats, request)
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-    events = operator.refused(operator.webhooks.ListStripeEvents, pb.ListStripeEventsRequest())
-    assert events.reason == "NOT_IMPLEMENTED"
 
 
 def test_cycle_of_an_account_follows_the_clock(operator, clock):

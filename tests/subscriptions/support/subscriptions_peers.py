@@ -89,6 +89,7 @@ class FakeLedger(
         super().__init__()
         self.books = {}
         self.usage = None  # None: sums of usage are unimplemented; else day → UsageSummary
+        self.records = []  # what the usage feed gives; a cursor is how many have been given
         self.refuse = {}  # kind of operation → google.rpc.Status
         self.applied = []  # (account, what) in the order it took effect
 
@@ -184,9 +185,40 @@ class FakeLedger(
 
     def SummarizeUsage(self, request, context):
         with self.call("SummarizeUsage", request, context):
+            if self.records:
+                return ledger_pb.SummarizeUsageResponse(summaries=[self._sums(request)])
             if self.usage is None:
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, "not built")
             return ledger_pb.SummarizeUsageResponse(summaries=self.usage)
+
+    def _sums(self, request):
+        start, end = request.from_time.ToDatetime(tzinfo=UTC), request.to_time.ToDatetime(tzinfo=UTC)
+        found = [
+            record
+            for record in self.records
+            if record.account_id == request.account_id and start <= record.created_at.ToDatetime(tzinfo=UTC) < end
+        ]
+        tokens = sum(record.total_tokens for record in found)
+        return ledger_resources.UsageSummary(requests=len(found), total_tokens=tokens)
+
+    def use(self, account_id, tokens, moment):
+        """A call through the proxy, as the feed tells of it."""
+        record = ledger_resources.UsageRecord(account_id=account_id, total_tokens=tokens)
+        record.created_at.FromDatetime(moment)
+        with self.lock:
+            self.records.append(record)
+
+    def StreamUsage(self, request, context):
+        # Asked for all the time, so it is not among the calls, and no gate holds it up.
+        if self.down:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        if not request.cursor.isdecimal() and request.cursor:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a cursor of this feed")
+        given, end = int(request.cursor or 0), len(self.records)
+        while given < end:
+            batch = self.records[given : min(given + request.batch_size, end)]
+            given += len(batch)
+            yield ledger_pb.StreamUsageResponse(records=batch, cursor=str(given))
 
 
 class FakePricing(Peer, plan_grpc.PlanServiceServicer):
@@ -205,6 +237,25 @@ class FakePricing(Peer, plan_grpc.PlanServiceServicer):
         plan = pricing_resources.Plan(plan_id=plan_id, version=len(versions) + 1, **fields)
         versions.append(plan)
         return plan
+
+    def publish_metered(self):
+        """The metered plans as they are shipped: hard on free, soft on the paid one."""
+        names = ("llm_tokens", "api_calls", "agent_executions", "storage_gb", "user_seats")
+        shipped = {
+            "metered-free": ("hard", 0, (10_000, 1000, 100, 1, 3), (0, 0, 0, 0, 0)),
+            "metered-standard": (
+                "soft", 99 * USD, (1_000_000, 100_000, 5000, 100, 25),
+                (20 * USD, 1000 * USD, 100_000 * USD, 500_000 * USD, 15_000_000 * USD),
+            ),
+        }  # fmt: skip
+        for plan_id, (cap, price_nanos, included, rates) in shipped.items():
+            metrics = [
+                pricing_resources.PlanMetric(metric=name, included=most, overage_nanos_per_million=rate, cap=cap)
+                for name, most, rate in zip(names, included, rates, strict=True)
+            ]
+            self.publish(
+                plan_id, kind="metered", price_nanos=price_nanos, providers=["*"], models=["*"], metrics=metrics
+            )
 
     def GetPlan(self, request, context):
         with self.call("GetPlan", request, context):

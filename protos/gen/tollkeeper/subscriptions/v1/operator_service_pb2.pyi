@@ -654,7 +654,7 @@ class CreateAlertEndpointRequest(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     TYPES_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """Whose."""
+    """Whose. An operator's key may name `*`: alerts of all accounts."""
     url: _builtins.str
     """An https address."""
     @_builtins.property

@@ -454,7 +454,7 @@ class Alert(_message.Message):
     message: _builtins.str
     """What it says."""
     delivery_status: _builtins.str
-    """`pending`, `delivered` or `failed`."""
+    """`pending`, `delivered` (wherever it goes, which may be nowhere) or `failed`."""
     attempts: _builtins.int
     """How often it was tried."""
     @_builtins.property

@@ -1,0 +1,1 @@
+"""Alerts: what is worth telling a customer at once, and how it reaches them."""

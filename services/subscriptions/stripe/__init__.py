@@ -1,0 +1,1 @@
+"""Everything that subscriptions asks of Stripe, and what it does about what Stripe tells."""

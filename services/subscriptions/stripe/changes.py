@@ -1,0 +1,366 @@
+"""Owns changes of a subscription: moves between plans with their preview, its end, and taking that back.
+
+A move that is paid at once is shown and made as of the same second: the preview's is kept, and the same move made
+within `_SHOWN` of it takes it over, so that it costs what was shown. It is made with `error_if_incomplete`: where the
+payment fails, Stripe changes nothing, and so nothing is granted that is not paid.
+
+A move to a cheaper plan changes the price without proration. What says that the dearer plan is kept until the period's
+end is in the subscription's metadata, beside the plan that follows: so Stripe alone knows where an account stands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import stripe
+
+from services.subscriptions.errors import SubscriptionNotFound, SubscriptionUnmovable
+from services.subscriptions.model.plan import Plan
+from services.subscriptions.stripe import names, request_store
+from services.subscriptions.stripe.catalogue import is_subscribable
+from services.subscriptions.stripe.checkout import require_subscribable, usable
+from services.subscriptions.stripe.client import stripe_errors
+from services.subscriptions.stripe.current import (
+    SubscriptionView,
+    metered_items,
+    own_item,
+    subscription_view,
+)
+from services.subscriptions.stripe.invoices import preview
+from services.subscriptions.stripe.moves import Move, Position, move
+from services.subscriptions.stripe.parts import StripeParts
+from services.subscriptions.stripe.requests import Answered, Once
+
+# How long the price of a move holds that was shown.
+_SHOWN = timedelta(minutes=15)
+
+# Statuses in which nothing is owed, so that a move can be paid.
+_MOVABLE = frozenset({"active", "trialing"})
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a subscription is wanted to be; empty: as it is."""
+
+    plan_id: str = ""
+    interval: str = ""
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What Stripe is asked: `call` is `update`, `resume`, `cancel` or `none`, with these parameters."""
+
+    subscription_id: str
+    call: str
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An account's subscription, and where it stands."""
+
+    account_id: str
+    subscription: stripe.Subscription
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where it is wanted."""
+
+    plan: Plan
+    interval: str
+
+    @property
+    def name(self) -> str:
+        """What a preview of the move is known by."""
+        return f"{self.plan.plan_id}:{self.plan.version}:{self.interval}"
+
+
+class PlanChanges:
+    """Changes of accounts' subscriptions."""
+
+    def __init__(self, parts: StripeParts) -> None:
+        self._parts = parts
+        self._access = parts.access
+        self._clock = parts.clock
+        self._update = Once(parts.engine, "subscription", Settled, SubscriptionView)
+        self._cancel = Once(parts.engine, "cancellation", Settled, SubscriptionView)
+
+    def update(self, account_id: str, wish: Wish, request_id: str) -> Answered[SubscriptionView]:
+        """Move a subscription, or take its end back.
+
+        Raises AccountNotFound, AccountStopped, SubscriptionNotFound, SubscriptionUnmovable, PlanNotFound, PlanRetired,
+        PlanNotSubscribable, InvalidArgument, StripeCatalogueMissing, PaymentFailed, IdempotencyConflict and what
+        `stripe_errors` says; grpc.RpcError where pricing does not answer.
+        """
+        return self._update.make(
+            account_id,
+            request_id,
+            (wish.plan_id, wish.interval, wish.resume),
+            settle=lambda: self._settle_update(account_id, wish),
+            ask=lambda settled, key: self._carry_out(account_id, settled, key),
+        )
+
+    def cancel(self, account_id: str, *, now: bool, request_id: str) -> Answered[SubscriptionView]:
+        """End a subscription, now or with the period that is paid for. Raises as `update`."""
+
+        def settle() -> Settled:
+            subscription = self._standing(account_id).subscription
+            if not now:
+                return Settled(subscription.id, "update", {"cancel_at_period_end": True})
+            # What was used and is not billed yet is billed with the end; what was paid in advance is not given back.
+            return Settled(subscription.id, "cancel", {"invoice_now": bool(metered_items(subscription))})
+
+        return self._cancel.make(
+            account_id,
+            request_id,
+            (now,),
+            settle=settle,
+            ask=lambda settled, key: self._carry_out(account_id, settled, key),
+        )
+
+    def preview(self, account_id: str, wish: Wish) -> stripe.Invoice:
+        """The invoice that a move would bring: now, or where nothing is due now with the next period.
+
+        Without a subscription: a new one's first. Raises as `update`; stripe.StripeError's refusals as ours.
+        """
+        account = usable(self._parts.customers.get(account_id))
+        customer_id = self._parts.stripe_customers.ensure(account)
+        subscription = self._parts.current.find(customer_id)
+        if subscription is None:
+            return self._preview_new(customer_id, wish)
+        standing = self._standing_of(account_id, subscription)
+        target = self._target(standing.position, wish)
+        params: stripe.params.InvoiceCreatePreviewParams = {"customer": customer_id, "subscription": subscription.id}
+        if not is_subscribable(target.plan):
+            params["subscription_details"] = {"cancel_at_period_end": True}
+            return preview(self._access, params, account_id)
+        how = _how(standing, target)
+        if how is not Move.NONE:
+            items = self._items(standing, target)
+            params["subscription_details"] = {
+                "items": [_previewed(item) for item in items],
+                "proration_behavior": "none",
+            }
+            if how is Move.AT_ONCE:
+                params["subscription_details"]["proration_behavior"] = "always_invoice"
+                params["subscription_details"]["proration_date"] = self._show(standing, target)
+        return preview(self._access, params, account_id)
+
+    def is_upgrade(self, account_id: str, plan_id: str, interval: str) -> bool | None:
+        """Whether a move would be made at once; None where there is no subscription to move. Raises as `update`."""
+        try:
+            standing = self._standing(account_id)
+        except SubscriptionNotFound:
+            return None
+        target = self._target(standing.position, Wish(plan_id, interval))
+        how = move(standing.position, target.plan, target.interval)
+        return is_subscribable(target.plan) and how is not Move.AT_PERIOD_END
+
+    def latest_invoice_url(self, subscription_id: str) -> str:
+        """Where the newest invoice of a subscription can be seen, and paid if it is not. Raises as `stripe_errors`."""
+        client = self._access.client
+        with stripe_errors("read the invoice", subscription=subscription_id):
+            found = client.v1.subscriptions.retrieve(subscription_id, params={"expand": ["latest_invoice"]})
+        invoice = found.latest_invoice
+        return (invoice.hosted_invoice_url or "") if isinstance(invoice, stripe.Invoice) else ""
+
+    # Settling what Stripe is asked
+
+    def _standing(self, account_id: str) -> Standing:
+        _ = self._access.client
+        account = usable(self._parts.customers.get(account_id))
+        customer_id = self._parts.stripe_customers.find(account.account_id)
+        subscription = self._parts.current.find(customer_id) if customer_id is not None else None
+        if subscription is None:
+            raise SubscriptionNotFound(f"account {account_id} has no subscription")
+        return self._standing_of(account_id, subscription)
+
+    def _standing_of(self, account_id: str, subscription: stripe.Subscription) -> Standing:
+        return Standing(account_id, subscription, self._parts.current.position(subscription, self._clock()))
+
+    def _settle_update(self, account_id: str, wish: Wish) -> Settled:
+        standing = self._standing(account_id)
+        subscription = standing.subscription
+        target = self._target(standing.position, wish)
+        if wish.resume and subscription.status == "paused":
+            return Settled(subscription.id, "resume", {"billing_cycle_anchor": {"type": "now"}})
+        params: stripe.params.SubscriptionUpdateParams = {}
+        if not is_subscribable(target.plan):
+            if wish.resume:
+                raise SubscriptionUnmovable(f"plan {target.plan.plan_id} has no price: there is nothing to resume")
+            params["cancel_at_period_end"] = True
+        else:
+            how = _how(standing, target)
+            if how is not Move.NONE:
+                params = self._moving(standing, target, how)
+            if wish.resume and subscription.cancel_at_period_end:
+                params["cancel_at_period_end"] = False
+        return Settled(subscription.id, "update" if params else "none", cast("dict[str, Any]", params))
+
+    def _target(self, position: Position, wish: Wish) -> Target:
+        """The plan and interval that are wished for: where nothing is said of them, or what it has, as they are."""
+        interval = wish.interval or position.interval
+        if interval == position.interval:
+            plans = [plan for plan in (position.plan, position.kept) if plan is not None]
+            same = [plan for plan in plans if plan.plan_id == (wish.plan_id or position.plan.plan_id)]
+            if same:
+                return Target(same[0], interval)
+        wanted = self._parts.customers.plan_on_sale(wish.plan_id or position.plan.plan_id)
+        if wanted.kind == "prepaid" or is_subscribable(wanted):
+            require_subscribable(wanted, interval)
+        return Target(wanted, interval)
+
+    def _moving(self, standing: Standing, target: Target, how: Move) -> stripe.params.SubscriptionUpdateParams:
+        params: stripe.params.SubscriptionUpdateParams = {
+            "items": self._items(standing, target),
+            "metadata": _metadata(standing, target, how),
+            "proration_behavior": "none",
+        }
+        if how is Move.AT_ONCE:
+            params["proration_behavior"] = "always_invoice"
+            params["payment_behavior"] = "error_if_incomplete"
+            params["proration_date"] = self._proration_date(standing, target)
+        return params
+
+    def _items(self, standing: Standing, target: Target) -> list[stripe.params.SubscriptionUpdateParamsItem]:
+        """The plan's own item takes the new price; what is metered goes with the old plan and comes with the new."""
+        own, *metered = self._parts.prices.of_plan(target.plan, target.interval)
+        held = metered_items(standing.subscription)
+        there = {item.price.id for item in held}
+        items: list[stripe.params.SubscriptionUpdateParamsItem] = [
+            {"id": own_item(standing.subscription).id, "price": own}
+        ]
+        items += [_gone(item.id) for item in held if item.price.id not in metered]
+        items += [_come(price) for price in metered if price not in there]
+        return items
+
+    def _proration_date(self, standing: Standing, target: Target) -> int:
+        """The second that a move was shown for not long ago, else the present one."""
+        now = self._clock()
+        with self._parts.engine.connect() as connection:
+            shown = request_store.shown_proration_date(
+                connection,
+                standing.account_id,
+                subscription_id=standing.subscription.id,
+                target=target.name,
+                since=now - _SHOWN,
+            )
+        starts = own_item(standing.subscription).current_period_start
+        return shown if shown is not None and shown >= starts else _second(now, standing.subscription)
+
+    def _show(self, standing: Standing, target: Target) -> int:
+        now = self._clock()
+        at = _second(now, standing.subscription)
+        with self._parts.engine.begin() as connection:
+            request_store.keep_preview(
+                connection,
+                standing.account_id,
+                subscription_id=standing.subscription.id,
+                target=target.name,
+                proration_date=at,
+                now=now,
+            )
+        return at
+
+    # Asking Stripe
+
+    def _carry_out(self, account_id: str, settled: Settled, key: str) -> SubscriptionView:
+        subscriptions = self._access.client.v1.subscriptions
+        with stripe_errors("change a subscription", account_id=account_id, subscription=settled.subscription_id):
+            if settled.call == "update":
+                changed = subscriptions.update(
+                    settled.subscription_id,
+                    params=cast("stripe.params.SubscriptionUpdateParams", settled.params),
+                    options={"idempotency_key": key},
+                )
+            elif settled.call == "cancel":
+                changed = subscriptions.cancel(
+                    settled.subscription_id,
+                    params=cast("stripe.params.SubscriptionCancelParams", settled.params),
+                    options={"idempotency_key": key},
+                )
+            elif settled.call == "resume":
+                changed = subscriptions.resume(
+                    settled.subscription_id,
+                    params=cast("stripe.params.SubscriptionResumeParams", settled.params),
+                    options={"idempotency_key": key},
+                )
+            else:
+                changed = subscriptions.retrieve(settled.subscription_id)
+        return subscription_view(account_id, changed, self._parts.current.position(changed, self._clock()))
+
+    def _preview_new(self, customer_id: str, wish: Wish) -> stripe.Invoice:
+        interval = wish.interval or names.MONTH
+        plan = self._parts.customers.plan_on_sale(wish.plan_id)
+        require_subscribable(plan, interval)
+        own, *metered = self._parts.prices.of_plan(plan, interval)
+        return preview(
+            self._access,
+            {
+                "customer": customer_id,
+                "subscription_details": {"items": [{"price": own, "quantity": 1}, *_metered(metered)]},
+            },
+            customer_id,
+        )
+
+
+def _how(standing: Standing, target: Target) -> Move:
+    how = move(standing.position, target.plan, target.interval)
+    if how is not Move.NONE and standing.subscription.status not in _MOVABLE:
+        raise SubscriptionUnmovable("the last invoice is not paid: pay it at the portal first")
+    return how
+
+
+def _metadata(standing: Standing, target: Target, how: Move) -> dict[str, str]:
+    """What the subscription says of itself after a move; an empty value takes a name away."""
+    said = {
+        "account_id": standing.account_id,
+        "plan": target.plan.plan_id,
+        "plan_version": str(target.plan.version),
+        "interval": target.interval,
+        names.KEEPS_PLAN: "",
+        names.KEEPS_PLAN_VERSION: "",
+        names.KEEPS_UNTIL: "",
+    }
+    if how is Move.AT_PERIOD_END:
+        said[names.KEEPS_PLAN] = standing.position.enjoyed.plan_id
+        said[names.KEEPS_PLAN_VERSION] = str(standing.position.enjoyed.version)
+        said[names.KEEPS_UNTIL] = str(own_item(standing.subscription).current_period_end)
+    return said
+
+
+def _gone(item_id: str) -> stripe.params.SubscriptionUpdateParamsItem:
+    return {"id": item_id, "deleted": True}
+
+
+def _come(price: str) -> stripe.params.SubscriptionUpdateParamsItem:
+    return {"price": price}
+
+
+def _previewed(
+    item: stripe.params.SubscriptionUpdateParamsItem,
+) -> stripe.params.InvoiceCreatePreviewParamsSubscriptionDetailsItem:
+    """What a change says of an item, said to a preview."""
+    said: stripe.params.InvoiceCreatePreviewParamsSubscriptionDetailsItem = {}
+    if "id" in item:
+        said["id"] = item["id"]
+    if "price" in item:
+        said["price"] = item["price"]
+    if "deleted" in item:
+        said["deleted"] = item["deleted"]
+    return said
+
+
+def _metered(prices: list[str]) -> list[stripe.params.InvoiceCreatePreviewParamsSubscriptionDetailsItem]:
+    return [{"price": price} for price in prices]
+
+
+def _second(now: datetime, subscription: stripe.Subscription) -> int:
+    """The present second, within the subscription's period: Stripe's clock and ours need not agree."""
+    own = own_item(subscription)
+    return min(max(int(now.timestamp()), own.current_period_start), own.current_period_end)

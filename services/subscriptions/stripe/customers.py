@@ -1,0 +1,52 @@
+"""Owns which customer of Stripe's an account is; one is made when it is first needed."""
+
+from __future__ import annotations
+
+import stripe
+from sqlalchemy import Engine
+
+from services.subscriptions.model.account import Account
+from services.subscriptions.stripe import mirror_store, names, request_store
+from services.subscriptions.stripe.client import StripeAccess, stripe_errors
+
+
+class StripeCustomers:
+    """Accounts as customers of Stripe's."""
+
+    def __init__(self, engine: Engine, access: StripeAccess) -> None:
+        self._engine = engine
+        self._access = access
+
+    def find(self, account_id: str) -> str | None:
+        """The customer's id, None where the account has never been one."""
+        with self._engine.connect() as connection:
+            return mirror_store.customer_of(connection, account_id) or None
+
+    def ensure(self, account: Account) -> str:
+        """The customer's id, made now if need be. Raises what `stripe_errors` says, StripeNotConfigured.
+
+        Two that make it at once get the same one from Stripe, by the idempotency key.
+        """
+        known = self.find(account.account_id)
+        if known is not None:
+            return known
+        made = self._make(account)
+        with self._engine.begin() as connection:
+            mirror_store.insert_customer(connection, made.id, account.account_id)
+        kept = self.find(account.account_id)
+        assert kept is not None
+        return kept
+
+    def _make(self, account: Account) -> stripe.Customer:
+        params: stripe.params.CustomerCreateParams = {
+            "metadata": {**names.OURS, "account_id": account.account_id},
+            "name": account.display_name or account.account_id,
+        }
+        if account.email:
+            params["email"] = account.email
+        with self._engine.connect() as connection:
+            number = request_store.count_customers(connection, account.account_id) + 1
+        key = names.idempotency_key(account.account_id, "customer", str(number))
+        client = self._access.client
+        with stripe_errors("create a customer", account_id=account.account_id):
+            return client.v1.customers.create(params=params, options={"idempotency_key": key})

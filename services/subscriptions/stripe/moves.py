@@ -1,0 +1,59 @@
+"""Owns the rules of a move between plans: at once and paid, or with the period that is paid for. Pure.
+
+wanted                                          what happens
+──────────────────────────────────────────────  ─────────────────────────────────────────────────────────────
+the plan and interval it has                    nothing
+the plan that it keeps until the period's end   the move away from it is taken back; nothing is paid
+a plan that costs as much or more by the month  at once: unused time is credited, the rest invoiced and paid
+the same or a dearer plan, by the year          at once: a new year begins, unused time is credited
+a cheaper plan                                  with the period's end; until then the dearer plan is kept
+a plan without a price                          the subscription ends with the period
+by the month instead of by the year             refused: the year is paid
+a cheaper plan, by the year                     refused: the move would have to be paid now and begin later
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from services.subscriptions.errors import SubscriptionUnmovable
+from services.subscriptions.model.plan import Plan
+from services.subscriptions.stripe.names import MONTH, YEAR
+
+
+class Move(Enum):
+    """How a subscription gets to where it is wanted."""
+
+    NONE = "none"
+    BACK = "back"
+    AT_ONCE = "at_once"
+    AT_PERIOD_END = "at_period_end"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a subscription stands: the plan its price is of, the plan it keeps meanwhile (None: the same), interval."""
+
+    plan: Plan
+    interval: str
+    kept: Plan | None = None
+
+    @property
+    def enjoyed(self) -> Plan:
+        """The plan that is paid for now."""
+        return self.kept or self.plan
+
+
+def move(position: Position, target: Plan, interval: str) -> Move:
+    """How to get from a position to a plan and interval. Raises SubscriptionUnmovable."""
+    if target.plan_id == position.plan.plan_id and interval == position.interval:
+        return Move.NONE
+    if position.kept is not None and target.plan_id == position.kept.plan_id and interval == position.interval:
+        return Move.BACK
+    if position.interval == YEAR and interval == MONTH:
+        raise SubscriptionUnmovable("the year is paid: end the subscription with it, and subscribe by the month then")
+    dearer = target.price_nanos >= position.enjoyed.price_nanos
+    if not dearer and interval != position.interval:
+        raise SubscriptionUnmovable("a move to a cheaper plan keeps the interval: change the plan first")
+    return Move.AT_ONCE if dearer else Move.AT_PERIOD_END

@@ -1,0 +1,361 @@
+"""Owns the reading of Stripe's objects as they are now, in our terms. Nothing is written there, nothing kept here.
+
+Methods raise MissingObjectError where Stripe has no such object, UnreadableObjectError where it is not one of those
+that we make, and what `stripe_errors` says.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import stripe
+
+from services.subscriptions.stripe.client import StripeAccess, is_missing, refusal
+from services.subscriptions.stripe.events import APPLIED_TYPES, CHARGE, INVOICE, PAYMENT_INTENT, Reference
+from services.subscriptions.stripe.model import (
+    FAILING,
+    InvoiceLine,
+    KeptPlan,
+    PaidInvoice,
+    PaidTopUp,
+    PlanKey,
+    ReturnedCharge,
+    SubscriptionState,
+)
+from services.subscriptions.stripe.names import (
+    CURRENCY,
+    KEEPS_PLAN,
+    KEEPS_PLAN_VERSION,
+    KEEPS_UNTIL,
+    NANOS_PER_CENT,
+    PURPOSE_RECHARGE,
+    PURPOSE_TOP_UP,
+    PriceName,
+    read_price_key,
+)
+
+_PAGE_SIZE = 100
+_MAX_SUBSCRIPTIONS = 100
+_MAX_LINES = 1000
+_MAX_PRICES = 10_000
+_MAX_EVENTS = 100_000
+# So many types Stripe lists at once.
+_MAX_TYPES = 20
+# Disputes in which the money is with the bank; the others are inquiries, or are won.
+_WITHDRAWN = frozenset({"needs_response", "under_review", "lost"})
+# The newest subscription of the first of these that there is, is the account's.
+_PRECEDENCE = (("active", "trialing"), (FAILING,), ("unpaid", "paused"))
+
+_T = TypeVar("_T")
+
+
+class MissingObjectError(Exception):
+    """Stripe has no such object (any more)."""
+
+
+class UnreadableObjectError(Exception):
+    """The object is not as we make them: says what of it cannot be read."""
+
+
+class StripeReader:
+    """Reads. What a price is called is remembered: a price never changes."""
+
+    def __init__(self, access: StripeAccess) -> None:
+        self._access = access
+        self._lock = threading.Lock()
+        self._prices: dict[str, PriceName | None] = {}
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is a Stripe to read from."""
+        return self._access.configured
+
+    def account_named_by(self, customer_id: str) -> str:
+        """The account that a customer's metadata names; empty where it is deleted, or is nobody's here."""
+        customer = self._asked("read a customer", lambda client: client.v1.customers.retrieve(customer_id))
+        if getattr(customer, "deleted", False) or customer.metadata is None:
+            return ""
+        return str(customer.metadata["account_id"]) if "account_id" in customer.metadata else ""
+
+    def customer_of_charge(self, charge_id: str) -> str:
+        """Whose charge it is; empty where nobody's."""
+        charge = self._asked("read a charge", lambda client: client.v1.charges.retrieve(charge_id))
+        return _id(charge.customer)
+
+    def subscription(self, customer_id: str) -> SubscriptionState | None:
+        """The customer's subscription: of those that are in force, else that Stripe still has, else all, the newest."""
+        listed = self._asked(
+            "read subscriptions",
+            lambda client: client.v1.subscriptions.list(
+                params={
+                    "customer": customer_id,
+                    "status": "all",
+                    "limit": _MAX_SUBSCRIPTIONS,
+                    "expand": ["data.latest_invoice"],
+                }
+            ),
+        ).data
+        newest_first = sorted(listed, key=lambda found: (found.created, found.id), reverse=True)
+        for statuses in _PRECEDENCE:
+            for found in newest_first:
+                if found.status in statuses:
+                    return self._state(found)
+        return self._state(newest_first[0]) if newest_first else None
+
+    def _state(self, found: stripe.Subscription) -> SubscriptionState:
+        own = next((item for item in found.items.data if not _is_metered(item.price)), None)
+        if own is None or own.price.recurring is None:
+            raise UnreadableObjectError(f"subscription {found.id} has no item of a plan's own price")
+        name = _price_name(own.price) or _said(found.metadata.to_dict(), own.price.recurring.interval)
+        if name is None:
+            raise UnreadableObjectError(f"subscription {found.id} is not of one of our plans")
+        newest = found.latest_invoice if isinstance(found.latest_invoice, stripe.Invoice) else None
+        period_end = _moment(own.current_period_end)
+        cancel_at = _moment(found.cancel_at) if found.cancel_at is not None else None
+        return SubscriptionState(
+            subscription_id=found.id,
+            status=found.status,
+            plan=PlanKey(name.plan_id, name.plan_version),
+            interval=own.price.recurring.interval,
+            price_nanos=(own.price.unit_amount or 0) * (own.quantity or 1) * NANOS_PER_CENT,
+            period_start=_moment(own.current_period_start),
+            period_end=period_end,
+            billing_anchor=_moment(found.billing_cycle_anchor),
+            cancel_at_period_end=found.cancel_at_period_end or (cancel_at is not None and cancel_at <= period_end),
+            trial_end=_moment(found.trial_end) if found.trial_end is not None else None,
+            failing_since=self._failing_since(found.id) if found.status == FAILING else None,
+            kept=_kept(found.metadata.to_dict()),
+            paid_invoice_id=newest.id if newest is not None and newest.status == "paid" else "",
+        )
+
+    def _failing_since(self, subscription_id: str) -> datetime | None:
+        """When the oldest invoice was made final that was to be collected and has not been paid."""
+        listed = self._asked(
+            "read open invoices",
+            lambda client: client.v1.invoices.list(
+                params={"subscription": subscription_id, "status": "open", "limit": _PAGE_SIZE}
+            ),
+        )
+        made_final = [found.status_transitions.finalized_at for found in listed.data if found.attempted]
+        return min((_moment(at) for at in made_final if at is not None), default=None)
+
+    def paid_invoice(self, invoice_id: str) -> PaidInvoice | None:
+        """An invoice, where it is paid."""
+        invoice = self._asked("read an invoice", lambda client: client.v1.invoices.retrieve(invoice_id))
+        if invoice.status != "paid":
+            return None
+        _require_currency("invoice", invoice_id, invoice.currency)
+        paid_at = invoice.status_transitions.paid_at or invoice.created
+        return PaidInvoice(
+            invoice_id=invoice_id,
+            amount_nanos=invoice.total * NANOS_PER_CENT,
+            paid_at=_moment(paid_at),
+            lines=tuple(self._lines(invoice)),
+        )
+
+    def _lines(self, invoice: stripe.Invoice) -> Iterator[InvoiceLine]:
+        lines: list[stripe.InvoiceLineItem] = list(invoice.lines.data)
+        if invoice.lines.has_more:
+            lines = self._all_lines(invoice.id)
+        for line in lines:
+            if line.pricing is None or line.pricing.price_details is None:
+                continue
+            name = self._name_of(_id(line.pricing.price_details.price))
+            if name is not None and name.is_base:
+                yield InvoiceLine(
+                    plan=PlanKey(name.plan_id, name.plan_version),
+                    interval=name.part,
+                    amount_nanos=(line.amount - _inclusive_tax(line)) * NANOS_PER_CENT,
+                    period_start=_moment(line.period.start),
+                    period_end=_moment(line.period.end),
+                )
+
+    def _all_lines(self, invoice_id: str) -> list[stripe.InvoiceLineItem]:
+        def pages(client: stripe.StripeClient) -> list[stripe.InvoiceLineItem]:
+            listed = client.v1.invoices.line_items.list(invoice_id, params={"limit": _PAGE_SIZE})
+            return _bounded(listed.auto_paging_iter(), _MAX_LINES, f"invoice {invoice_id} has too many lines")
+
+        return self._asked("read an invoice's lines", pages)
+
+    def _name_of(self, price_id: str) -> PriceName | None:
+        if price_id not in self._prices:
+            price = self._asked("read a price", lambda client: client.v1.prices.retrieve(price_id))
+            with self._lock:
+                if len(self._prices) >= _MAX_PRICES:
+                    self._prices.clear()
+                self._prices[price_id] = _price_name(price)
+        return self._prices[price_id]
+
+    def paid_top_up(self, payment_intent_id: str) -> PaidTopUp | None:
+        """A payment, where it is for credit and has succeeded."""
+        intent = self._asked("read a payment", lambda client: client.v1.payment_intents.retrieve(payment_intent_id))
+        purpose = str(intent.metadata["purpose"]) if "purpose" in intent.metadata else ""
+        if purpose not in (PURPOSE_TOP_UP, PURPOSE_RECHARGE) or intent.status != "succeeded":
+            return None
+        _require_currency("payment", payment_intent_id, intent.currency)
+        return PaidTopUp(
+            payment_intent_id=payment_intent_id,
+            purpose=purpose,
+            amount_nanos=intent.amount_received * NANOS_PER_CENT,
+            paid_at=_moment(intent.created),
+        )
+
+    def payment_of_session(self, session_id: str) -> str:
+        """The payment that a checkout led to; empty where it is not paid, or is for a subscription."""
+        session = self._asked("read a checkout", lambda client: client.v1.checkout.sessions.retrieve(session_id))
+        is_paid = session.mode == "payment" and session.payment_status == "paid"
+        return _id(session.payment_intent) if is_paid else ""
+
+    def returned(self, charge_id: str) -> tuple[ReturnedCharge, str]:
+        """What of a charge has been refunded, or is disputed and not won, and the payment that it is of."""
+        charge = self._asked("read a charge", lambda client: client.v1.charges.retrieve(charge_id))
+        cents = charge.amount_refunded
+        if charge.disputed:
+            listed = self._asked(
+                "read disputes",
+                lambda client: client.v1.disputes.list(params={"charge": charge_id, "limit": _PAGE_SIZE}),
+            )
+            cents += sum(dispute.amount for dispute in listed.data if dispute.status in _WITHDRAWN)
+        return ReturnedCharge(charge_id, min(cents, charge.amount)), _id(charge.payment_intent)
+
+    def invoice_of_payment(self, payment_intent_id: str) -> str:
+        """The invoice that a payment paid; empty where it paid none."""
+        listed = self._asked(
+            "read an invoice's payment",
+            lambda client: client.v1.invoice_payments.list(
+                params={"payment": {"type": "payment_intent", "payment_intent": payment_intent_id}, "limit": 1}
+            ),
+        )
+        return _id(listed.data[0].invoice) if listed.data else ""
+
+    def recent(self, customer_id: str, since: datetime) -> list[Reference]:
+        """A customer's paid invoices and successful payments since then, and charges with something returned.
+
+        Of each kind the newest hundred.
+        """
+        created = int(since.timestamp())
+        invoices = self._asked(
+            "list invoices",
+            lambda client: client.v1.invoices.list(
+                params={
+                    "customer": customer_id,
+                    "status": "paid",
+                    "created": {"gte": created},
+                    "limit": _PAGE_SIZE,
+                }
+            ),
+        )
+        payments = self._asked(
+            "list payments",
+            lambda client: client.v1.payment_intents.list(
+                params={"customer": customer_id, "created": {"gte": created}, "limit": _PAGE_SIZE}
+            ),
+        )
+        charges = self._asked(
+            "list charges",
+            lambda client: client.v1.charges.list(
+                params={"customer": customer_id, "created": {"gte": created}, "limit": _PAGE_SIZE}
+            ),
+        )
+        return [
+            *(Reference(INVOICE, found.id) for found in invoices.data),
+            *(Reference(PAYMENT_INTENT, found.id) for found in payments.data if found.status == "succeeded"),
+            *(Reference(CHARGE, found.id) for found in charges.data if found.amount_refunded or found.disputed),
+        ]
+
+    def events_since(self, since: datetime) -> Iterator[str]:
+        """The bodies of the events that are acted upon, at most 100 000 of either half. Stripe keeps 30 days."""
+        types = sorted(APPLIED_TYPES)
+        for start in range(0, len(types), _MAX_TYPES):
+            yield from self._events_of(types[start : start + _MAX_TYPES], since)
+
+    def _events_of(self, types: list[str], since: datetime) -> Iterator[str]:
+        listed = self._asked(
+            "list events",
+            lambda client: client.v1.events.list(
+                params={"created": {"gte": int(since.timestamp())}, "types": types, "limit": _PAGE_SIZE}
+            ),
+        )
+        given = 0
+        while True:
+            page = listed
+            for event in page.data:
+                yield json.dumps(event.to_dict(), default=str)
+            given += len(page.data)
+            if not page.has_more or given >= _MAX_EVENTS:
+                return
+            listed = self._asked("list events", partial(_next_page, page))
+
+    def _asked(self, what: str, ask: Callable[[stripe.StripeClient], _T]) -> _T:
+        client = self._access.client
+        try:
+            return ask(client)
+        except stripe.StripeError as error:
+            if is_missing(error):
+                raise MissingObjectError(f"Stripe has no such object: {error.user_message}") from error
+            raise refusal(error, what) from error
+
+
+def _next_page(page: stripe.ListObject[stripe.Event], _: stripe.StripeClient) -> stripe.ListObject[stripe.Event]:
+    return page.next_page()
+
+
+def _price_name(price: stripe.Price) -> PriceName | None:
+    """What a price is called: by its lookup key or, where that was moved to another one, by its metadata."""
+    name = read_price_key(price.lookup_key)
+    if name is not None or price.recurring is None:
+        return name
+    return None if _is_metered(price) else _said(price.metadata.to_dict(), price.recurring.interval)
+
+
+def _said(metadata: Mapping[str, Any], interval: str) -> PriceName | None:
+    if "plan" not in metadata or "plan_version" not in metadata or not str(metadata["plan_version"]).isdecimal():
+        return None
+    return PriceName(str(metadata["plan"]), int(metadata["plan_version"]), interval)
+
+
+def _kept(metadata: Mapping[str, Any]) -> KeptPlan | None:
+    named = (KEEPS_PLAN, KEEPS_PLAN_VERSION, KEEPS_UNTIL)
+    said = [str(metadata[name]) if name in metadata else "" for name in named]
+    plan_id, version, until = said
+    if not plan_id or not version.isdecimal() or not until.isdecimal():
+        return None
+    return KeptPlan(PlanKey(plan_id, int(version)), _moment(int(until)))
+
+
+def _is_metered(price: stripe.Price) -> bool:
+    return price.recurring is not None and price.recurring.usage_type == "metered"
+
+
+def _inclusive_tax(line: stripe.InvoiceLineItem) -> int:
+    return sum(tax.amount for tax in line.taxes or [] if tax.tax_behavior == "inclusive")
+
+
+def _require_currency(kind: str, object_id: str, currency: str) -> None:
+    if currency != CURRENCY:
+        raise UnreadableObjectError(f"{kind} {object_id} is in {currency}, not in {CURRENCY}")
+
+
+def _id(value: object) -> str:
+    """An id that may stand for its object, or be expanded to it."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else str(getattr(value, "id", ""))
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _bounded(items: Iterator[_T], most: int, complaint: str) -> list[_T]:
+    found: list[_T] = []
+    for item in items:
+        if len(found) >= most:
+            raise UnreadableObjectError(complaint)
+        found.append(item)
+    return found

@@ -1,0 +1,69 @@
+"""Owns the rules of auto-recharge: when credit is bought, and when it may be bought again. Pure.
+
+Credit is bought once for each time that the balance falls below the threshold. A purchase disarms the rule; it is armed
+again when the balance is seen at or above the threshold, or when the credit has arrived and was enough to lift the
+balance there: between two looks it may have been there and fallen again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True)
+class RechargeRule:
+    """When to buy how much credit; a `monthly_cap_nanos` of 0 is none. `armed`: the next fall brings a purchase."""
+
+    account_id: str
+    enabled: bool
+    threshold_nanos: int
+    amount_nanos: int
+    monthly_cap_nanos: int
+    armed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recharge:
+    """One purchase. `lifts`: it is enough to lift the balance to the threshold. `status` is that of the table."""
+
+    account_id: str
+    request_id: str
+    amount_nanos: int
+    status: str
+    lifts: bool
+    customer_id: str
+    payment_method_id: str
+    payment_intent_id: str
+    created_at: datetime
+
+
+class Decision(Enum):
+    """What a look at the balance brings."""
+
+    NOTHING = "nothing"
+    ARM = "arm"
+    BUY = "buy"
+    CAPPED = "capped"
+
+
+def decide(rule: RechargeRule, available_nanos: int, bought_this_month_nanos: int) -> Decision:
+    """What to do with nothing under way, at this balance, having bought so much in the present UTC month."""
+    if available_nanos >= rule.threshold_nanos:
+        return Decision.NOTHING if rule.armed else Decision.ARM
+    if not (rule.enabled and rule.armed):
+        return Decision.NOTHING
+    if rule.monthly_cap_nanos and bought_this_month_nanos + rule.amount_nanos > rule.monthly_cap_nanos:
+        return Decision.CAPPED
+    return Decision.BUY
+
+
+def lifts(rule: RechargeRule, available_nanos: int) -> bool:
+    """Whether a purchase lifts this balance to the threshold."""
+    return available_nanos + rule.amount_nanos >= rule.threshold_nanos
+
+
+def month_start(now: datetime) -> datetime:
+    """The start of the UTC month."""
+    return now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
