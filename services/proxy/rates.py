@@ -17,11 +17,9 @@ minute of such a change up to twice the limit may pass. Calls go on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import redis.asyncio
 import redis.exceptions
@@ -29,6 +27,7 @@ from prometheus_client import Counter
 
 from services.kit.logs import get_logger
 from services.proxy.errors import RateLimited
+from services.proxy.scripts import Script, Scripts
 
 _log = get_logger(__name__)
 
@@ -41,9 +40,6 @@ _MOST = 10**12
 _LOCAL_ENTRIES = 100_000
 # After Redis has failed it is left alone for this long: calls do not each wait for it.
 _RETRY_SECONDS = 1.0
-# Scripts under way at once. Redis runs one at a time; below the client's connections, since it refuses, and does not
-# wait, where none is free; and few, since each is opened within the time that Redis has to answer.
-_AT_ONCE = 8
 _MOST_CORRECTIONS = 10_000
 
 _DROPPED = Counter("tollkeeper_rate_corrections_dropped_total", "Token counts left as guessed")
@@ -54,11 +50,15 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 """
 # KEYS: one hash per limit, {second: what was counted in it}. ARGV: limit and cost of each.
-# Answers {number of the limit that refuses or 0, milliseconds until it has room or -1 where it never has, this second,
-# then of each limit: what counts now, milliseconds until nothing does}.
+# Answers whole numbers, joined by spaces: the number of the limit that refuses or 0, milliseconds until it has room
+# or -1 where it never has, this second, then of each limit: what counts now, milliseconds until nothing does.
 TAKE = """
 local second = math.floor(now / 1000)
 local answer = {0, 0, second}
+local function joined()
+  for i, number in ipairs(answer) do answer[i] = string.format('%.0f', number) end
+  return table.concat(answer, ' ')
+end
 for i, key in ipairs(KEYS) do
   local amount, cost = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
   local found = redis.call('HGETALL', key)
@@ -93,7 +93,7 @@ for i, key in ipairs(KEYS) do
   answer[2 + 2 * i] = used
   answer[3 + 2 * i] = math.max((newest + 61) * 1000 - now, 0)
 end
-if answer[1] > 0 then return answer end
+if answer[1] > 0 then return joined() end
 for i, key in ipairs(KEYS) do
   local cost = tonumber(ARGV[2 * i])
   if cost > 0 then
@@ -103,7 +103,7 @@ for i, key in ipairs(KEYS) do
     answer[3 + 2 * i] = (second + 61) * 1000 - now
   end
 end
-return answer
+return joined()
 """
 # KEYS: hashes as above. ARGV: for each, the second in which was counted, and what is to be added (may be negative).
 CORRECT = """
@@ -201,15 +201,14 @@ class RateLimits:
     def __init__(
         self, client: redis.asyncio.Redis | None, *, replicas: int = 1, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._take: Any = client.register_script(NOW + TAKE) if client is not None else None
-        self._correct: Any = client.register_script(NOW + CORRECT) if client is not None else None
+        self._scripts = Scripts(client) if client is not None else None
+        self._take, self._correct = Script(NOW + TAKE), Script(NOW + CORRECT)
         self._replicas = replicas
         self._clock = clock
-        self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._retry_at = 0.0
         self._failing = False
         self._local = LocalCounts(clock)
-        self._corrections: set[asyncio.Task[None]] = set()
+        self._corrections: set[asyncio.Future[bytes | None]] = set()
 
     async def take(self, limits: Iterable[Limit]) -> RateStanding:
         """Count a call against all its limits, or against none; how they stand with it.
@@ -220,7 +219,7 @@ class RateLimits:
         if not asked:
             return RateStanding()
         arguments = [number for limit in asked for number in (min(limit.amount, _MOST), _cost(limit))]
-        answer = await self._asked(lambda: self._take(keys=[limit.key for limit in asked], args=arguments))
+        answer = await self._taken([limit.key for limit in asked], arguments)
         shared = answer is not None
         if answer is None:
             asked = [self._own_share(limit) for limit in asked]
@@ -246,50 +245,57 @@ class RateLimits:
             return
         if not standing.shared:
             self._local.correct(standing.second, changed)
-        elif len(self._corrections) >= _MOST_CORRECTIONS:
+        elif (
+            len(self._corrections) >= _MOST_CORRECTIONS
+            or (corrected := self._corrected(standing.second, changed)) is None
+        ):
             _DROPPED.inc()
         else:
-            task = asyncio.get_running_loop().create_task(self._corrected(standing.second, changed))
-            self._corrections.add(task)
-            task.add_done_callback(self._corrections.discard)
+            self._corrections.add(corrected)
+            corrected.add_done_callback(self._correction_ended)
 
     async def drained(self) -> None:
-        """Wait until no correction is under way; each ends with Redis' own timeouts."""
+        """Wait until no correction is under way; each ends within the time that Redis has to answer."""
         while self._corrections:
             await asyncio.wait(self._corrections)
 
-    async def _corrected(self, second: int, changed: list[tuple[Limit, int]]) -> None:
+    def _corrected(self, second: int, changed: list[tuple[Limit, int]]) -> asyncio.Future[bytes | None] | None:
+        """A correction on its way to Redis; None while that is left alone."""
         arguments = [number for _, more in changed for number in (second, more)]
-        with contextlib.suppress(asyncio.CancelledError):
-            # The script answers nothing, which is not the nothing of a Redis that is away.
-            async def send() -> bool:
-                await self._correct(keys=[limit.key for limit, _ in changed], args=arguments)
-                return True
+        return self._asked(self._correct, [limit.key for limit, _ in changed], arguments)
 
-            if not await self._asked(send):
-                _DROPPED.inc()
+    def _correction_ended(self, corrected: asyncio.Future[bytes | None]) -> None:
+        self._corrections.discard(corrected)
+        if corrected.cancelled() or corrected.exception() is not None:
+            _DROPPED.inc()
 
-    async def _asked(self, ask: Callable[[], Awaitable[Any]]) -> Any:
-        """Redis' answer; None while it does not answer."""
-        if self._take is None or time.monotonic() < self._retry_at:
+    async def _taken(self, keys: list[str], arguments: list[int]) -> list[int] | None:
+        """What TAKE answers; None while Redis does not."""
+        asked = self._asked(self._take, keys, arguments)
+        if asked is None:
             return None
-        async with self._at_once:
-            if time.monotonic() < self._retry_at:  # it has failed while we waited
-                return None
-            try:
-                answer = await ask()
-            except _FAILURES as error:
-                self._retry_at = time.monotonic() + _RETRY_SECONDS
-                if not self._failing:
-                    _log.error(
-                        "Redis does not answer; each replica counts its share of limits per minute", error=repr(error)
-                    )
-                    self._failing = True
-                return None
+        try:
+            answer = await asked
+        except _FAILURES as error:
+            self._failed(error)
+            return None
         if self._failing:
             _log.info("Redis answers again; limits per minute are shared")
             self._failing = False
-        return answer
+        assert answer is not None
+        return [int(number) for number in answer.split()]
+
+    def _asked(self, script: Script, keys: list[str], arguments: list[int]) -> asyncio.Future[bytes | None] | None:
+        """A script on its way to Redis; None while that is left alone."""
+        if self._scripts is None or time.monotonic() < self._retry_at:
+            return None
+        return self._scripts.run(script, keys, arguments)
+
+    def _failed(self, error: Exception) -> None:
+        self._retry_at = time.monotonic() + _RETRY_SECONDS
+        if not self._failing:
+            self._failing = True
+            _log.error("Redis does not answer; each replica counts its share of limits per minute", error=repr(error))
 
     def _own_share(self, limit: Limit) -> Limit:
         amount = max(min(limit.amount, _MOST) // self._replicas, 1)

@@ -121,12 +121,14 @@ class Call:
         """The response header that names the call."""
         return (REQUEST_ID_HEADER, self.hold_id)
 
-    def head(self) -> Metadata:
+    def fallback(self) -> Metadata:
+        """The response header that says which fallback answered, where one did."""
+        return ((FALLBACK_HEADER, f"{self.provider}/{self.request.model}"),) if self.attempt else ()
+
+    def head(self, *, answered: bool = True) -> Metadata:
         """The response headers that every answer has: the call's id, limits per minute, and which fallback answered."""
-        found = (self.identified(), *(self.standing.headers() if self.standing is not None else ()))
-        if self.attempt:
-            found += ((FALLBACK_HEADER, f"{self.provider}/{self.request.model}"),)
-        return found
+        standing = self.standing.headers() if self.standing is not None else ()
+        return (self.identified(), *standing, *(self.fallback() if answered else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +208,12 @@ def _units(parts: Sequence[rating.CostPart]) -> dict[str, int]:
 def _cost(call: Call, admitted: Admitted, usage: rating.Usage, tier: str) -> rating.Cost:
     """The price of what was used. What has no rate of its own is billed as plain tokens, never as nothing."""
     multiplier = admitted.multiplier_millionths
-    try:
-        return rating.cost(admitted.card, usage, service_tier=tier, multiplier_millionths=multiplier)
-    except rating.RatingError as error:
-        _log.error("usage not priced as it came; billed as plain tokens", call_id=call.call_id, error=str(error))
+    # A tier that is answered and not priced is billed as the one that was admitted.
+    for priced in dict.fromkeys((tier, admitted.service_tier)):
+        try:
+            return rating.cost(admitted.card, usage, service_tier=priced, multiplier_millionths=multiplier)
+        except rating.RatingError as error:
+            _log.error("usage not priced as it came", call_id=call.call_id, service_tier=priced, error=str(error))
     plain = rating.Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
     # Admission found rates for plain input and output in this tier.
     return rating.cost(admitted.card, plain, service_tier=admitted.service_tier, multiplier_millionths=multiplier)

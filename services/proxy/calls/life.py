@@ -141,8 +141,10 @@ class Life:
                 return None
             try:
                 return await self._make(admitted, cap)
-            except (ProviderUnavailable, ProviderTimeout, ProviderCredentialRefused, ProviderRefusalError) as error:
-                if self._call.delivery.begun or self._call.reader.owed or not _passing(error):
+            except (ServiceError, ProviderRefusalError) as error:
+                # What a fallback says of the request, the client has not asked: the first failure is what it is told.
+                goes_on = first is not None or _passing(error)
+                if self._call.delivery.begun or self._call.reader.owed or not goes_on:
                     raise
                 first = first or error
         assert first is not None
@@ -154,7 +156,7 @@ class Life:
         yield first, self._call.provider
         for other in self._parts.settings.fallbacks.get(first.model, ()):
             provider, _, model = other.partition("/")
-            yield type(first).read(self._body, model=model, stream=first.stream), provider
+            yield first.for_model(self._body, model), provider
 
     # ------------------------------------------------------------------------------------------------------ admission
 
@@ -336,7 +338,8 @@ class Life:
         request = settlement(call, admitted, OK)
         settled = Settled(call.hold_id, request.amount_nanos, None)
         told = _with_credits(body, settled) if call.asked.credits_in_body else body
-        kept = KeptAnswer(metadata=(call.identified(), *settled.headers()), content_type=answer.content_type, body=told)
+        metadata = (call.identified(), *call.fallback(), *settled.headers())
+        kept = KeptAnswer(metadata=metadata, content_type=answer.content_type, body=told)
         # From here on the hold is the outbox' to settle. Where the answer was not kept it lapses: no client had one.
         call.hold_open = False
         await self._begun.keep(kept, ledger_pb.Operation(settle=request))
@@ -344,7 +347,7 @@ class Life:
 
     async def _pass_on(self, refusal: ProviderRefusalError) -> None:
         """Give the client the provider's own error answer."""
-        metadata = [(HTTP_STATUS_KEY, str(refusal.status)), *self._call.head()]
+        metadata = [(HTTP_STATUS_KEY, str(refusal.status)), *self._call.head(answered=False)]
         if refusal.retry_after:
             metadata.append((RETRY_AFTER_KEY, refusal.retry_after))
         await self._call.delivery.send(Head(tuple(metadata), refusal.content_type))
@@ -353,7 +356,9 @@ class Life:
 
 def _passing(error: Exception) -> bool:
     """Whether another provider may do better."""
-    return not isinstance(error, ProviderRefusalError) or error.status in _PASSING
+    if isinstance(error, ProviderRefusalError):
+        return error.status in _PASSING
+    return isinstance(error, ProviderUnavailable | ProviderTimeout | ProviderCredentialRefused)
 
 
 def _with_credits(body: bytes, settled: Settled) -> bytes:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self
 import orjson
 
 from services.kit.validation import Violations
-from services.proxy.errors import ToolNotPriced
 from services.proxy.formats import reading, tokens
 from services.proxy.formats.answer import BROKEN, AnswerReader, Event, believed
 from services.proxy.formats.request import IMAGE_COMPONENTS, TEXT_COMPONENTS, Request
@@ -18,7 +17,9 @@ from services.proxy.upstream import Outgoing, Provider
 from services.rating import accounting
 
 # Tools that Anthropic runs and bills by the call or the hour, by the beginning of their type.
-_BILLED_TOOLS = ("web_search_", "code_execution_", "web_fetch_")
+_BILLED_TOOLS = ("web_search", "code_execution", "web_fetch", "advisor")
+# What multiplies the price of the tokens, with the value that does not: fast inference, and where it is done.
+_DEARER = {"speed": "standard", "inference_geo": "global"}
 _DELTAS = ("text", "partial_json", "thinking")
 
 
@@ -48,8 +49,13 @@ class MessagesRequest(Request):
             violations.count("tools", tools, at_most=reading.MAX_TOOLS)
         if tools:
             count.definitions(tools)
+        if body.get("mcp_servers"):
+            count.file(None)  # what their tools answer is read within the same call
         violations.raise_if_any()
-        _refuse_billed_tools(tools)
+        reading.refuse_billed_tools(tools, _BILLED_TOOLS)
+        for name, plain in _DEARER.items():
+            if body.get(name) not in {None, plain}:
+                raise reading.not_priced(name)
         return cls(
             body=body,
             model=model,
@@ -91,6 +97,7 @@ class MessagesReader(AnswerReader):
     def __init__(self) -> None:
         super().__init__()
         self._counts: dict[str, Any] = {}
+        self._open_blocks: list[object] = []
 
     def broken(self, credits_object: Mapping[str, Any] | None) -> bytes:
         """See AnswerReader."""
@@ -101,17 +108,20 @@ class MessagesReader(AnswerReader):
 
     def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
         """See AnswerReader."""
+        stopped = (orjson.dumps({"type": "content_block_stop", "index": index}) for index in self._open_blocks)
+        blocks = b"".join(event_of(block, b"content_block_stop") for block in stopped)
         delta = {
             "type": "message_delta",
             "delta": {"stop_reason": "max_tokens", "stop_sequence": None},
             "usage": {"output_tokens": self.pieces},
         }
         stop = {"type": "message_stop", "credits": credits_object}
-        return event_of(orjson.dumps(delta), b"message_delta") + event_of(orjson.dumps(stop), b"message_stop")
+        return blocks + event_of(orjson.dumps(delta), b"message_delta") + event_of(orjson.dumps(stop), b"message_stop")
 
     def _whole(self, answer: dict[str, Any]) -> None:
         usage = answer.get("usage")
-        self.count(accounting.anthropic_messages, usage)
+        if _counts_output(usage):
+            self.count(accounting.anthropic_messages, usage)
         self.note(answer.get("id"), usage.get("service_tier") if isinstance(usage, dict) else None)
         content = answer.get("content")
         for block in content if isinstance(content, list) else ():
@@ -131,14 +141,21 @@ class MessagesReader(AnswerReader):
                     self.note(message.get("id"), None)
                     self._counted(message.get("usage"))
                     self.partial = believed(accounting.anthropic_messages, self._counts)
+            case "content_block_start":
+                self._open_blocks.append(chunk.get("index"))
+            case "content_block_stop":
+                self._open_blocks = [index for index in self._open_blocks if index != chunk.get("index")]
             case "content_block_delta":
                 delta = chunk.get("delta")
                 if isinstance(delta, dict):
                     self.pieces += sum(self.say(delta.get(name)) for name in _DELTAS)
             case "message_delta":
-                self._counted(chunk.get("usage"))
-                self.count(accounting.anthropic_messages, self._counts)
+                usage = chunk.get("usage")
+                self._counted(usage)
+                if _counts_output(usage):  # else what the start counted would pass for all of the output
+                    self.count(accounting.anthropic_messages, self._counts)
                 self.finished = True
+                return Event(raw, chunk=chunk)  # the last one of those that leave out message_stop
             case "message_stop":
                 self.finished = True
                 return Event(raw, chunk=chunk, done=True)
@@ -149,6 +166,11 @@ class MessagesReader(AnswerReader):
         if isinstance(usage, dict):
             self._counts |= {name: value for name, value in usage.items() if value is not None}
             self.note(None, usage.get("service_tier"))
+
+
+def _counts_output(usage: object) -> bool:
+    """Whether it counts the whole of a call, not its input alone."""
+    return isinstance(usage, dict) and usage.get("output_tokens") is not None
 
 
 def _count_messages(count: tokens.InputCount, violations: Violations, messages: object) -> None:
@@ -192,13 +214,6 @@ def _count_content(count: tokens.InputCount, content: object) -> None:
                 _count_content(count, block.get("content"))
             case _:
                 count.json(block)
-
-
-def _refuse_billed_tools(tools: object) -> None:
-    for tool in tools if isinstance(tools, list) else ():
-        name = str(tool.get("type", "")) if isinstance(tool, dict) else ""
-        if name.startswith(_BILLED_TOOLS):
-            raise ToolNotPriced(f"{name} has a price of its own, which is not known here", tool=name)
 
 
 def _texts(content: object) -> Iterator[str]:

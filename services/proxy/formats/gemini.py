@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self
 import orjson
 
 from services.kit.validation import Violations
-from services.proxy.errors import ToolNotPriced
 from services.proxy.formats import reading, tokens
 from services.proxy.formats.answer import BROKEN, AnswerReader, Event, believed
 from services.proxy.formats.request import AUDIO_COMPONENTS, IMAGE_COMPONENTS, TEXT_COMPONENTS, Request
@@ -21,14 +20,18 @@ from services.proxy.sse import data_of, event_of
 from services.proxy.upstream import Outgoing, Provider, path_segment
 from services.rating import accounting
 
-# What is named by an address or an id may fill the largest window that Gemini has.
-_WINDOW_TOKENS = 1_048_576
+# What is named by an address or an id, and what its own tools bring, may fill the largest window that Gemini has.
+_WINDOW_TOKENS = tokens.LARGEST_WINDOW_TOKENS
+# A PDF has at most 1 000 pages of 258 tokens each.
+_PDF_TOKENS = 300_000
+_READING_TOOLS = ("urlContext", "url_context", "codeExecution", "code_execution", "fileSearch", "file_search")
 _BILLED_TOOLS = {
     "googleSearch": ("googleSearch", "google_search"),
     "googleSearchRetrieval": ("googleSearchRetrieval", "google_search_retrieval"),
     "googleMaps": ("googleMaps", "google_maps"),
     "enterpriseWebSearch": ("enterpriseWebSearch", "enterprise_web_search"),
 }
+_OUTPUT_COUNTS = ("candidatesTokenCount", "thoughtsTokenCount")
 _OUTPUT_COMPONENTS = {"AUDIO": "audio_output", "IMAGE": "image_output"}
 
 
@@ -59,10 +62,13 @@ class GeminiRequest(Request):
         tools = body.get("tools")
         if tools:
             count.definitions(tools)
+            _count_reading_tools(count, tools)
         if _field(violations, body, "cachedContent", "cached_content"):
             count.file(None, _WINDOW_TOKENS)
         modalities = _field(violations, config, "responseModalities", "response_modalities")
-        tier = reading.service_tier(violations, body)
+        tier = reading.service_tier(
+            violations, {"service_tier": _field(violations, body, "serviceTier", "service_tier")}
+        )
         violations.raise_if_any()
         _refuse_billed_tools(tools)
         components = TEXT_COMPONENTS
@@ -71,7 +77,8 @@ class GeminiRequest(Request):
         if count.has_images:
             components |= IMAGE_COMPONENTS
         if isinstance(modalities, list):
-            components |= {_OUTPUT_COMPONENTS[name] for name in map(str, modalities) if name in _OUTPUT_COMPONENTS}
+            named = {str(modality).upper() for modality in modalities}
+            components |= {component for name, component in _OUTPUT_COMPONENTS.items() if name in named}
         return cls(
             body=body,
             model=model,
@@ -95,6 +102,10 @@ class GeminiRequest(Request):
         method = "streamGenerateContent?alt=sse" if self.stream else "generateContent"
         path = f"models/{path_segment(self.model)}:{method}"
         return Outgoing(self.form, path, orjson.dumps({**self.body, name: config}), self.stream, headers)
+
+    def for_model(self, raw: bytes, model: str) -> Self:
+        """See Request."""
+        return self.read(raw, model=model, stream=self.stream, as_array=self.as_array)
 
     def reader(self) -> AnswerReader:
         """See Request."""
@@ -129,18 +140,25 @@ class GeminiReader(AnswerReader):
         return event_of(orjson.dumps({"candidates": [candidate], "credits": credits_object}))
 
     def _whole(self, answer: dict[str, Any]) -> None:
-        self.count(accounting.gemini, answer.get("usageMetadata"))
         self._said(answer)
+        self._counted(answer.get("usageMetadata"))
 
     def _chunk(self, raw: bytes, chunk: dict[str, Any]) -> Event:
         ends = self._said(chunk)
         usage = chunk.get("usageMetadata")
         if ends or self.finished:
             self.finished = True
-            self.count(accounting.gemini, usage)
+            self._counted(usage)
         else:
             self.partial = believed(accounting.gemini, usage) or self.partial
-        return Event(raw, chunk=chunk if ends else None)
+        return Event(raw, chunk=chunk if self.finished else None)
+
+    def _counted(self, usage: object) -> None:
+        """Take the count of the whole; one without the output, where something was said, counts the input alone."""
+        if self.said and isinstance(usage, dict) and not any(usage.get(name) for name in _OUTPUT_COUNTS):
+            self.partial = believed(accounting.gemini, usage) or self.partial
+        else:
+            self.count(accounting.gemini, usage)
 
     def _said(self, answer: dict[str, Any]) -> bool:
         """Note the parts of an answer; whether it ends with them."""
@@ -239,7 +257,7 @@ def _count_parts(count: tokens.InputCount, violations: Violations, content: Mapp
             elif kind.startswith("audio/"):
                 count.audio(inline.get("data"))
             else:
-                count.file(inline.get("data"))
+                count.file(inline.get("data"), _PDF_TOKENS if kind == "application/pdf" else _WINDOW_TOKENS)
         elif part.get("fileData") or part.get("file_data"):
             count.file(None, _WINDOW_TOKENS)
         else:
@@ -250,4 +268,11 @@ def _refuse_billed_tools(tools: object) -> None:
     for tool in tools if isinstance(tools, list) else (tools,):
         for name, spellings in _BILLED_TOOLS.items():
             if isinstance(tool, dict) and any(spelling in tool for spelling in spellings):
-                raise ToolNotPriced(f"{name} has a price of its own, which is not known here", tool=name)
+                raise reading.not_priced(name)
+
+
+def _count_reading_tools(count: tokens.InputCount, tools: object) -> None:
+    """What pages, files and programs give to Google's own tools is read as input within the same call."""
+    for tool in tools if isinstance(tools, list) else (tools,):
+        if isinstance(tool, dict) and any(name in tool for name in _READING_TOOLS):
+            count.file(None, _WINDOW_TOKENS)

@@ -11,9 +11,8 @@ import orjson
 from services import rating
 from services.kit.validation import Violations
 from services.proxy import converse
-from services.proxy.errors import ToolNotPriced
 from services.proxy.formats import reading, tokens
-from services.proxy.formats.answer import BROKEN, AnswerReader, Event
+from services.proxy.formats.answer import BROKEN, AnswerReader, Event, believed
 from services.proxy.formats.request import AUDIO_COMPONENTS, IMAGE_COMPONENTS, TEXT_COMPONENTS, Request
 from services.proxy.sse import event_of
 from services.proxy.upstream import Outgoing, Provider
@@ -23,7 +22,21 @@ CONVERSE = "converse"
 
 _DONE = b"[DONE]"
 # What OpenAI and Bedrock bill besides the tokens.
-_BILLED_APART = ("web_search_options", "guardrailConfig", "performanceConfig")
+# What others who speak this form bill besides: searches of xAI, plug-ins of routers.
+_BILLED_APART = ("web_search_options", "guardrailConfig", "performanceConfig", "search_parameters", "plugins")
+_BILLED_TOOLS = (
+    "web_search",
+    "file_search",
+    "code_interpreter",
+    "code_execution",
+    "image_generation",
+    "x_search",
+    "live_search",
+    "browser_search",
+    "google_search",
+    "googleSearch",
+    "google_maps",
+)
 _CAP_FIELDS = ("max_completion_tokens", "max_tokens")
 _SAID = ("content", "refusal", "reasoning_content", "reasoning")
 
@@ -54,7 +67,8 @@ class ChatRequest(Request):
         violations.raise_if_any()
         for name in _BILLED_APART:
             if body.get(name) is not None:
-                raise ToolNotPriced(f"{name} has a price of its own, which is not known here", tool=name)
+                raise reading.not_priced(name)
+        reading.refuse_billed_tools(body.get("tools"), _BILLED_TOOLS)
         components = TEXT_COMPONENTS
         if count.has_audio or body.get("audio") is not None:
             components |= AUDIO_COMPONENTS
@@ -122,6 +136,8 @@ class ChatReader(AnswerReader):
     def __init__(self) -> None:
         super().__init__()
         self._head: dict[str, Any] = {}
+        self._ended: dict[int, bool] = {}  # by choice
+        self._counted_pieces = 0
 
     def credited(
         self, event: Event | None, credits_object: Mapping[str, Any], counted: Callable[[], rating.Usage]
@@ -140,7 +156,9 @@ class ChatReader(AnswerReader):
 
     def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
         """See AnswerReader."""
-        length = self._chunk_of(choices=[{"index": 0, "delta": {}, "finish_reason": "length"}])
+        open_ones = [index for index, ended in self._ended.items() if not ended]
+        ends = [{"index": index, "delta": {}, "finish_reason": "length"} for index in open_ones or [0]]
+        length = self._chunk_of(choices=ends)
         return length + self._chunk_of(choices=[], credits=credits_object) + event_of(_DONE)
 
     def broken(self, credits_object: Mapping[str, Any] | None) -> bytes:
@@ -156,25 +174,52 @@ class ChatReader(AnswerReader):
     def _other(self, raw: bytes, data: bytes) -> Event:
         if data != _DONE:
             return Event(raw)
-        self.finished = True
+        self._finish()
         return Event(raw, done=True)
 
     def _whole(self, answer: dict[str, Any]) -> None:
-        self._note(answer)
+        self._noted(answer)
+        self._counted(answer.get("usage"), last=True)
         self._said(answer.get("choices"), "message")
 
     def _chunk(self, raw: bytes, chunk: dict[str, Any]) -> Event:
-        self._note(chunk)
-        choices = chunk.get("choices")
+        self._noted(chunk)
+        choices, usage = chunk.get("choices"), chunk.get("usage")
         self.pieces += self._said(choices, "delta")
-        if isinstance(choices, list) and any(isinstance(c, dict) and c.get("finish_reason") for c in choices):
-            self.finished = True
-        return Event(raw, chunk=chunk if isinstance(chunk.get("usage"), dict) else None)
+        ended = self.finished if not choices else self._ends(choices)
+        last = ended or not choices
+        self._counted(usage, last=last)
+        self.finished = False
+        if ended:
+            self._finish()
+        return Event(raw, chunk=chunk if last and isinstance(usage, dict) else None)
 
-    def _note(self, answer: dict[str, Any]) -> None:
-        usage = answer.get("usage")
-        if isinstance(usage, dict) and usage.get("completion_tokens") is not None:  # else it counts half of the call
+    def _ends(self, choices: object) -> bool:
+        """Note which choices have ended; whether all have that have begun."""
+        for choice in choices if isinstance(choices, list) else ():
+            if not isinstance(choice, dict):
+                continue
+            index = choice.get("index")
+            index = index if isinstance(index, int) else 0
+            self._ended[index] = bool(choice.get("finish_reason")) or self._ended.get(index, False)
+        return bool(self._ended) and all(self._ended.values())
+
+    def _counted(self, usage: object, *, last: bool) -> None:
+        """Take a count. One that comes with what is said counts what came so far: the call's, where no more is said."""
+        if not isinstance(usage, dict) or usage.get("completion_tokens") is None:  # it counts half of the call
+            return
+        if last:
             self.count(accounting.openai_chat, usage)
+        else:
+            self.partial = believed(accounting.openai_chat, usage) or self.partial
+            self._counted_pieces = self.pieces
+
+    def _finish(self) -> None:
+        self.finished = True
+        if self.usage is None and self.partial is not None and self._counted_pieces == self.pieces:
+            self.usage = self.partial
+
+    def _noted(self, answer: dict[str, Any]) -> None:
         self.note(answer.get("id"), answer.get("service_tier"))
         if not self._head:
             self._head = {name: answer.get(name) for name in ("id", "created", "model")}
@@ -189,8 +234,8 @@ class ChatReader(AnswerReader):
             for name in _SAID:
                 found |= self.say(said.get(name))
             calls = said.get("tool_calls")
-            for call in calls if isinstance(calls, list) else ():
-                function = call.get("function") if isinstance(call, dict) else None
+            for call in (*(calls if isinstance(calls, list) else ()), {"function": said.get("function_call")}):
+                function = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
                 for text in function.values() if isinstance(function, dict) else ():
                     found |= self.say(text)
         return found
@@ -235,6 +280,10 @@ def _count_definitions(count: tokens.InputCount, violations: Violations, body: M
             violations.count(name, value, at_most=reading.MAX_TOOLS)
         if value:
             count.definitions(value)
+    extra = body.get("extra_body")
+    google = extra.get("google") if isinstance(extra, dict) else None
+    if isinstance(google, dict) and (google.get("cached_content") or google.get("cachedContent")):
+        count.file(None, tokens.LARGEST_WINDOW_TOKENS)
 
 
 def _count_part(count: tokens.InputCount, part: Any) -> None:

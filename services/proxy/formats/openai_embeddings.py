@@ -59,16 +59,17 @@ class EmbeddingsRequest(Request):
         return EmbeddingsReader()
 
     def texts(self) -> Iterator[str]:
-        """See Request. Of an input of tokens, one character for each stands in for them."""
+        """See Request."""
         given = self.body["input"]
-        if isinstance(given, str):
-            yield given
-            return
-        for one in given:
-            if isinstance(one, str):
-                yield one
-            else:
-                yield "\n" * (len(one) if isinstance(one, list) else 1)
+        yield from (one for one in (given if isinstance(given, list) else [given]) if isinstance(one, str))
+
+    def estimated_input(self) -> int:
+        """See Request. What is given as tokens needs no estimate."""
+        given = self.body["input"]
+        counted = 0
+        for one in given if isinstance(given, list) else ():
+            counted += len(one) if isinstance(one, list) else isinstance(one, int)
+        return counted + tokens.estimated(self.model, self.texts()) or 1
 
 
 class EmbeddingsReader(AnswerReader):

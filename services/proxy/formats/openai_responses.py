@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Self
 import orjson
 
 from services.kit.validation import Violations
-from services.proxy.errors import ToolNotPriced
 from services.proxy.formats import reading, tokens
 from services.proxy.formats.answer import BROKEN, AnswerReader, Event
 from services.proxy.formats.request import AUDIO_COMPONENTS, IMAGE_COMPONENTS, TEXT_COMPONENTS, Request
@@ -23,8 +22,17 @@ from services.proxy.upstream import Outgoing, Provider
 from services.rating import accounting
 
 _REMEMBERED = ("previous_response_id", "conversation", "prompt")
-# Tools that OpenAI runs and bills by the call, by the beginning of their type.
-_BILLED_TOOLS = ("web_search", "file_search", "code_interpreter", "image_generation", "shell")
+# Tools that OpenAI, and others who speak its form, run and bill by the call, by the beginning of their type.
+_BILLED_TOOLS = (
+    "web_search",
+    "file_search",
+    "code_interpreter",
+    "image_generation",
+    "shell",
+    "x_search",
+    "code_execution",
+    "collections_search",
+)
 _ENDS = {"response.completed", "response.incomplete", "response.failed"}
 _DELTAS = frozenset(
     {
@@ -63,11 +71,13 @@ class ResponsesRequest(Request):
         tools = body.get("tools")
         if isinstance(tools, list):
             violations.count("tools", tools, at_most=reading.MAX_TOOLS)
+            if any(isinstance(tool, dict) and tool.get("type") == "mcp" for tool in tools):
+                count.file(None)  # what its tools answer is read within the same call
         for value in (tools, body.get("text")):
             if value:
                 count.definitions(value)
         violations.raise_if_any()
-        _refuse_billed_tools(tools)
+        reading.refuse_billed_tools(tools, _BILLED_TOOLS)
         components = TEXT_COMPONENTS
         if count.has_audio:
             components |= AUDIO_COMPONENTS
@@ -163,7 +173,7 @@ class ResponsesReader(AnswerReader):
                     self.say(part.get("refusal"))
 
     def _is_failure(self, chunk: dict[str, Any]) -> bool:
-        return chunk.get("type") == "error"
+        return chunk.get("type") == "error" or super()._is_failure(chunk)
 
     def _chunk(self, raw: bytes, chunk: dict[str, Any]) -> Event:
         kind = chunk.get("type")
@@ -220,6 +230,8 @@ def _count_item(count: tokens.InputCount, item: Mapping[str, Any]) -> None:
     if item.get("type") == "item_reference":
         count.file(None)
     content = item.get("content", item.get("output"))
+    if isinstance(content, dict):  # what a computer's screen shows
+        content = [content]
     if isinstance(content, str):
         count.text(content)
     for part in content if isinstance(content, list) else ():
@@ -231,16 +243,9 @@ def _count_item(count: tokens.InputCount, item: Mapping[str, Any]) -> None:
             case "input_audio":
                 audio = part.get("input_audio")
                 count.audio(audio.get("data") if isinstance(audio, dict) else None)
-            case "input_file":
+            case "input_file" | "file":
                 count.file(part.get("file_data"))
             case _:
                 count.json(part)
     if content is None:
         count.json(item)
-
-
-def _refuse_billed_tools(tools: object) -> None:
-    for tool in tools if isinstance(tools, list) else ():
-        name = str(tool.get("type", "")) if isinstance(tool, dict) else ""
-        if name.startswith(_BILLED_TOOLS):
-            raise ToolNotPriced(f"{name} has a price of its own, which is not known here", tool=name)

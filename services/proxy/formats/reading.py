@@ -9,6 +9,7 @@ import orjson
 
 from services import rating
 from services.kit.validation import Violations
+from services.proxy.errors import ToolNotPriced
 
 MAX_MODEL_CHARS = 200
 MAX_CAP = 2**31 - 1
@@ -91,6 +92,19 @@ def mapping(violations: Violations, body: Mapping[str, Any], name: str, *, at: s
         violations.add(at + name, "must be an object")
         return {}
     return value
+
+
+def refuse_billed_tools(tools: object, billed: tuple[str, ...]) -> None:
+    """Raise ToolNotPriced for a tool that the provider runs and bills by itself; `billed` begin the types of those."""
+    for tool in tools if isinstance(tools, list) else (tools,):
+        name = str(tool.get("type", "")) if isinstance(tool, dict) else ""
+        if name.startswith(billed):
+            raise not_priced(name)
+
+
+def not_priced(name: str) -> ToolNotPriced:
+    """The refusal of something that has a price besides the tokens."""
+    return ToolNotPriced(f"{name} has a price of its own, which is not known here", tool=name)
 
 
 def service_tier(violations: Violations, body: Mapping[str, Any]) -> str:

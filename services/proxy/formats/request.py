@@ -64,6 +64,10 @@ class Request(ABC):
     def texts(self) -> Iterable[str]:
         """All that the model is given to read, for an estimate where the provider does not count."""
 
+    def for_model(self, raw: bytes, model: str) -> Self:
+        """The same request, read from its body once more, to another model. Raises InvalidArgument."""
+        return self.read(raw, model=model, stream=self.stream)
+
     def forms(self) -> frozenset[str]:
         """The forms in which a provider can be asked for this."""
         return frozenset((self.form,))

@@ -40,6 +40,7 @@ _AUDIO_CHARS_PER_TOKEN = 32
 # A file, or whatever is named and not brought along, may fill the model's window: what it says can be told only by who
 # opens it, and a page of a PDF is an image besides its text.
 WINDOW_TOKENS = 200_000
+LARGEST_WINDOW_TOKENS = 1_048_576  # Gemini's
 _FILE_CHARS_PER_GUESS = 16
 
 # Models that have the older of OpenAI's two public tokenizers.
