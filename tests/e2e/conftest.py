@@ -1,5 +1,6 @@
 """Owns the whole suite as its tests see it: brought up as a person would, in a folder with a space in its name."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -27,11 +28,12 @@ _numbers = itertools.count(1)
 class Suite:
     """A running suite: its addresses and keys, and short forms of what tests do most."""
 
-    def __init__(self, home):
+    def __init__(self, home, **settings):
         self.home = home
-        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("TOLLKEEPER_")} | {
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("TOLLKEEPER_")} | {
             "TOLLKEEPER_HOME": str(home),
             "TOLLKEEPER_GATEWAY_PORT": str(free_port()),
+            **settings,
         }
 
     def command(self, *words):
@@ -39,7 +41,7 @@ class Suite:
         done = subprocess.run(
             [sys.executable, "-m", "deploy.local", *words],
             cwd=REPOSITORY,
-            env=self._environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=UP_SECONDS,
@@ -121,18 +123,32 @@ class Suite:
         return f"{url}/tollkeeper_{service}"
 
 
-@pytest.fixture(scope="session")
-def suite():
-    """A suite of the test session's own."""
+@contextlib.contextmanager
+def running(**settings):
+    """A suite in a folder of its own, its services given these settings besides, as environment variables."""
     folder = Path(tempfile.mkdtemp(prefix="tollkeeper e2e-"))
     folder.chmod(0o711)
-    suite = Suite(folder / "home")
+    suite = Suite(folder / "home", **settings)
     try:
         suite.up()
         yield suite
     finally:
         suite.command("down")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def suite():
+    """A suite of the test session's own."""
+    with running() as suite:
+        yield suite
+
+
+@pytest.fixture(scope="module")
+def own_suite():
+    """`own_suite(**settings)`: a suite of one module's own, set as it needs it."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running(**settings))
 
 
 @pytest.fixture
