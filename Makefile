@@ -82,6 +82,9 @@ bench-pricing: $(READY) ## a cost in process and over gRPC
 bench-gateway: $(READY) ## model calls through all of it beside a bare Envoy; ARGS=--quick, --memory, --profile
 	@$(PY) -m tests.bench.gateway $(ARGS)
 
+bench-subscriptions: $(READY) ## webhooks taken in, usage metered, quotas checked; ARGS=--quick
+	@$(PY) -m tests.bench.subscriptions $(ARGS)
+
 # Up to date until the requirements change. The last step makes `services` and `tollkeeper` importable from here.
 $(READY): pyproject.toml $(wildcard requirements.lock)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, {sys.executable} is {sys.version}")'

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
 from tollkeeper.ledger.v1 import resources_pb2 as ledger_resources_pb
 from tollkeeper.ledger.v1.ledger_service_pb2_grpc import AccountServiceStub, JournalServiceStub
@@ -18,6 +17,7 @@ from tollkeeper.subscriptions.v1 import operator_service_pb2 as customers_pb
 from tollkeeper.subscriptions.v1.operator_service_pb2_grpc import CustomerServiceStub
 
 from services.kit.errors import RemoteError
+from services.kit.times import timestamp
 from services.pricing.errors import AccountNotFound
 from services.pricing.margins import AccountMonth, Credit, Customer, Month
 from services.pricing.repricing import BookedCall
@@ -50,9 +50,7 @@ class LedgerClient:
 
     def calls(self, account_id: str, start: datetime, end: datetime) -> Iterator[list[BookedCall]]:
         """An account's calls booked in `[start, end)`, page by page. Raises AccountNotFound."""
-        request = ledger_pb.ListUsageRequest(
-            account_id=account_id, from_time=_timestamp(start), to_time=_timestamp(end)
-        )
+        request = ledger_pb.ListUsageRequest(account_id=account_id, from_time=timestamp(start), to_time=timestamp(end))
         try:
             for page in _pages(self._journal.ListUsage, request):
                 yield [booked_call(record) for record in page.records]
@@ -63,10 +61,12 @@ class LedgerClient:
 
     def month_of(self, account_id: str, month: Month) -> AccountMonth:
         """An account's month; an empty one where the ledger does not know the account yet."""
-        start, end = _timestamp(month.start), _timestamp(month.end)
+        start, end = month.start, month.end
         try:
             summed = self._journal.SummarizeUsage(
-                ledger_pb.SummarizeUsageRequest(account_id=account_id, from_time=start, to_time=end)
+                ledger_pb.SummarizeUsageRequest(
+                    account_id=account_id, from_time=timestamp(start), to_time=timestamp(end)
+                )
             )
             return AccountMonth(
                 grants=self._credits(account_id, _GRANT, start, end),
@@ -78,8 +78,10 @@ class LedgerClient:
                 return AccountMonth((), (), 0)
             raise
 
-    def _credits(self, account_id: str, kind: str, start: Timestamp, end: Timestamp) -> tuple[Credit, ...]:
-        request = ledger_pb.ListTransactionsRequest(account_id=account_id, type=kind, from_time=start, to_time=end)
+    def _credits(self, account_id: str, kind: str, start: datetime, end: datetime) -> tuple[Credit, ...]:
+        request = ledger_pb.ListTransactionsRequest(
+            account_id=account_id, type=kind, from_time=timestamp(start), to_time=timestamp(end)
+        )
         return tuple(
             Credit(transaction.amount_nanos, transaction.refunded_nanos)
             for page in _pages(self._journal.ListTransactions, request)
@@ -147,9 +149,3 @@ def _pages(call: Any, request: Any) -> Iterator[Any]:
 
 def _is_not_found(error: grpc.RpcError) -> bool:
     return RemoteError.from_rpc(error).code is grpc.StatusCode.NOT_FOUND
-
-
-def _timestamp(moment: datetime) -> Timestamp:
-    made = Timestamp()
-    made.FromDatetime(moment)
-    return made

@@ -9,6 +9,7 @@ from tollkeeper.pricing.v1 import pricing_service_pb2 as pb
 from tollkeeper.pricing.v1 import resources_pb2
 
 from services.kit.paging import page_position, page_token
+from services.kit.times import moment_of
 from services.kit.validation import Violations
 from services.pricing import wire
 from services.pricing.override_service import OverrideService
@@ -84,9 +85,9 @@ def _override(v: Violations, message: resources_pb2.PriceOverride) -> tuple[Over
     v.count(f"{at}rates", message.rates, at_most=_MAX_RATES_READ)
     effective_from = until = None
     if message.HasField("effective_from"):
-        effective_from = wire.moment(v, f"{at}effective_from", message.effective_from)
+        effective_from = moment_of(v, f"{at}effective_from", message.effective_from)
     if message.HasField("effective_until"):
-        until = wire.moment(v, f"{at}effective_until", message.effective_until)
+        until = moment_of(v, f"{at}effective_until", message.effective_until)
     override = Override(
         account_id=account_id,
         provider=provider,

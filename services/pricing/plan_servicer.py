@@ -10,6 +10,7 @@ from tollkeeper.pricing.v1 import plan_service_pb2 as pb
 from tollkeeper.pricing.v1 import plan_service_pb2_grpc, resources_pb2
 
 from services.kit.paging import page_position, page_token
+from services.kit.times import moment_of
 from services.kit.validation import MAX_IDENTIFIER_CHARS, Violations
 from services.pricing import economics, wire
 from services.pricing.economics import DEFAULT_MARGIN_BASIS_POINTS, CycleUse
@@ -161,9 +162,9 @@ class PlanServicer(plan_service_pb2_grpc.PlanServiceServicer):
         )
         v.present("cycle_start", given=request.HasField("cycle_start"))
         v.present("cycle_end", given=request.HasField("cycle_end"))
-        start = wire.moment(v, "cycle_start", request.cycle_start)
-        end = wire.moment(v, "cycle_end", request.cycle_end)
-        at = wire.moment(v, "at", request.at) if request.HasField("at") else datetime.now(UTC)
+        start = moment_of(v, "cycle_start", request.cycle_start)
+        end = moment_of(v, "cycle_end", request.cycle_end)
+        at = moment_of(v, "at", request.at) if request.HasField("at") else datetime.now(UTC)
         v.raise_if_any()
         if end <= start:
             v.add("cycle_end", "must be after cycle_start")

@@ -14,6 +14,7 @@ from tollkeeper.pricing.v1 import pricing_service_pb2_grpc, resources_pb2
 from services.kit.errors import DETAILS_KEY, ServiceError, wire_form
 from services.kit.identity import current_identity
 from services.kit.paging import page_position, page_token
+from services.kit.times import moment_of
 from services.kit.validation import Violations
 from services.pricing import wire
 from services.pricing.costing import Call, Costing, Counts
@@ -83,7 +84,7 @@ class PricingServicer(OverrideRpcs, pricing_service_pb2_grpc.PricingServiceServi
         v = Violations()
         _check_model(v, request.provider, request.model)
         v.identifier("account_id", request.account_id)
-        at = wire.moment(v, "at", request.at) if request.HasField("at") else None
+        at = moment_of(v, "at", request.at) if request.HasField("at") else None
         v.raise_if_any()
         call = Call(request.provider, request.model, at=at, account_id=request.account_id)
         return wire.price_to_proto(self._service.costing().price_of(call))
@@ -94,7 +95,7 @@ class PricingServicer(OverrideRpcs, pricing_service_pb2_grpc.PricingServiceServi
         v.identifier("provider", request.provider, required=False)
         v.text("model_prefix", request.model_prefix, max_length=MAX_MODEL_CHARS)
         size = v.page_size("page_size", request.page_size, default=100)
-        asked = wire.moment(v, "at", request.at) if request.HasField("at") else None
+        asked = moment_of(v, "at", request.at) if request.HasField("at") else None
         after = page_position(v, request, str, str, datetime)
         at = asked or (after[2] if after else datetime.now(UTC))
         v.raise_if_any()
@@ -141,8 +142,8 @@ class PricingServicer(OverrideRpcs, pricing_service_pb2_grpc.PricingServiceServi
         v.identifier("account_id", request.account_id, required=False)
         v.present("from_time", given=request.HasField("from_time"))
         v.present("to_time", given=request.HasField("to_time"))
-        start = wire.moment(v, "from_time", request.from_time)
-        end = wire.moment(v, "to_time", request.to_time)
+        start = moment_of(v, "from_time", request.from_time)
+        end = moment_of(v, "to_time", request.to_time)
         v.positive("price_version", request.price_version)
         v.raise_if_any()
         if start >= end or end - start > MAX_PERIOD:
@@ -201,7 +202,7 @@ def _call(v: Violations, request: Any) -> Call:
     if isinstance(request, pb.CalculateCostRequest):
         price_version = v.non_negative("price_version", request.price_version)
         if request.HasField("at"):
-            at = wire.moment(v, "at", request.at)
+            at = moment_of(v, "at", request.at)
     v.raise_if_any()
     return Call(request.provider, request.model, service_tier, multiplier, at, price_version, request.account_id)
 
@@ -234,7 +235,7 @@ def _publication(request: pb.PublishPricesRequest) -> Publication:
         prices.append(_price(v, price, f"prices[{number}]"))
     effective_from = None
     if request.HasField("effective_from"):
-        effective_from = wire.moment(v, "effective_from", request.effective_from)
+        effective_from = moment_of(v, "effective_from", request.effective_from)
     v.raise_if_any()
     return Publication(
         prices=tuple(price for price in prices if price is not None),

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import fields
-from datetime import UTC, datetime
 from typing import Any
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.pricing.v1 import plan_service_pb2, pricing_service_pb2, resources_pb2
 
 from services.kit import replays
 from services.kit.identity import current_identity
-from services.kit.validation import Violations
+from services.kit.times import timestamp
 from services.pricing.costing import Estimate
 from services.pricing.economics import OverageLine, Tier
 from services.pricing.errors import CostTooLarge
@@ -30,22 +28,6 @@ _PLAN_FIELDS = tuple(field.name for field in fields(Plan) if field.name not in {
 
 # `kind` is among them so that it may be named as it is; a change of it is refused by the service.
 CHANGEABLE_PLAN_FIELDS = frozenset((*_PLAN_FIELDS, "metrics")) - {"plan_id", "version"}
-
-
-def moment(violations: Violations, field: str, value: Timestamp) -> datetime:
-    """A timestamp as a moment in UTC; one that no calendar has is noted in `violations`."""
-    try:
-        return value.ToDatetime(UTC)
-    except (ValueError, OverflowError):
-        violations.add(field, "must be a moment from the year 1 to 9999")
-        return datetime.now(UTC)
-
-
-def timestamp(value: datetime) -> Timestamp:
-    """A moment's message."""
-    made = Timestamp()
-    made.FromDatetime(value)
-    return made
 
 
 def asked(operation: str, request: Any) -> Asked:
@@ -77,7 +59,7 @@ def override_to_proto(override: Override) -> resources_pb2.PriceOverride:
         multiplier_millionths=override.multiplier_millionths,
         version=override.version,
         effective_from=timestamp(override.effective_from),
-        effective_until=None if until is None else timestamp(until),
+        effective_until=timestamp(until),
     )
 
 

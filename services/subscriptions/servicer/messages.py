@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from decimal import Decimal
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.subscriptions.v1 import billing_service_pb2 as billing_pb
 from tollkeeper.subscriptions.v1 import credits_service_pb2 as credits_pb
 from tollkeeper.subscriptions.v1 import resources_pb2 as pb
 
 from services.kit import amounts
 from services.kit.amounts import NANOS_PER_USD
+from services.kit.times import timestamp
 from services.subscriptions.model.account import Account
 from services.subscriptions.model.credits import BillingView, CreditsView, MonthUse, OverageView, RecommendationView
 from services.subscriptions.model.plan import (
@@ -22,12 +22,6 @@ from services.subscriptions.model.plan import (
 )
 
 _THOUSANDS_PER_MILLION = 1000
-
-
-def _timestamp(moment: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
 
 
 def _usd(nanos: int) -> float:
@@ -48,9 +42,9 @@ def customer_account(account: Account, now: datetime) -> pb.CustomerAccount:
         plan_version=account.plan_version,
         status=account.status,
         provisioned=account.provisioned,
-        created_at=_timestamp(account.created_at),
-        cycle_start=_timestamp(cycle.start),
-        cycle_end=_timestamp(cycle.end),
+        created_at=timestamp(account.created_at),
+        cycle_start=timestamp(cycle.start),
+        cycle_end=timestamp(cycle.end),
         email=account.email,
     )
 
@@ -90,7 +84,7 @@ def credits_balance(view: CreditsView) -> credits_pb.CreditsBalance:
         monthly_tokens_used=view.use.tokens,
         monthly_requests_used=view.use.requests,
         percent_used=float(view.percent_used),
-        cycle_end=_timestamp(view.balance.cycle_end),
+        cycle_end=timestamp(view.balance.cycle_end),
         account_id=view.account.account_id,
     )
 
@@ -140,7 +134,7 @@ def overage(view: OverageView) -> credits_pb.Overage:
         overage_tokens=view.quote.overage_tokens,
         overage_cost=_usd(view.quote.cost_nanos),
         overage_cost_nanos=view.quote.cost_nanos,
-        cycle_end=_timestamp(view.cycle_end),
+        cycle_end=timestamp(view.cycle_end),
     )
 
 

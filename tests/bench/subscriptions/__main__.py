@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from deploy.local.process import StartFailedError
-from tests.bench.subscriptions import metering
+from tests.bench.subscriptions import metering, webhooks
 from tests.bench.subscriptions.served import served
 from tests.bench.support.servers import BenchFailedError
 from tests.bench.support.tables import console, table
@@ -28,7 +28,10 @@ def main() -> int:
             folder = Path(name)
             folder.chmod(0o711)  # under root, Postgres runs as another user, who has to pass through
             with served(folder) as instance:
-                found = {"metering": metering.measure(metering.QUICK if quick else metering.DEFAULT, instance)}
+                found = {
+                    "webhooks": webhooks.measure(webhooks.QUICK if quick else webhooks.DEFAULT, instance),
+                    "metering": metering.measure(metering.QUICK if quick else metering.DEFAULT, instance),
+                }
     except (BenchFailedError, StartFailedError) as failure:
         sys.stderr.write(f"the bench failed: {failure}\n")
         return 1

@@ -21,6 +21,8 @@ from tests.bench.support.servers import durable_postgres, finished, listening, p
 _MIGRATE_SECONDS = 60.0
 _CALL_SECONDS = 60.0
 _TOKEN_SECONDS = 3600
+# Signs the events of a bench, made anew for each run.
+WEBHOOK_SECRET = f"whsec_{secrets.token_hex(16)}"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def served(folder: Path, *, with_redis: bool = True) -> Iterator[Served]:
         common |= {
             "TOLLKEEPER_SUBSCRIPTIONS_DELIVER_IN_SERVE": "false",
             "TOLLKEEPER_SUBSCRIPTIONS_INLINE_DELIVERY_SECONDS": "0",
+            "TOLLKEEPER_SUBSCRIPTIONS_STRIPE_WEBHOOK_SECRETS": WEBHOOK_SECRET,
         }
         port = 0
         for name in ("pricing", "subscriptions"):

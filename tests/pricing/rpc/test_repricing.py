@@ -201,11 +201,13 @@ def test_bad_request_is_refused_by_field(admin, refused, request_, fields):
 
 
 def test_period_at_the_end_of_time_is_no_fault_of_ours(admin, refused):
-    late = Timestamp()
-    late.FromDatetime(datetime(9999, 12, 30, tzinfo=UTC))
-    later = Timestamp()
-    later.FromDatetime(datetime(9999, 12, 31, tzinfo=UTC))
+    late, later, latest = Timestamp(), Timestamp(), Timestamp()
+    late.FromDatetime(datetime(9998, 12, 30, tzinfo=UTC))
+    later.FromDatetime(datetime(9998, 12, 31, tzinfo=UTC))
+    latest.FromDatetime(datetime(9999, 12, 31, tzinfo=UTC))
     assert admin.prices.Reprice(asking(1, start=late, end=later)).cost_nanos == 0
+    error = refused(admin.prices.Reprice, asking(1, start=late, end=latest))
+    assert (error.code, [v.field for v in error.violations]) == (grpc.StatusCode.INVALID_ARGUMENT, ["to_time"])
 
 
 def test_deadline_ends_it(admin, ledger, refused):
