@@ -1,0 +1,1 @@
+"""Owns the text of each reference page that follows from the code; `docs.reference` writes them."""
