@@ -1,4 +1,4 @@
-"""Owns what is known about the call being served: request id, method, caller and deadline, in one context variable."""
+"""Owns what is known about the call being served: request id, method, caller, deadline, in one context variable."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from services.kit.identity import Identity
 
 REQUEST_ID_KEY = "x-request-id"
@@ -19,7 +21,7 @@ class Call:
     `deadline` is in seconds of `time.monotonic()`, None where there is none.
     """
 
-    __slots__ = ("deadline", "finished", "identity", "method", "request_id", "started")
+    __slots__ = ("deadline", "finished", "identity", "method", "request_id", "span", "started")
 
     def __init__(self, method: str, request_id: str, identity: Identity) -> None:
         self.method = method
@@ -28,6 +30,7 @@ class Call:
         self.started = time.monotonic()
         self.deadline: float | None = None
         self.finished = False
+        self.span: Span | None = None
 
 
 CURRENT: ContextVar[Call | None] = ContextVar("tollkeeper_call", default=None)

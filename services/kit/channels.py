@@ -1,7 +1,7 @@
 """Owns channels to other services: retries, load balancing, keepalive, and what every call carries along.
 
-Each call gets the service token and the request id of the call being served. A unary call that names no timeout gets
-the channel's, or what is left of the deadline of the call being served where that is less.
+Each call gets the service token, and the request id and trace of the call being served. A unary call that names no
+timeout gets the channel's, or what is left of the deadline of the call being served where that is less.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from services.kit.call import REQUEST_ID_KEY, current_request_id, remaining_seco
 from services.kit.identity import AUTHORIZATION_KEY
 from services.kit.logs import get_logger
 from services.kit.settings import ServiceSettings
+from services.kit.tracing import TRACEPARENT_KEY, traceparent
 
 _log = get_logger(__name__)
 
@@ -109,6 +110,8 @@ class _Caller:
             metadata.append((AUTHORIZATION_KEY, f"Bearer {token}"))
         if REQUEST_ID_KEY not in named and (request_id := current_request_id()):
             metadata.append((REQUEST_ID_KEY, request_id))
+        if TRACEPARENT_KEY not in named and (trace := traceparent()):
+            metadata.append((TRACEPARENT_KEY, trace))
         arguments["metadata"] = tuple(metadata)
         if arguments.get("timeout") is None and self._timeout_seconds is not None:
             left = remaining_seconds()

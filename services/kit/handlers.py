@@ -36,6 +36,7 @@ from services.kit.refusals import (
     Overloaded,
     as_refusal,
 )
+from services.kit.tracing import end_span, rpc_span
 
 _log = get_logger(__name__)
 
@@ -113,6 +114,7 @@ class Rpc:
         if not isinstance(request_id, str) or not _SANE_REQUEST_ID.fullmatch(request_id):
             request_id = new_request_id()
         call = Call(self.rule.path, request_id, ANONYMOUS)
+        call.span = rpc_span(self.rule.path, metadata, request_id)
         timeout = None
         left = context.time_remaining()
         if left is None or left > _NO_DEADLINE_SECONDS:
@@ -173,6 +175,8 @@ class Rpc:
         """Close the call's record and count it."""
         call.finished = True
         self._metrics.ended(time.monotonic() - call.started, code, reason)
+        if call.span is not None:
+            end_span(call.span, code, reason)
 
 
 def _trailing(context: Any, call: Call) -> tuple[tuple[str, str | bytes], ...]:

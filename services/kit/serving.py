@@ -32,6 +32,7 @@ from services.kit.identity import Authenticator, Identity, Role, TokenAuthentica
 from services.kit.logs import get_logger
 from services.kit.metrics import observe_running, serve_metrics
 from services.kit.settings import ServiceSettings
+from services.kit.tracing import start_tracing
 
 _log = get_logger(__name__)
 
@@ -126,6 +127,7 @@ class _Server:
         self._start_hooks: list[Hook] = []
         self._stop_hooks: list[Hook] = []
         self._stop_metrics: Callable[[], None] | None = None
+        self._stop_tracing: Callable[[], None] | None = None
 
     def register(
         self,
@@ -190,11 +192,15 @@ class _Server:
         server.add_generic_rpc_handlers((_Routes(self._services | transport.services),))
 
     def _started(self) -> None:
+        self._stop_tracing = start_tracing(self.settings)
         if self.settings.metrics_listen:
             self._stop_metrics = serve_metrics(self.settings.metrics_listen)
         observe_running(self.settings.service, lambda: self._gate.running)
 
     def _stopped(self) -> None:
+        if self._stop_tracing is not None:
+            self._stop_tracing()
+            self._stop_tracing = None
         if self._stop_metrics is not None:
             self._stop_metrics()
             self._stop_metrics = None
