@@ -38,6 +38,8 @@ _BATCH_SIZE = Histogram(
 _QUEUE_WAIT = Histogram("tollkeeper_ledger_queue_wait_seconds", "How long a unit waited for its batch to begin.")
 _LOAD = Histogram("tollkeeper_ledger_load_seconds", "Locking a batch's accounts and reading what it needs.")
 _COMMIT = Histogram("tollkeeper_ledger_commit_seconds", "Writing a batch and committing it.")
+# For graphs: Prometheus adds in floats. The journal is what is billed by.
+_SPENT = Counter("tollkeeper_ledger_spent_nanos_total", "What was spent, without what was given back.")
 _REFUSED = Counter("tollkeeper_ledger_refused_total", "Operations refused.", ("reason",))
 
 # A database that restarts is back within seconds; callers give up after that.
@@ -345,6 +347,7 @@ class GroupCommit:
         results = [batch.run(call.groups[at]) for call, places in parts for at in places]
         if batch.changes:
             await write(connection, batch.changes, line.slot)
+            _SPENT.inc(sum(entry.spent for entry in batch.changes.entries if entry.spent > 0))
         else:
             await connection.execute("ROLLBACK")
         _BATCH_SIZE.observe(len(operations))

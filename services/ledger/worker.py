@@ -42,6 +42,7 @@ _LEAST_REST_SECONDS = 0.02
 _LAG = Gauge("tollkeeper_ledger_due_lag_seconds", "How long the account that is due longest has been so; 0: none is.")
 _AHEAD = Gauge("tollkeeper_ledger_months_ahead", "Months after this one whose partitions are there.")
 _DEFAULTS = Gauge("tollkeeper_ledger_default_partitions_in_use", "Tables with rows in their default partition.")
+_HOLDS = Gauge("tollkeeper_ledger_holds_open", "Holds that are neither settled nor released nor lapsed.")
 _FORGOTTEN = Counter("tollkeeper_ledger_forgotten_total", "Rows that were kept long enough.", ("what",))
 
 Job = Callable[[], Awaitable[None]]
@@ -75,6 +76,7 @@ async def report(settings: LedgerSettings) -> None:
     _LAG.set(found.due_lag_seconds)
     _AHEAD.set(found.months_ahead)
     _DEFAULTS.set(found.defaults_in_use)
+    _HOLDS.set(found.holds_open)
 
 
 async def forget(settings: LedgerSettings, stop: asyncio.Event) -> None:

@@ -14,6 +14,8 @@ from services.ledger.store.partitions import PARTITIONED, Connection, month_name
 _LAG = """
     SELECT extract(epoch FROM clock_timestamp() - min(next_event_at))::float8 FROM accounts WHERE next_event_at <= now()
 """
+# Reads the index holds_open, which has no others.
+_HOLDS = "SELECT count(*) FROM holds WHERE status = 'open'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Health:
     months_ahead: int
     # Tables with rows in their default partition.
     defaults_in_use: int
+    holds_open: int
 
 
 async def health(connection: Connection) -> Health:
@@ -45,4 +48,4 @@ async def health(connection: Connection) -> Health:
     for table in PARTITIONED:
         query = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(f"{table}_default"))
         used += bool(await one(connection, query))
-    return Health(max(0.0, lag or 0.0), ahead, used)
+    return Health(max(0.0, lag or 0.0), ahead, used, await one(connection, _HOLDS))

@@ -211,6 +211,15 @@ def gauge(name):
     return REGISTRY.get_sample_value(f"tollkeeper_ledger_{name}")
 
 
+async def test_holds_under_way_and_what_was_spent_are_told(commits, ledger_settings):
+    spent = gauge("spent_nanos_total")
+    for operation in (opened(), credit(100, "c1"), hold(10, "h1"), hold(10, "h2"), settle(7, "h1")):
+        await commits.submit([[operation]])
+    await report(ledger_settings)
+    assert gauge("holds_open") == 1
+    assert gauge("spent_nanos_total") - spent == 7
+
+
 async def test_worker_reports_what_is_overdue_and_what_is_missing(connection, commits, ledger_settings):
     await report(ledger_settings)
     assert (gauge("due_lag_seconds"), gauge("months_ahead"), gauge("default_partitions_in_use")) == (0, 3, 0)
