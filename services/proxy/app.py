@@ -35,6 +35,7 @@ from services.proxy.keys.service import Keys
 from services.proxy.keys.servicer import KeyServicer
 from services.proxy.keys.store import KeyStore
 from services.proxy.ledger import Ledger
+from services.proxy.oidc import OidcVerifier
 from services.proxy.outbox import OutboxStore, Settlements
 from services.proxy.rates import RateLimits
 from services.proxy.settings import ProxySettings
@@ -100,7 +101,7 @@ async def serve(settings: ProxySettings) -> AioServer:
     )
     server.register(
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server,
-        AuthorizationServicer(known, identity_tokens),
+        AuthorizationServicer(known, identity_tokens, OidcVerifier(settings) if settings.oidc_issuer else None),
         access_overrides={CHECK: Role.PUBLIC},
     )
 

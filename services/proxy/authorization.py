@@ -1,6 +1,7 @@
 """Owns the gateway's question whether an HTTP request may pass: `envoy.service.auth.v3.Authorization`.
 
-The answer to a known key is a short-lived identity token in `x-tollkeeper-identity`; the key itself goes no further.
+The answer to a known key, or to a token of the identity provider that is configured, is a short-lived identity token in
+`x-tollkeeper-identity`; the credential itself goes no further.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from envoy.type.v3 import http_status_pb2  # type: ignore[import-untyped]
 from google.rpc import code_pb2, status_pb2  # type: ignore[import-untyped]
 
 from services.kit.errors import Kind, ServiceError
-from services.kit.identity import IDENTITY_KEY, TokenSigner
+from services.kit.identity import IDENTITY_KEY, Identity, TokenSigner
 from services.kit.refusals import CredentialMissing
 from services.proxy.clock import utc_now
 from services.proxy.keys.credentials import CREDENTIAL_HEADERS, KnownKeys, credential
 from services.proxy.keys.model import Key, identity_of
+from services.proxy.oidc import OidcVerifier, looks_like_a_token
 
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 
@@ -31,36 +33,37 @@ _MAX_TOKENS = 50_000
 
 
 class IdentityTokens:
-    """Identity tokens of keys: signed once (a signature is dear), then given out again while they are fresh."""
+    """Identity tokens of credentials: signed once (a signature is dear), then given out again while they are fresh."""
 
     def __init__(self, signer: TokenSigner, *, ttl_seconds: int) -> None:
         self._signer = signer
         self._ttl_seconds = ttl_seconds
         self._signed: dict[str, tuple[str, float, datetime | None]] = {}
 
-    def of(self, key: Key) -> str:
-        """A token that says who holds the key; it never outlives the key's own expiry."""
-        found = self._signed.get(key.key_id)
+    def of(self, name: str, identity: Identity, expires_at: datetime | None) -> str:
+        """A token that says who holds the credential of this name; it never outlives the credential."""
+        found = self._signed.get(name)
         # A key's end may come nearer, by rotation.
-        if found is not None and time.monotonic() < found[1] and found[2] == key.expires_at:
+        if found is not None and time.monotonic() < found[1] and found[2] == expires_at:
             return found[0]
         ttl = float(self._ttl_seconds)
-        if key.expires_at is not None:
-            ttl = min(ttl, (key.expires_at - utc_now()).total_seconds())
-        token = self._signer.sign(identity_of(key), ttl)
-        self._signed.pop(key.key_id, None)
+        if expires_at is not None:
+            ttl = min(ttl, (expires_at - utc_now()).total_seconds())
+        token = self._signer.sign(identity, ttl)
+        self._signed.pop(name, None)
         while len(self._signed) >= _MAX_TOKENS:
             del self._signed[next(iter(self._signed))]
-        self._signed[key.key_id] = (token, time.monotonic() + ttl * _FRESH_SHARE, key.expires_at)
+        self._signed[name] = (token, time.monotonic() + ttl * _FRESH_SHARE, expires_at)
         return token
 
 
 class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
     """Authorization."""
 
-    def __init__(self, known: KnownKeys, tokens: IdentityTokens) -> None:
+    def __init__(self, known: KnownKeys, tokens: IdentityTokens, oidc: OidcVerifier | None = None) -> None:
         self._known = known
         self._tokens = tokens
+        self._oidc = oidc
 
     async def Check(self, request: pb.CheckRequest, _context: Any) -> pb.CheckResponse:  # noqa: N802
         """Whether the request may pass. A refused credential is a denial; a database that is away is an error."""
@@ -68,14 +71,20 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):  # ty
             secret = credential(request.attributes.request.http.headers)
             if secret is None:
                 raise CredentialMissing("this call needs an API key")
-            key = self._known.usable(secret)
-            if not isinstance(key, Key):
-                key = await key
+            return _allowed(await self._token_of(secret))
         except ServiceError as refusal:
             if refusal.kind is not Kind.UNAUTHENTICATED:
                 raise
             return _denied(refusal)
-        return _allowed(self._tokens.of(key))
+
+    async def _token_of(self, secret: str) -> str:
+        if self._oidc is not None and looks_like_a_token(secret):
+            verdict = await self._oidc.verified(secret)
+            return self._tokens.of(verdict.name, verdict.identity, verdict.expires_at)
+        key = self._known.usable(secret)
+        if not isinstance(key, Key):
+            key = await key
+        return self._tokens.of(key.key_id, identity_of(key), key.expires_at)
 
 
 def _allowed(token: str) -> pb.CheckResponse:

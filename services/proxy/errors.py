@@ -5,6 +5,7 @@ ProxyError (domain "tollkeeper.proxy")
 ├── ApiKeyInvalid              API_KEY_INVALID               401  no such key
 ├── ApiKeyRevoked              API_KEY_REVOKED               401
 ├── ApiKeyExpired              API_KEY_EXPIRED               401
+├── IdentityProviderUnavailable IDENTITY_PROVIDER_UNAVAILABLE 503 of callers with an OpenID Connect token
 ├── KeyTypeNotAllowed          KEY_TYPE_NOT_ALLOWED          403  an admin key calling a model
 ├── KeyNotFound                KEY_NOT_FOUND                 404
 ├── KeyNotActive               KEY_NOT_ACTIVE                400  it was revoked or has expired
@@ -45,6 +46,14 @@ class ProxyError(ServiceError):
     """A refusal of the proxy."""
 
     domain = "tollkeeper.proxy"
+
+
+class IdentityProviderUnavailable(ProxyError):
+    """The keys of the identity provider that is configured could not be fetched."""
+
+    kind = Kind.UNAVAILABLE
+    reason = "IDENTITY_PROVIDER_UNAVAILABLE"
+    advice = "Retry; callers with API keys are not concerned."
 
 
 class ApiKeyInvalid(ProxyError):

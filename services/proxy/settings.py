@@ -25,6 +25,13 @@ class ProxySettings(ServiceSettings):
     )
     identity_ttl_seconds: int = Field(default=60, ge=5, le=60, description="lifetime of an identity token")
 
+    oidc_issuer: str = Field(default="", description="issuer whose tokens open /api/*, as they name it; empty for none")
+    oidc_jwks_url: str = Field(default="", description="https address of its public keys")
+    oidc_audience: str = Field(default="tollkeeper", description="audience that its tokens for us name")
+    oidc_account_claim: str = Field(default="tollkeeper_account", description="claim that names the holder's account")
+    oidc_role_claim: str = Field(default="tollkeeper_role", description="claim that names the holder's role, or roles")
+    oidc_admin_role: str = Field(default="admin", min_length=1, description="role there that is an operator's")
+
     ledger_addr: str = Field(default="127.0.0.1:9001", description="host:port of the ledger")
     ledger_timeout_seconds: float = Field(default=5, gt=0, description="longest wait for one batch of the ledger")
     ledger_batch_operations: int = Field(default=256, ge=1, le=1000, description="most operations in one batch")
@@ -140,6 +147,13 @@ class ProxySettings(ServiceSettings):
                 if not provider or not name:
                     raise ValueError(f"{model}: {other!r} is not provider/model")
         return value
+
+    @model_validator(mode="after")
+    def _issuer_with_its_keys(self) -> ProxySettings:
+        local = ("http://127.0.0.1", "http://localhost")
+        if self.oidc_issuer and not self.oidc_jwks_url.startswith(("https://", *local)):
+            raise ValueError("oidc_jwks_url must be an https address where oidc_issuer is set")
+        return self
 
     @model_validator(mode="after")
     def _drained_before_cut(self) -> ProxySettings:
