@@ -86,7 +86,7 @@ class StreamGenerateRequest(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """Whose account pays; the same as within `request` where both are given."""
+    """Whose account pays; a service names it here. The same as within `request` where both are given."""
     @_builtins.property
     def request(self) -> Global___GenerateRequest:
         """The call."""
