@@ -10,6 +10,7 @@ from services.kit.serving import SyncServer
 from services.subscriptions.alerts.jobs import alert_jobs
 from services.subscriptions.alerts.service import Alerts
 from services.subscriptions.alerts.servicer import AlertServicer
+from services.subscriptions.alerts.watching import Views
 from services.subscriptions.clients import LedgerClient, Peers, PlanCatalogue, PricingClient, ProxyClient
 from services.subscriptions.clock import Clock, utc_now
 from services.subscriptions.deliverer import Deliverer
@@ -21,6 +22,9 @@ from services.subscriptions.metering.reporting import MeterReporter
 from services.subscriptions.metering.service import BillingRecords, Metering
 from services.subscriptions.metering.servicer import MeteringServicer
 from services.subscriptions.metering.stripe_meters import StripeMeterReporter
+from services.subscriptions.reports.service import Reports
+from services.subscriptions.reports.servicer import ReportServicer
+from services.subscriptions.reports.usage import LedgerUsage
 from services.subscriptions.service.billing import Billing
 from services.subscriptions.service.customers import Customers
 from services.subscriptions.servicer.billing import BillingServicer
@@ -81,17 +85,19 @@ class Subscriptions:
         self.metering = Metering(
             self.engine, self.customers, self.plans, self.counters, billing=self.billing_records, clock=clock
         )
+        usage = LedgerUsage(ledger_channel)
+        self.reports = Reports(self.engine, self.customers, self.plans, ledger, usage, clock=clock)
         self._clock = clock
 
     def server(self) -> SyncServer:
-        """A server of every contract of subscriptions; what is not built answers UNIMPLEMENTED. Closes the parts."""
+        """A server of every contract of subscriptions. Closes the parts when it stops."""
         server = SyncServer(self.settings)
         server.on_stop(self.close)
         credits_servicer = CreditsServicer(self.customers, self.billing, self.stripe_use_cases, self.settings)
         billing_servicer = BillingServicer(
-            self.customers, self.billing, self.stripe_use_cases, self.settings, clock=self._clock
+            self.customers, self.billing, self.stripe_use_cases, self.reports, self.settings, clock=self._clock
         )
-        customer_servicer = CustomerServicer(self.customers, clock=self._clock)
+        customer_servicer = CustomerServicer(self.customers, self.reports, clock=self._clock)
         server.register(credits_service_pb2_grpc.add_CreditsServiceServicer_to_server, credits_servicer)
         server.register(billing_service_pb2_grpc.add_BillingServiceServicer_to_server, billing_servicer)
         server.register(operator_service_pb2_grpc.add_CustomerServiceServicer_to_server, customer_servicer)
@@ -102,14 +108,8 @@ class Subscriptions:
         server.register(operator_service_pb2_grpc.add_WebhookServiceServicer_to_server, webhook_servicer)
         alerts = Alerts(self.engine, private_addresses=self.settings.alert_private_addresses, clock=self._clock)
         server.register(operator_service_pb2_grpc.add_AlertServiceServicer_to_server, AlertServicer(alerts))
-        unbuilt = (
-            (
-                operator_service_pb2_grpc.add_ReportServiceServicer_to_server,
-                operator_service_pb2_grpc.ReportServiceServicer,
-            ),
-        )
-        for add_to_server, servicer in unbuilt:
-            server.register(add_to_server, servicer())
+        report_servicer = ReportServicer(self.reports)
+        server.register(operator_service_pb2_grpc.add_ReportServiceServicer_to_server, report_servicer)
         return server
 
     def background_jobs(self) -> BackgroundJobs:
@@ -126,7 +126,9 @@ class Subscriptions:
         )
         further += self.stripe_use_cases.jobs(self.settings, configured=self.stripe.configured)
         further += self.stripe_events.jobs(self.settings)
-        further += alert_jobs(self.engine, self.settings, ledger=self.ledger, clock=self._clock)
+        further += alert_jobs(
+            self.engine, self.settings, views=Views(self.ledger, self.metering, self.plans), clock=self._clock
+        )
         return BackgroundJobs(self.engine, self.deliverer, self.customers, self.settings, further)
 
     def close(self) -> None:

@@ -51,7 +51,7 @@ class Settings(ServiceSettings):
     top_up_min_nanos: int = Field(default=1_000_000_000, ge=500_000_000, description="least credit bought at once")
     top_up_max_nanos: int = Field(default=10_000_000_000_000, gt=0, description="most credit bought at once")
     recharge_seconds: float = Field(default=15, gt=0, description="pause between looks at a balance for auto-recharge")
-    request_retention_days: float = Field(default=30, ge=2, description="how long a request id to Stripe is known")
+    request_retention_days: float = Field(default=40, ge=35, description="how long a request id to Stripe is known")
     stripe_webhook_secrets: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), repr=False, description="what Stripe signs events with, separated by commas; during rotation two"
     )
@@ -73,6 +73,7 @@ class Settings(ServiceSettings):
 
     alert_seconds: float = Field(default=30, gt=0, description="pause between looks at limits and balances for alerts")
     alert_timeout_seconds: float = Field(default=10, gt=0, le=60, description="longest one delivery of an alert takes")
+    alert_threads: int = Field(default=4, ge=1, le=64, description="deliveries of alerts made at once by one process")
     alert_private_addresses: bool = Field(
         default=False, description="let alerts go to http and to private addresses: for a machine of one's own"
     )

@@ -24,7 +24,10 @@ from services.subscriptions.stripe import tables as _stripe_tables  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+from subscriptions_events import Told, publish_professional
 from subscriptions_peers import USD, FakeLedger, FakePricing, FakeProxy
+from subscriptions_shop import Shop, publish_plans
+from subscriptions_stripe import start_stripe
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +89,41 @@ def pricing():
 def proxy():
     with FakeProxy().serve() as peer:
         yield peer
+
+
+@pytest.fixture
+def start_sandbox():
+    """`start_sandbox("--state", file)`: sandbox Stripes of the test's own."""
+    started = []
+
+    def begin(*arguments, **more):
+        started.append(start_stripe(*arguments, **more))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running.stop()
+
+
+@pytest.fixture
+def stripe_sandbox(start_sandbox):
+    """A sandbox Stripe of the test's own, on a free port, empty."""
+    return start_sandbox()
+
+
+@pytest.fixture(scope="session")
+def session_stripe():
+    running = start_stripe()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def shared_stripe(session_stripe):
+    """The session's sandbox Stripe, without faults: for tests whose accounts are their own (`fresh(name)`)."""
+    yield session_stripe
+    session_stripe.outage(0)
+    session_stripe.clear_faults()
 
 
 @pytest.fixture(scope="session")
@@ -180,6 +218,8 @@ class Caller:
         self.billing = billing_service_pb2_grpc.BillingServiceStub(self.channel)
         self.metering = billing_service_pb2_grpc.MeteringServiceStub(self.channel)
         self.webhooks = operator_service_pb2_grpc.WebhookServiceStub(self.channel)
+        self.alerts = operator_service_pb2_grpc.AlertServiceStub(self.channel)
+        self.reports = operator_service_pb2_grpc.ReportServiceStub(self.channel)
 
     def __call__(self, method, request):
         return method(request, metadata=self.metadata, timeout=20)
@@ -233,3 +273,28 @@ def operator(served, connect):
         caller = connect(address, Role.ADMIN)
         caller.address = address
         yield caller
+
+
+@pytest.fixture(scope="module")
+def module_stripe():
+    running = start_stripe()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def told(module_stripe, parts, pricing, clock, ledger, proxy, database):  # noqa: PLR0917 (fixtures)
+    """A service with a Stripe whose events reach it when the test says so."""
+    publish_professional(pricing)
+    module_stripe.outage(0)
+    module_stripe.clear_faults()
+    return Told(module_stripe, parts(**module_stripe.settings()), clock, ledger, proxy, database)
+
+
+@pytest.fixture
+def shop(shared_stripe, served, parts, pricing, connect, database, clock):  # noqa: PLR0917 (fixtures)
+    """A served instance that sells the plans of `publish_plans`, with the session's Stripe."""
+    publish_plans(pricing)
+    told = shared_stripe.settings()
+    with served(**told) as address:
+        yield Shop.stocked(address, connect, shared_stripe, database, clock, parts(**told))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Engine
 
 from services.subscriptions.alerts.sending import AlertUpkeep, Sender
-from services.subscriptions.alerts.watching import LedgerView, Watcher
+from services.subscriptions.alerts.watching import Views, Watcher
 from services.subscriptions.clock import Clock
 from services.subscriptions.settings import Settings
 from services.subscriptions.worker import ScheduledJob
@@ -13,11 +13,15 @@ from services.subscriptions.worker import ScheduledJob
 _UPKEEP_SECONDS = 60.0
 
 
-def alert_jobs(engine: Engine, settings: Settings, *, ledger: LedgerView, clock: Clock) -> list[ScheduledJob]:
+def alert_jobs(engine: Engine, settings: Settings, *, views: Views, clock: Clock) -> list[ScheduledJob]:
     """Look for what is worth an alert, send it, delete it long afterwards."""
-    watcher = Watcher(engine, ledger, low_balance_nanos=settings.low_balance_nanos, clock=clock)
+    watcher = Watcher(engine, views, low_balance_nanos=settings.low_balance_nanos, clock=clock)
+    sender = Sender(engine, settings)
     return [
         ScheduledJob("watch-limits", watcher, settings.alert_seconds),
-        ScheduledJob("send-alerts", Sender(engine, settings), settings.poll_seconds),
+        *(
+            ScheduledJob(f"send-alerts-{number}", sender, settings.poll_seconds)
+            for number in range(1, settings.alert_threads + 1)
+        ),
         ScheduledJob("alert-upkeep", AlertUpkeep(engine), _UPKEEP_SECONDS),
     ]

@@ -30,13 +30,14 @@ RETRY_SECONDS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something worth telling. Of one `dedupe_key` an account has one alert."""
+    """Something worth telling. Of one `dedupe_key` an account has one alert; none once it has one of `outdone_by`."""
 
     account_id: str
     type: str
     dedupe_key: str
     message: str
     facts: dict[str, Any] = field(default_factory=dict)
+    outdone_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,10 @@ class CountedLimit:
 
 
 def limit_alerts(account_id: str, limits: Sequence[CountedLimit]) -> Iterator[Alert]:
-    """One alert for each limit that has reached a threshold in its window: the highest it has reached."""
+    """One alert for each limit that has reached a threshold in its window: the highest it has reached.
+
+    Use that goes back, as after a refund, raises no lower one.
+    """
     for limit in limits:
         if limit.amount <= 0:
             continue
@@ -62,11 +66,13 @@ def limit_alerts(account_id: str, limits: Sequence[CountedLimit]) -> Iterator[Al
         if reached is None:
             continue
         window = limit.resets_at.isoformat() if limit.resets_at is not None else "lifetime"
+        key = f"limit:{limit.limit_id}:{window}:{limit.amount}"
         whose = f" of {limit.scope} {limit.subject}" if limit.subject else f" of the {limit.scope}"
         yield Alert(
             account_id=account_id,
             type=f"limit_{reached}",
-            dedupe_key=f"limit:{limit.limit_id}:{window}:{limit.amount}:{reached}",
+            dedupe_key=f"{key}:{reached}",
+            outdone_by=tuple(f"{key}:{percent}" for percent in THRESHOLDS if percent > reached),
             message=f"{reached} % of the limit on {limit.unit} in a {limit.window}{whose} is used.",
             facts={
                 "limitId": limit.limit_id,

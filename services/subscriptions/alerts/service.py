@@ -10,11 +10,13 @@ from urllib.parse import urlsplit
 from sqlalchemy import Engine
 
 from services.kit.validation import Violations
+from services.subscriptions import store as accounts_store
 from services.subscriptions.alerts import store
+from services.subscriptions.alerts.addresses import is_address, is_public
 from services.subscriptions.alerts.model import TYPES, new_secret
 from services.subscriptions.alerts.store import Endpoint, RaisedAlert
 from services.subscriptions.clock import Clock, utc_now
-from services.subscriptions.errors import AlertNotFound, EndpointNotFound, TooManyEndpoints
+from services.subscriptions.errors import AccountNotFound, AlertNotFound, EndpointNotFound, TooManyEndpoints
 
 EVERY_ACCOUNT = "*"  # what an operator names to have an endpoint for all accounts
 _MAX_ENDPOINTS = 10
@@ -32,15 +34,22 @@ class NewEndpoint:
     def require_sound(self, *, private_addresses: bool) -> None:
         """Raise InvalidArgument naming every field that is wrong."""
         violations = Violations()
-        if self.account_id != EVERY_ACCOUNT:
-            violations.identifier("account_id", self.account_id)
+        check_owner(violations, self.account_id)
         violations.text("url", self.url, max_length=_MAX_URL_CHARS, required=True)
         if not _is_address(self.url, ("https", "http") if private_addresses else ("https",)):
             violations.add("url", "must be an https address without credentials")
+        elif not private_addresses and not _may_be_public(urlsplit(self.url).hostname or ""):
+            violations.add("url", "must be at a public address")
         violations.count("types", self.types, at_most=len(TYPES))
         for number, name in enumerate(self.types):
             violations.one_of(f"types[{number}]", name, TYPES)
         violations.raise_if_any()
+
+
+def check_owner(violations: Violations, account_id: str) -> None:
+    """Whose endpoints: an account's, or the operator's for all. Who may name that is for access to say."""
+    if account_id != EVERY_ACCOUNT:
+        violations.identifier("account_id", account_id)
 
 
 def _is_address(url: str, schemes: tuple[str, ...]) -> bool:
@@ -53,6 +62,12 @@ def _is_address(url: str, schemes: tuple[str, ...]) -> bool:
     return plain and valid_port and parts.scheme in schemes and bool(parts.hostname) and parts.username is None
 
 
+def _may_be_public(host: str) -> bool:
+    """Whether a host is not plainly one's own. What its name means is looked at whenever it is called."""
+    name = host.rstrip(".")
+    return is_public(name) if is_address(name) else name != "localhost" and not name.endswith(".localhost")
+
+
 class Alerts:
     """Alerts and where they are sent."""
 
@@ -62,7 +77,7 @@ class Alerts:
         self._clock = clock
 
     def add_endpoint(self, new: NewEndpoint) -> Endpoint:
-        """Add an endpoint, with a secret of its own. Raises InvalidArgument, TooManyEndpoints."""
+        """Add an endpoint, with a secret of its own. Raises InvalidArgument, AccountNotFound, TooManyEndpoints."""
         new.require_sound(private_addresses=self._private_addresses)
         account_id = "" if new.account_id == EVERY_ACCOUNT else new.account_id
         endpoint = Endpoint(
@@ -74,6 +89,9 @@ class Alerts:
             created_at=self._clock(),
         )
         with self._engine.begin() as connection:
+            if account_id and accounts_store.find_account(connection, account_id) is None:
+                raise AccountNotFound(f"there is no account {account_id}", account_id=account_id)
+            store.lock_endpoints(connection, account_id)
             if len(store.list_endpoints(connection, (account_id,))) >= _MAX_ENDPOINTS:
                 raise TooManyEndpoints(f"an account has at most {_MAX_ENDPOINTS} endpoints")
             store.insert_endpoint(connection, endpoint)

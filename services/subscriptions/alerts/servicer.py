@@ -11,7 +11,7 @@ from tollkeeper.subscriptions.v1 import operator_service_pb2_grpc, resources_pb2
 from services.kit.paging import page_position, page_token
 from services.kit.times import timestamp
 from services.kit.validation import Violations
-from services.subscriptions.alerts.service import Alerts, NewEndpoint
+from services.subscriptions.alerts.service import Alerts, NewEndpoint, check_owner
 from services.subscriptions.alerts.store import Endpoint, RaisedAlert
 
 _MAX_ID_CHARS = 100
@@ -46,12 +46,16 @@ class AlertServicer(operator_service_pb2_grpc.AlertServiceServicer):
         return message
 
     def ListAlertEndpoints(self, request: pb.ListAlertEndpointsRequest, context: Any) -> pb.ListAlertEndpointsResponse:
+        violations = Violations()
+        check_owner(violations, request.account_id)
+        violations.raise_if_any()
         return pb.ListAlertEndpointsResponse(endpoints=map(_endpoint, self._alerts.endpoints(request.account_id)))
 
     def DeleteAlertEndpoint(
         self, request: pb.DeleteAlertEndpointRequest, context: Any
     ) -> pb.DeleteAlertEndpointResponse:
         violations = Violations()
+        check_owner(violations, request.account_id)
         violations.text("endpoint_id", request.endpoint_id, max_length=_MAX_ID_CHARS, required=True)
         violations.raise_if_any()
         self._alerts.delete_endpoint(request.account_id, request.endpoint_id)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, exists, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as insert_or_ignore
 
 from services.subscriptions.alerts.model import Alert
@@ -27,7 +27,7 @@ class Endpoint:
     endpoint_id: str
     account_id: str
     url: str
-    signing_secret: str
+    signing_secret: str = field(repr=False)
     types: tuple[str, ...]
     created_at: datetime
 
@@ -48,20 +48,25 @@ class RaisedAlert:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A delivery to be made now; `attempts` counts this one too. `email` is the account's, empty for a webhook."""
+    """A delivery to be made now; `attempts` counts this one too.
+
+    `endpoint_id` is empty for one by e-mail, which goes to `email`; `url` is empty where the endpoint was deleted.
+    """
 
     alert_id: str
     alert: Alert
     created_at: datetime
     endpoint_id: str
     url: str
-    signing_secret: str
+    signing_secret: str = field(repr=False)
     email: str
     attempts: int
 
 
 def raise_alert(connection: Connection, alert: Alert) -> bool:
-    """Keep an alert and what is to be sent of it; False where it was raised before."""
+    """Keep an alert and what is to be sent of it; False where it was raised before, or one that outdoes it."""
+    if alert.outdone_by and _is_raised(connection, alert.account_id, alert.outdone_by):
+        return False
     alert_id = f"alert-{secrets.token_hex(12)}"
     statement = insert_or_ignore(alerts).values(
         alert_id=alert_id,
@@ -73,23 +78,27 @@ def raise_alert(connection: Connection, alert: Alert) -> bool:
     )
     if connection.execute(statement.on_conflict_do_nothing().returning(alerts.c.alert_id)).first() is None:
         return False
-    ways = [endpoint.endpoint_id for endpoint in _endpoints_for(connection, alert)]
-    if _email_of(connection, alert.account_id):
-        ways.append(EMAIL)
+    ways = _ways_of(connection, alert.account_id, alert.type)
     if ways:
         connection.execute(insert(alert_deliveries), [{"alert_id": alert_id, "endpoint_id": way} for way in ways])
     return True
 
 
-def _endpoints_for(connection: Connection, alert: Alert) -> list[Endpoint]:
-    """Those of the account and of the operator that want alerts of this type. By `alert_endpoints_of_account`."""
-    found = list_endpoints(connection, (alert.account_id, ""))
-    return [endpoint for endpoint in found if not endpoint.types or alert.type in endpoint.types]
+def _is_raised(connection: Connection, account_id: str, dedupe_keys: Collection[str]) -> bool:
+    """Whether an account has had any of these. By `alerts_once`."""
+    found = exists().where(alerts.c.account_id == account_id, alerts.c.dedupe_key.in_(dedupe_keys))
+    return bool(connection.execute(select(found)).scalar_one())
 
 
-def _email_of(connection: Connection, account_id: str) -> str:
-    found = connection.execute(select(accounts.c.email).where(accounts.c.account_id == account_id)).scalar()
-    return found or ""
+def _ways_of(connection: Connection, account_id: str, alert_type: str) -> list[str]:
+    """The endpoints, the account's and the operator's, that want alerts of this type; and e-mail, if it has an address.
+
+    By `alert_endpoints_of_account`.
+    """
+    found = list_endpoints(connection, (account_id, ""))
+    ways = [endpoint.endpoint_id for endpoint in found if not endpoint.types or alert_type in endpoint.types]
+    email = connection.execute(select(accounts.c.email).where(accounts.c.account_id == account_id)).scalar()
+    return [*ways, EMAIL] if email else ways
 
 
 def list_endpoints(connection: Connection, account_ids: Collection[str]) -> list[Endpoint]:
@@ -102,6 +111,11 @@ def list_endpoints(connection: Connection, account_ids: Collection[str]) -> list
     )
     rows = connection.execute(statement).mappings()
     return [Endpoint(**{**row, "types": tuple(row["types"])}) for row in rows]
+
+
+def lock_endpoints(connection: Connection, account_id: str) -> None:
+    """Let nobody else add an endpoint to the account until the transaction ends. An advisory lock of that name."""
+    connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"alert endpoints {account_id}", 0))))
 
 
 def insert_endpoint(connection: Connection, endpoint: Endpoint) -> None:
@@ -174,29 +188,28 @@ def _raised() -> Any:
 
 
 def send_again(connection: Connection, alert_id: str) -> None:
-    """Make every delivery of an alert due anew, those to endpoints that were added since among them."""
+    """Make every delivery of an alert due anew: everywhere it goes now, and nowhere else."""
     row = connection.execute(select(alerts).where(alerts.c.alert_id == alert_id)).one()
-    alert = Alert(row.account_id, row.type, row.dedupe_key, row.message, row.facts)
-    ways = [endpoint.endpoint_id for endpoint in _endpoints_for(connection, alert)]
-    if _email_of(connection, alert.account_id):
-        ways.append(EMAIL)
+    ways = _ways_of(connection, row.account_id, row.type)
+    c = alert_deliveries.c
+    connection.execute(alert_deliveries.delete().where(c.alert_id == alert_id, c.endpoint_id.not_in(ways)))
     anew = {"status": "pending", "attempts": 0, "next_attempt_at": func.now(), "delivered_at": None}
     for way in ways:
         statement = insert_or_ignore(alert_deliveries).values(alert_id=alert_id, endpoint_id=way)
         connection.execute(statement.on_conflict_do_update(index_elements=["alert_id", "endpoint_id"], set_=anew))
 
 
-def claim_deliveries(connection: Connection, *, lease: timedelta, limit: int) -> list[Due]:
-    """Take what is due for the lease's time, in which nobody else takes it. Locks those rows, skipping locked ones.
+def claim_delivery(connection: Connection, *, lease: timedelta, busy: Collection[str] = ()) -> Due | None:
+    """Take what is longest due for the lease's time, in which nobody else takes it; nothing to the `busy` endpoints.
 
-    By `alert_deliveries_due`.
+    Locks that row, skipping locked ones. By `alert_deliveries_due`.
     """
     c = alert_deliveries.c
     due = (
         select(c.alert_id, c.endpoint_id)
-        .where(c.status == "pending", c.next_attempt_at <= func.now())
+        .where(c.status == "pending", c.next_attempt_at <= func.now(), c.endpoint_id.not_in(busy))
         .order_by(c.next_attempt_at)
-        .limit(limit)
+        .limit(1)
         .with_for_update(skip_locked=True)
         .cte()
     )
@@ -207,7 +220,7 @@ def claim_deliveries(connection: Connection, *, lease: timedelta, limit: int) ->
         .returning(c.alert_id, c.endpoint_id, c.attempts)
         .cte()
     )
-    rows = connection.execute(
+    row = connection.execute(
         select(
             taken.c.attempts,
             taken.c.endpoint_id,
@@ -217,27 +230,30 @@ def claim_deliveries(connection: Connection, *, lease: timedelta, limit: int) ->
             accounts.c.email,
         )
         .join(alerts, alerts.c.alert_id == taken.c.alert_id)
-        .outerjoin(alert_endpoints, alert_endpoints.c.endpoint_id == taken.c.endpoint_id)
-        .outerjoin(accounts, and_(accounts.c.account_id == alerts.c.account_id, taken.c.endpoint_id == EMAIL))
-    )
-    return [
-        Due(
-            alert_id=row.alert_id,
-            alert=Alert(row.account_id, row.type, row.dedupe_key, row.message, row.facts),
-            created_at=row.created_at,
-            endpoint_id=row.endpoint_id,
-            url=row.url or "",
-            signing_secret=row.signing_secret or "",
-            email=row.email or "",
-            attempts=row.attempts,
+        .outerjoin(
+            alert_endpoints,
+            and_(alert_endpoints.c.endpoint_id == taken.c.endpoint_id, alert_endpoints.c.deleted_at.is_(None)),
         )
-        for row in rows
-    ]
+        .outerjoin(accounts, and_(accounts.c.account_id == alerts.c.account_id, taken.c.endpoint_id == EMAIL))
+    ).first()
+    if row is None:
+        return None
+    return Due(
+        alert_id=row.alert_id,
+        alert=Alert(row.account_id, row.type, row.dedupe_key, row.message, row.facts),
+        created_at=row.created_at,
+        endpoint_id=row.endpoint_id,
+        url=row.url or "",
+        signing_secret=row.signing_secret or "",
+        email=row.email or "",
+        attempts=row.attempts,
+    )
 
 
 def note_delivered(connection: Connection, due: Due) -> None:
-    """Note that a delivery was taken."""
-    connection.execute(_of(due).values(status="delivered", delivered_at=func.now(), last_error=""))
+    """Note that a delivery was taken, be it after its lease; not where it was made due anew meanwhile."""
+    statement = _of(due).where(alert_deliveries.c.attempts >= due.attempts)
+    connection.execute(statement.values(status="delivered", delivered_at=func.now(), last_error=""))
 
 
 def note_skipped(connection: Connection, due: Due) -> None:
@@ -246,12 +262,13 @@ def note_skipped(connection: Connection, due: Due) -> None:
 
 
 def note_failed(connection: Connection, due: Due, error: str, retry_in: timedelta | None) -> None:
-    """Note that a delivery failed: to be tried again after a while, or no more."""
+    """Note that a delivery failed: to be tried again after a while, or no more. Not where it was taken since."""
+    statement = _of(due).where(alert_deliveries.c.attempts == due.attempts)
     told = {"last_error": error[:_MAX_ERROR_CHARS]}
     if retry_in is None:
-        connection.execute(_of(due).values(status="failed", **told))
+        connection.execute(statement.values(status="failed", **told))
     else:
-        connection.execute(_of(due).values(next_attempt_at=func.now() + retry_in, **told))
+        connection.execute(statement.values(next_attempt_at=func.now() + retry_in, **told))
 
 
 def _of(due: Due) -> Any:
@@ -270,7 +287,7 @@ def oldest_due_seconds(connection: Connection) -> float:
 
 
 def accounts_in_use(connection: Connection, since: datetime, *, limit: int) -> list[str]:
-    """Accounts that have used something since. By `usage_minutes_by_time`."""
+    """Accounts that have used something since, at most `limit`. By `usage_minutes_by_time`."""
     statement = select(usage_minutes.c.account_id).where(usage_minutes.c.minute >= since).distinct().limit(limit)
     return list(connection.execute(statement).scalars())
 

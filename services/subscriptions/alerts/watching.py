@@ -1,8 +1,10 @@
-"""Owns the looking for what is worth an alert: limits and balances of the accounts that are in use."""
+"""Owns the looking for what is worth an alert: limits, quotas and balances of the accounts that are in use."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import grpc
@@ -10,15 +12,21 @@ from sqlalchemy import Engine
 
 from services.kit.errors import RemoteError, ServiceError
 from services.kit.logs import get_logger
+from services.subscriptions import store as accounts_store
 from services.subscriptions.alerts import store
 from services.subscriptions.alerts.model import Alert, CountedLimit, limit_alerts, low_balance_alert
 from services.subscriptions.clock import Clock, utc_now
+from services.subscriptions.metering.model import Quota
+from services.subscriptions.model.account import Account
 from services.subscriptions.model.credits import LedgerBalance
 
 _log = get_logger(__name__)
 
 _IN_USE = timedelta(minutes=3)
-_MAX_ACCOUNTS = 2000
+# Use that metering took in late, after a pause of its own or of the ledger's, is found by looking back further.
+_LOOK_BACK_EVERY, _LOOK_BACK = timedelta(hours=1), timedelta(hours=25)
+_MAX_ACCOUNTS = 100_000
+_METERED = "metered"
 
 
 class LedgerView(Protocol):
@@ -31,31 +39,74 @@ class LedgerView(Protocol):
         """What the account has."""
 
 
+class QuotaView(Protocol):
+    """What is asked of metering."""
+
+    def quotas(self, account_id: str) -> list[Quota]:
+        """The quotas of the account's plan and their use."""
+
+
+class PlanKind(Protocol):
+    """A plan, as far as it matters here."""
+
+    @property
+    def kind(self) -> str:
+        """`subscription`, `metered` or `prepaid`."""
+
+
+class PlanView(Protocol):
+    """What is asked of pricing."""
+
+    def version(self, plan_id: str, version: int) -> PlanKind:
+        """A plan in one version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Whom the watcher asks."""
+
+    ledger: LedgerView
+    metering: QuotaView
+    plans: PlanView
+
+
 class Watcher:
     """The job that looks at each account that has used something within three minutes, and raises its alerts.
 
-    So an alert comes within a look's pause, and metering's, of the call that crossed the threshold. Looking again, in
-    this process or another, raises nothing twice.
+    So an alert comes within a look's pause, and metering's, of the call that crossed the threshold. Once an hour it
+    looks at all accounts of the last day. Looking again, in this process or another, raises nothing twice.
     """
 
-    def __init__(self, engine: Engine, ledger: LedgerView, *, low_balance_nanos: int, clock: Clock = utc_now) -> None:
+    def __init__(self, engine: Engine, views: Views, *, low_balance_nanos: int, clock: Clock = utc_now) -> None:
         self._engine = engine
-        self._ledger = ledger
+        self._views = views
         self._low_balance_nanos = low_balance_nanos
         self._clock = clock
+        self._looked_back_at: datetime | None = None
 
     def __call__(self) -> bool:
         """Look once at all of them."""
+        now = self._clock()
+        looks_back = self._looked_back_at is None or now - self._looked_back_at >= _LOOK_BACK_EVERY
         with self._engine.connect() as connection:
-            active = store.accounts_in_use(connection, self._clock() - _IN_USE, limit=_MAX_ACCOUNTS)
+            since = now - (_LOOK_BACK if looks_back else _IN_USE)
+            active = store.accounts_in_use(connection, since, limit=_MAX_ACCOUNTS)
+        if len(active) == _MAX_ACCOUNTS:
+            _log.error("more accounts are in use than are looked at for alerts", looked_at=_MAX_ACCOUNTS)
         for account_id in active:
             self.look_at(account_id)
+        if looks_back:
+            self._looked_back_at = now
         return False
 
     def look_at(self, account_id: str) -> int:
         """Raise what one account has to be told; how many alerts are new."""
+        with self._engine.connect() as connection:
+            account = accounts_store.find_account(connection, account_id)
+        if account is None:
+            return 0
         try:
-            found = self._found(account_id)
+            found = self._found(account)
         except (grpc.RpcError, ServiceError) as error:
             refusal = RemoteError.from_rpc(error) if isinstance(error, grpc.RpcError) else error
             _log.warning("an account was not looked at for alerts", account_id=account_id, reason=refusal.reason)
@@ -65,8 +116,31 @@ class Watcher:
         with self._engine.begin() as connection:
             return sum(store.raise_alert(connection, alert) for alert in found)
 
-    def _found(self, account_id: str) -> list[Alert]:
-        found = list(limit_alerts(account_id, self._ledger.counted_limits(account_id)))
-        available = self._ledger.balance(account_id).available_nanos
+    def _found(self, account: Account) -> list[Alert]:
+        """A metered plan needs no balance, and its quotas count what is used beside the ledger too."""
+        account_id = account.account_id
+        limits = self._views.ledger.counted_limits(account_id)
+        if self._views.plans.version(account.plan_id, account.plan_version).kind == _METERED:
+            own = [limit for limit in limits if limit.scope != "plan"]
+            return list(limit_alerts(account_id, own + quota_limits(self._views.metering.quotas(account_id))))
+        found = list(limit_alerts(account_id, limits))
+        available = self._views.ledger.balance(account_id).available_nanos
         low = low_balance_alert(account_id, available, self._low_balance_nanos, self._clock())
         return [*found, low] if low is not None else found
+
+
+def quota_limits(quotas: Sequence[Quota]) -> list[CountedLimit]:
+    """Quotas of a metered plan as limits of a cycle."""
+    return [
+        CountedLimit(
+            limit_id=f"quota:{quota.terms.metric}",
+            scope="plan",
+            subject="",
+            unit=quota.terms.metric,
+            window="cycle",
+            amount=quota.terms.limit,
+            used=quota.use.used,
+            resets_at=quota.resets_at,
+        )
+        for quota in quotas
+    ]

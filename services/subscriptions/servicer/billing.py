@@ -13,6 +13,8 @@ from services.kit.paging import page_position, page_token
 from services.kit.replays import tell_replayed
 from services.kit.validation import Violations
 from services.subscriptions.clock import Clock, utc_now
+from services.subscriptions.reports.messages import billing_stats
+from services.subscriptions.reports.service import Reports
 from services.subscriptions.service.billing import Billing
 from services.subscriptions.service.customers import Customers
 from services.subscriptions.servicer import stripe_messages
@@ -40,6 +42,7 @@ class BillingServicer(BillingServiceServicer):
         customers: Customers,
         billing: Billing,
         stripe: StripeUseCases,
+        reports: Reports,
         settings: Settings,
         *,
         clock: Clock = utc_now,
@@ -47,12 +50,17 @@ class BillingServicer(BillingServiceServicer):
         self._customers = customers
         self._billing = billing
         self._stripe = stripe
+        self._reports = reports
         self._settings = settings
         self._clock = clock
 
     def GetBillingAccount(self, request: pb.GetBillingAccountRequest, context: Any) -> pb.BillingAccount:
         """See the contract."""
         return billing_account(self._billing.billing_account(account_named(request)), self._clock())
+
+    def GetBillingStats(self, request: pb.GetBillingStatsRequest, context: Any) -> pb.BillingStats:
+        """See the contract."""
+        return billing_stats(self._reports.account_use(account_named(request)))
 
     def GetSubscription(self, request: pb.GetSubscriptionRequest, context: Any) -> resources.Subscription:
         """See the contract. As Stripe last told of it: no call of Stripe's, and none needed."""

@@ -14,8 +14,11 @@ from services.kit.replays import tell_replayed
 from services.kit.validation import Violations
 from services.subscriptions.clock import Clock, utc_now
 from services.subscriptions.model.account import DEFAULT_PLAN, STATUSES, AccountWords
+from services.subscriptions.reports.messages import account_stats
+from services.subscriptions.reports.service import Reports
 from services.subscriptions.service.customers import Customers, Done
 from services.subscriptions.servicer.messages import customer_account
+from services.subscriptions.servicer.requests import account_named
 
 _MAX_NAME_CHARS = 200
 _MAX_EMAIL_CHARS = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
@@ -26,8 +29,9 @@ _DEFAULT_PAGE_SIZE = 100
 class CustomerServicer(CustomerServiceServicer):
     """Customers' accounts, for operators."""
 
-    def __init__(self, customers: Customers, *, clock: Clock = utc_now) -> None:
+    def __init__(self, customers: Customers, reports: Reports, *, clock: Clock = utc_now) -> None:
         self._customers = customers
+        self._reports = reports
         self._clock = clock
 
     def CreateAccount(self, request: pb.CreateAccountRequest, context: Any) -> resources.CustomerAccount:
@@ -66,6 +70,10 @@ class CustomerServicer(CustomerServiceServicer):
             accounts=[customer_account(account, now) for account in page],
             next_page_token=page_token(request, last) if last else "",
         )
+
+    def GetAccountStats(self, request: pb.GetAccountStatsRequest, context: Any) -> pb.AccountStats:
+        """See the contract."""
+        return account_stats(self._reports.account_figures(account_named(request)), self._clock())
 
     def SetAccountPlan(self, request: pb.SetAccountPlanRequest, context: Any) -> resources.CustomerAccount:
         """See the contract."""

@@ -286,12 +286,6 @@ def test_move_of_an_unknown_account_or_to_an_unknown_plan_is_not_found(operator)
     assert operator.refused(operator.customers.SetAccountPlan, move("gold")).reason == "PLAN_NOT_FOUND"
 
 
-def test_what_is_not_built_says_so(operator):
-    request = pb.GetAccountStatsRequest(account_id="acme")
-    refusal = operator.refused(operator.customers.GetAccountStats, request)
-    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-
-
 def test_cycle_of_an_account_follows_the_clock(operator, clock):
     account = operator(operator.customers.CreateAccount, create())
     end = account.cycle_end.ToDatetime(tzinfo=UTC)

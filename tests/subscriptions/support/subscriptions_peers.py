@@ -22,6 +22,8 @@ from tollkeeper.pricing.v1 import plan_service_pb2_grpc as plan_grpc
 from tollkeeper.pricing.v1 import resources_pb2 as pricing_resources
 from tollkeeper.proxy.v1 import entitlement_service_pb2_grpc as entitlement_grpc
 
+from services.kit.times import timestamp
+
 USD = 1_000_000_000
 
 
@@ -110,7 +112,8 @@ class FakeLedger(
                 self.applied.append((request.account_id, "open"))
                 self.books[request.account_id] = {
                     "words": words, "keys": {}, "limits": {}, "grants": [], "cycle_spent": 0, "held": 0, "used": {},
-                    "anchor": request.cycle_anchor.ToDatetime(tzinfo=UTC), "cycle_start": None,
+                    "anchor": request.cycle_anchor.ToDatetime(tzinfo=UTC), "cycle_start": None, "reversals": [],
+                    "left": {},
                 }  # fmt: skip
             return ledger_resources.Account(account_id=request.account_id)
 
@@ -123,7 +126,8 @@ class FakeLedger(
         request = getattr(operation, kind)
         if kind in self.refuse:
             return ledger_pb.OperationResult(error=self.refuse[kind])
-        book = self.books.get(request.account_id)
+        account_id = request.account.account_id if kind == "update_account" else request.account_id
+        book = self.books.get(account_id)
         if book is None:
             return ledger_pb.OperationResult(error=refusal(grpc.StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND"))
         if kind == "delete_limit":
@@ -134,8 +138,9 @@ class FakeLedger(
         first = book["keys"].setdefault(request.request_id, words)
         if first != words:
             return ledger_pb.OperationResult(error=refusal(grpc.StatusCode.ALREADY_EXISTS, "IDEMPOTENCY_CONFLICT"))
-        replayed = (request.account_id, request.request_id) in self.applied
-        return (self._limit if kind == "set_limit" else self._grant)(request, book, replayed=replayed)
+        replayed = (account_id, request.request_id) in self.applied
+        does = {"set_limit": self._limit, "credit": self._grant, "reverse": self._reverse, "update_account": self._move}
+        return does[kind](request, book, replayed=replayed)
 
     def _limit(self, request, book, *, replayed):
         if not replayed:
@@ -148,8 +153,30 @@ class FakeLedger(
             return ledger_pb.OperationResult(error=refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT"))
         if not replayed:
             book["grants"].append(request)
+            book["left"][f"tx-{request.request_id}"] = request.amount_nanos
+            self.applied.append((request.account_id, request.request_id))
+        transaction = ledger_resources.Transaction(transaction_id=f"tx-{request.request_id}")
+        return ledger_pb.OperationResult(transaction=transaction, replayed=replayed)
+
+    def _reverse(self, request, book, *, replayed):
+        left = book["left"].get(request.transaction_id)
+        if left is None:
+            return ledger_pb.OperationResult(error=refusal(grpc.StatusCode.NOT_FOUND, "TRANSACTION_NOT_FOUND"))
+        if not replayed:
+            if not 0 < request.amount_nanos <= left:
+                return ledger_pb.OperationResult(
+                    error=refusal(grpc.StatusCode.FAILED_PRECONDITION, "REVERSAL_TOO_LARGE")
+                )
+            book["left"][request.transaction_id] -= request.amount_nanos
+            book["reversals"].append(request)
             self.applied.append((request.account_id, request.request_id))
         return ledger_pb.OperationResult(transaction=ledger_resources.Transaction(), replayed=replayed)
+
+    def _move(self, request, book, *, replayed):
+        if not replayed:
+            book["anchor"] = request.account.cycle_anchor.ToDatetime(tzinfo=UTC)
+            self.applied.append((request.account.account_id, request.request_id))
+        return ledger_pb.OperationResult(account=request.account, replayed=replayed)
 
     def GetBalance(self, request, context):
         with self.call("GetBalance", request, context):
@@ -157,6 +184,7 @@ class FakeLedger(
             if book is None:
                 context.abort(grpc.StatusCode.NOT_FOUND, "no such account")
             funded = sum(grant.amount_nanos for grant in book["grants"])
+            funded -= sum(reversal.amount_nanos for reversal in book["reversals"])
             start = book["cycle_start"] or book["anchor"]
             balance = ledger_resources.Balance(
                 account_id=request.account_id,
@@ -171,15 +199,18 @@ class FakeLedger(
 
     def ListLimits(self, request, context):
         with self.call("ListLimits", request, context):
-            book = self.books[request.account_id]
+            book = self.books.get(request.account_id)
+            if book is None:
+                context.abort(grpc.StatusCode.NOT_FOUND, "no such account")
+            resets_at = timestamp((book["cycle_start"] or book["anchor"]) + timedelta(days=30))
             return ledger_pb.ListLimitsResponse(
                 limits=[
                     ledger_resources.Limit(
                         limit_id=limit_id, scope=x.scope, unit=x.unit, window=x.window, amount=x.amount,
-                        used=book["used"].get(limit_id, 0),
+                        used=book["used"].get(limit_id, 0), resets_at=resets_at,
                     )
                     for limit_id, x in book["limits"].items()
-                    if x.scope == request.scope
+                    if not request.scope or x.scope == request.scope
                 ]
             )  # fmt: skip
 

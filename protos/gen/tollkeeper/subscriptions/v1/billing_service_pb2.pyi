@@ -162,7 +162,7 @@ Global___BillingStats: _TypeAlias = BillingStats  # noqa: Y015
 
 @_typing.final
 class PeriodStats(_message.Message):
-    """Figures of a period."""
+    """Figures of a period, from its start until now, by when calls were booked."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -171,7 +171,7 @@ class PeriodStats(_message.Message):
     COST_NANOS_FIELD_NUMBER: _builtins.int
     BILLED_NANOS_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
-    """Calls."""
+    """Calls, those of internal keys too."""
     tokens: _builtins.int
     """Input and output tokens."""
     cost_nanos: _builtins.int

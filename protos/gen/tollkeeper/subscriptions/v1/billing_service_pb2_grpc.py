@@ -115,7 +115,8 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetBillingStats(self, request, context):
-        """Spend and use today, this month and in all.
+        """Spend and use today, this month and in the present cycle. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
+        (ACCOUNT_NOT_PROVISIONED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,9 @@ class BillingServiceStub:
     GetBillingAccount: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.GetBillingAccountRequest, _billing_service_pb2.BillingAccount]
     """Account, plan and balance."""
     GetBillingStats: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.GetBillingStatsRequest, _billing_service_pb2.BillingStats]
-    """Spend and use today, this month and in all."""
+    """Spend and use today, this month and in the present cycle. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
+    (ACCOUNT_NOT_PROVISIONED).
+    """
     GetSubscription: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.GetSubscriptionRequest, _resources_pb2.Subscription]
     """The subscription; status `none` without one."""
     UpdateSubscription: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.UpdateSubscriptionRequest, _resources_pb2.Subscription]
@@ -69,7 +71,9 @@ class BillingServiceAsyncStub(BillingServiceStub):
     GetBillingAccount: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetBillingAccountRequest, _billing_service_pb2.BillingAccount]  # type: ignore[assignment]
     """Account, plan and balance."""
     GetBillingStats: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetBillingStatsRequest, _billing_service_pb2.BillingStats]  # type: ignore[assignment]
-    """Spend and use today, this month and in all."""
+    """Spend and use today, this month and in the present cycle. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
+    (ACCOUNT_NOT_PROVISIONED).
+    """
     GetSubscription: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetSubscriptionRequest, _resources_pb2.Subscription]  # type: ignore[assignment]
     """The subscription; status `none` without one."""
     UpdateSubscription: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.UpdateSubscriptionRequest, _resources_pb2.Subscription]  # type: ignore[assignment]
@@ -108,7 +112,9 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.GetBillingStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_service_pb2.BillingStats, _abc.Awaitable[_billing_service_pb2.BillingStats]]:
-        """Spend and use today, this month and in all."""
+        """Spend and use today, this month and in the present cycle. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
+        (ACCOUNT_NOT_PROVISIONED).
+        """
 
     def GetSubscription(
         self,

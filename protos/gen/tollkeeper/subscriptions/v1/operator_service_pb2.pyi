@@ -445,7 +445,7 @@ class OverviewReport(_message.Message):
 
     @_builtins.property
     def plan_mix(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Customers by plan."""
+        """Customers by plan now, without closed accounts."""
 
     def __init__(
         self,
@@ -464,7 +464,7 @@ Global___OverviewReport: _TypeAlias = OverviewReport  # noqa: Y015
 
 @_typing.final
 class OverviewPeriod(_message.Message):
-    """Figures of a period over all customers."""
+    """Figures of a period over all customers, from its start until now."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -480,28 +480,32 @@ class OverviewPeriod(_message.Message):
     CHURN_BASIS_POINTS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     signups: _builtins.int
-    """New customers."""
+    """Accounts created."""
     tier_changes: _builtins.int
-    """Moves between plans."""
+    """Moves from one plan to another, by whomever; to another version of the same plan is none."""
     requests: _builtins.int
-    """Calls."""
+    """Calls, those of internal keys too."""
     tokens: _builtins.int
     """Input and output tokens."""
     revenue_nanos: _builtins.int
-    """What customers paid."""
+    """What customers paid through Stripe in the period (invoices and bought credit, with taxes), less what of these payments
+    has been refunded, or is disputed and not won, by now. Stripe's fees are not taken off.
+    """
     api_cost_nanos: _builtins.int
-    """What providers charged."""
+    """What providers charged for these calls."""
     profit_nanos: _builtins.int
     """Revenue − cost."""
     margin_basis_points: _builtins.int
-    """Profit ÷ revenue, in basis points."""
+    """Profit ÷ revenue, in basis points, rounded half-even. 0 without revenue."""
     arpu_nanos: _builtins.int
-    """Revenue ÷ paying customers."""
+    """Revenue ÷ customers with a part in it, rounded half-even. 0 without any."""
     churn_basis_points: _builtins.int
-    """Customers lost ÷ customers at the start, in basis points."""
+    """Subscribers lost ÷ subscribers when the period began, in basis points, rounded half-even. A subscriber is a customer on
+    a plan that has a monthly price; lost is who is none any more, or closed. 0 without any at the start.
+    """
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelUse]:
-        """By provider and model."""
+        """By provider and model, the dearest first."""
 
     def __init__(
         self,

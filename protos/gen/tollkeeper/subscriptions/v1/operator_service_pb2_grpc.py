@@ -91,7 +91,7 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetAccountStats(self, request, context):
-        """One customer's figures.
+        """One customer's figures. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE (ACCOUNT_NOT_PROVISIONED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

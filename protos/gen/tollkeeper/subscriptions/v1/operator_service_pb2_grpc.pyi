@@ -44,7 +44,7 @@ class CustomerServiceStub:
     ListCustomers: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListCustomersRequest, _operator_service_pb2.ListCustomersResponse]
     """Customers by id."""
     GetAccountStats: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetAccountStatsRequest, _operator_service_pb2.AccountStats]
-    """One customer's figures."""
+    """One customer's figures. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE (ACCOUNT_NOT_PROVISIONED)."""
     SetAccountPlan: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.SetAccountPlanRequest, _resources_pb2.CustomerAccount]
     """Moves a customer to a plan without Stripe (prepaid, or by agreement)."""
 
@@ -62,7 +62,7 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     ListCustomers: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListCustomersRequest, _operator_service_pb2.ListCustomersResponse]  # type: ignore[assignment]
     """Customers by id."""
     GetAccountStats: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetAccountStatsRequest, _operator_service_pb2.AccountStats]  # type: ignore[assignment]
-    """One customer's figures."""
+    """One customer's figures. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE (ACCOUNT_NOT_PROVISIONED)."""
     SetAccountPlan: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.SetAccountPlanRequest, _resources_pb2.CustomerAccount]  # type: ignore[assignment]
     """Moves a customer to a plan without Stripe (prepaid, or by agreement)."""
 
@@ -97,7 +97,7 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_service_pb2.GetAccountStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.AccountStats, _abc.Awaitable[_operator_service_pb2.AccountStats]]:
-        """One customer's figures."""
+        """One customer's figures. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE (ACCOUNT_NOT_PROVISIONED)."""
 
     def SetAccountPlan(
         self,

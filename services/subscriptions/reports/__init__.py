@@ -1,0 +1,1 @@
+"""Reports: an account's figures, and an operator's over all accounts."""

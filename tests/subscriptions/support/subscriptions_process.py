@@ -1,0 +1,46 @@
+"""Owns the command line of subscriptions as tests run it: `python -m services.subscriptions …`, by its environment."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+_TOLD = (
+    "listen", "database_url", "identity_jwks_file", "service_token", "ledger_addr", "pricing_addr", "proxy_addr",
+    "plan_cache_seconds", "poll_seconds", "stripe_api_key", "stripe_api_base", "stripe_timeout_seconds",
+)  # fmt: skip
+
+
+def environment(settings):
+    """What tells a process these settings."""
+    told = {name: str(getattr(settings, name)) for name in _TOLD}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TOLLKEEPER_", "STRIPE_"))}
+    return clean | {f"TOLLKEEPER_SUBSCRIPTIONS_{name.upper()}": value for name, value in told.items()}
+
+
+def run(settings, *arguments):
+    """A command, to its end: `returncode`, `stdout`, `stderr`."""
+    return subprocess.run(
+        [sys.executable, "-m", "services.subscriptions", *arguments],
+        env=environment(settings), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@contextmanager
+def running(settings, *arguments):
+    """A command that goes on; its log is read from `stderr`. It is killed when the test is done with it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.subscriptions", *arguments],
+        env=environment(settings), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def logged(process, words):
+    """The first line of its log that holds these words; those before are read and gone."""
+    return next(line for line in process.stderr if words in line)
