@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from fractions import Fraction
 from typing import Protocol
 
 from prometheus_client import Counter
@@ -140,6 +141,11 @@ class Metering:
         cycle = account.cycle_at(self._clock())
         use, _ = self._use(account_id, in_minutes(cycle))
         return [Quota(terms, use[terms.metric], cycle.end) for terms in found]
+
+    def nearest(self, account_id: str, metrics: Collection[str]) -> Quota | None:
+        """Of the account's quotas for these metrics the one that is used up most; None where the plan has none."""
+        quotas = [quota for quota in self.quotas(account_id) if quota.terms.metric in metrics]
+        return max(quotas, key=lambda quota: Fraction(quota.use.used, max(quota.terms.limit, 1)), default=None)
 
     def check(self, account_id: str, metric: str, quantity: int) -> Verdict:
         """Whether so much more of a metric may be used. Raises AccountNotFound."""

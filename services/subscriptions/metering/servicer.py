@@ -11,6 +11,7 @@ from tollkeeper.subscriptions.v1 import billing_service_pb2 as pb
 from tollkeeper.subscriptions.v1 import resources_pb2 as resources
 from tollkeeper.subscriptions.v1.billing_service_pb2_grpc import MeteringServiceServicer
 
+from services.kit.identity import Role, current_identity
 from services.kit.refusals import Overloaded
 from services.kit.times import moment_of, timestamp
 from services.kit.validation import Violations
@@ -52,8 +53,13 @@ class MeteringServicer(MeteringServiceServicer):
         return pb.ListQuotasResponse(quotas=[_quota(quota, quota.terms.cap) for quota in quotas])
 
     def EmitEvents(self, request: pb.EmitEventsRequest, context: Any) -> pb.EmitEventsResponse:
-        """See the contract."""
-        emitted = self._metering.emit(request.account_id, self._events(request, "events"))
+        """See the contract. A service, which may emit thousands a second, gets no headers: each costs a look."""
+        events = self._events(request, "events")
+        emitted = self._metering.emit(request.account_id, events)
+        if current_identity().role is not Role.SERVICE:
+            quota = self._metering.nearest(request.account_id, {event.metric for event in events})
+            if quota is not None:
+                context.send_initial_metadata(_headers(quota))
         return pb.EmitEventsResponse(accepted=emitted.accepted, duplicates=emitted.duplicates)
 
     def StreamEvents(self, requests: Iterator[pb.StreamEventsRequest], context: Any) -> pb.StreamEventsResponse:
@@ -123,8 +129,9 @@ def _event(v: Violations, field: str, event: pb.UsageEvent, now: datetime) -> Us
 
 
 def _headers(quota: Quota) -> Sequence[tuple[str, str]]:
-    """The quota as Envoy passes it on: its limit, what is left, and when it begins anew, in seconds since 1970."""
+    """The quota as Envoy passes it on: of what, its limit, what is left, when it begins anew in seconds since 1970."""
     return (
+        ("x-quota-metric", quota.terms.metric),
         ("x-quota-limit", str(quota.terms.limit)),
         ("x-quota-remaining", str(quota.remaining)),
         ("x-quota-reset", str(int(quota.resets_at.timestamp()))),

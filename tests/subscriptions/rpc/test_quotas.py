@@ -33,6 +33,7 @@ class Suite:
     """A served instance with Redis, its account's callers, and the jobs a test runs itself."""
 
     def __init__(self, address, connect, operator, parts):
+        self.address = address
         self.operator = operator
         self.service = connect(address, Role.SERVICE)
         self.parts = parts
@@ -185,10 +186,28 @@ def test_headers_say_limit_remaining_and_reset(suite):
     suite.emit("api_calls", 400)
     _, headers = suite.check("api_calls")
     assert headers == {
+        "x-quota-metric": "api_calls",
         "x-quota-limit": "1000",
         "x-quota-remaining": "600",
         "x-quota-reset": str(account.cycle_end.seconds),
     }
+
+
+def test_emission_from_outside_tells_of_the_quota_that_is_used_up_most(suite, connect):
+    suite.create("metered-free")
+    events = [
+        pb.UsageEvent(id="runs", metric="agent_executions", quantity=30),
+        pb.UsageEvent(id="calls", metric="api_calls", quantity=500),
+    ]
+    request = pb.EmitEventsRequest(account_id="acme", events=events)
+    told = {}
+    for role, words in ((Role.ACCOUNT, {"account_id": "acme"}), (Role.SERVICE, {})):
+        caller = connect(suite.address, role, **words)
+        _, call = caller.metering.EmitEvents.with_call(request, metadata=caller.metadata, timeout=20)
+        told[role] = {key: value for key, value in call.initial_metadata() if key.startswith("x-quota")}
+    assert told[Role.ACCOUNT]["x-quota-metric"] == "api_calls"
+    assert (told[Role.ACCOUNT]["x-quota-limit"], told[Role.ACCOUNT]["x-quota-remaining"]) == ("1000", "500")
+    assert told[Role.SERVICE] == {}
 
 
 def test_metric_that_the_plan_says_nothing_of_is_allowed_without_headers(suite):

@@ -675,7 +675,8 @@ class MeteringServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EmitEvents(self, request, context):
-        """Emits usage. Each event's id counts once.
+        """Emits usage. Each event's id counts once. Answers callers from outside with the headers of CheckQuota, of the metric
+        emitted whose quota is used up most.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -689,7 +690,8 @@ class MeteringServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CheckQuota(self, request, context):
-        """Whether more of a metric may be used. Answers with headers `x-quota-limit`, `x-quota-remaining`, `x-quota-reset`.
+        """Whether more of a metric may be used. Answers with headers `x-quota-metric`, `x-quota-limit`, `x-quota-remaining`,
+        `x-quota-reset` (in seconds since 1970).
         Errors: RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) for a hard cap.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -205,11 +205,14 @@ class MeteringServiceStub:
     ListQuotas: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.ListQuotasRequest, _billing_service_pb2.ListQuotasResponse]
     """Quotas and their use in the present cycle."""
     EmitEvents: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.EmitEventsRequest, _billing_service_pb2.EmitEventsResponse]
-    """Emits usage. Each event's id counts once."""
+    """Emits usage. Each event's id counts once. Answers callers from outside with the headers of CheckQuota, of the metric
+    emitted whose quota is used up most.
+    """
     StreamEvents: _grpc.StreamUnaryMultiCallable[_billing_service_pb2.StreamEventsRequest, _billing_service_pb2.StreamEventsResponse]
     """The same for many, as they come."""
     CheckQuota: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.CheckQuotaRequest, _billing_service_pb2.CheckQuotaResponse]
-    """Whether more of a metric may be used. Answers with headers `x-quota-limit`, `x-quota-remaining`, `x-quota-reset`.
+    """Whether more of a metric may be used. Answers with headers `x-quota-metric`, `x-quota-limit`, `x-quota-remaining`,
+    `x-quota-reset` (in seconds since 1970).
     Errors: RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) for a hard cap.
     """
 
@@ -221,11 +224,14 @@ class MeteringServiceAsyncStub(MeteringServiceStub):
     ListQuotas: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.ListQuotasRequest, _billing_service_pb2.ListQuotasResponse]  # type: ignore[assignment]
     """Quotas and their use in the present cycle."""
     EmitEvents: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.EmitEventsRequest, _billing_service_pb2.EmitEventsResponse]  # type: ignore[assignment]
-    """Emits usage. Each event's id counts once."""
+    """Emits usage. Each event's id counts once. Answers callers from outside with the headers of CheckQuota, of the metric
+    emitted whose quota is used up most.
+    """
     StreamEvents: _aio.StreamUnaryMultiCallable[_billing_service_pb2.StreamEventsRequest, _billing_service_pb2.StreamEventsResponse]  # type: ignore[assignment]
     """The same for many, as they come."""
     CheckQuota: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.CheckQuotaRequest, _billing_service_pb2.CheckQuotaResponse]  # type: ignore[assignment]
-    """Whether more of a metric may be used. Answers with headers `x-quota-limit`, `x-quota-remaining`, `x-quota-reset`.
+    """Whether more of a metric may be used. Answers with headers `x-quota-metric`, `x-quota-limit`, `x-quota-remaining`,
+    `x-quota-reset` (in seconds since 1970).
     Errors: RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) for a hard cap.
     """
 
@@ -244,7 +250,9 @@ class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.EmitEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_service_pb2.EmitEventsResponse, _abc.Awaitable[_billing_service_pb2.EmitEventsResponse]]:
-        """Emits usage. Each event's id counts once."""
+        """Emits usage. Each event's id counts once. Answers callers from outside with the headers of CheckQuota, of the metric
+        emitted whose quota is used up most.
+        """
 
     def StreamEvents(
         self,
@@ -258,7 +266,8 @@ class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.CheckQuotaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_service_pb2.CheckQuotaResponse, _abc.Awaitable[_billing_service_pb2.CheckQuotaResponse]]:
-        """Whether more of a metric may be used. Answers with headers `x-quota-limit`, `x-quota-remaining`, `x-quota-reset`.
+        """Whether more of a metric may be used. Answers with headers `x-quota-metric`, `x-quota-limit`, `x-quota-remaining`,
+        `x-quota-reset` (in seconds since 1970).
         Errors: RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) for a hard cap.
         """
 
