@@ -1,10 +1,11 @@
-"""Owns the command line: `python -m deploy.local up | down | status | logs [NAME] | demo`."""
+"""Owns the command line: `python -m deploy.local up | down | status | logs [NAME] | demo | setup-stripe`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from deploy.local.process import StartFailedError, log_tail
 _TOLD = (
     StartFailedError,
     suite.PortBusyError,
+    suite.SettingError,
     HomeBusyError,
     RoleTakenError,
     bootstrap.RestError,
@@ -87,7 +89,7 @@ def status(_arguments: argparse.Namespace) -> int:
         return 1
     parts = suite.of(say=_say).parts()
     healthy = True
-    print(f"{'NAME':<18}{'PID':>9}{'PORT':>7}  HEALTH")
+    print(f"{'NAME':<22}{'PID':>9}{'PORT':>7}  HEALTH")
     for part in parts:
         record = home.record(part.name)
         if record is None:
@@ -97,7 +99,7 @@ def status(_arguments: argparse.Namespace) -> int:
         else:
             pid, health = str(record.pid), "healthy" if part.ready() else "not ready"
         healthy = healthy and health == "healthy"
-        print(f"{part.name:<18}{pid:>9}{part.port or '-':>7}  {health}")
+        print(f"{part.name:<22}{pid:>9}{part.port or '-':>7}  {health}")
     return 0 if healthy else 1
 
 
@@ -143,6 +145,12 @@ def show_demo(_arguments: argparse.Namespace) -> int:
     return 0
 
 
+def set_up_stripe(arguments: argparse.Namespace) -> int:
+    """Bring Stripe's products, prices and meters to what the plans say. A sandbox Stripe has them since `up`."""
+    program = suite.of(say=_say).stripe_setup_program(*(["--dry-run"] if arguments.dry_run else []))
+    return subprocess.run(program.argv, env=dict(program.env), cwd=program.cwd, check=False).returncode
+
+
 def _say(line: str) -> None:
     with contextlib.suppress(BrokenPipeError):  # nobody reads any more; that is no reason to stop half-way
         print(f"  {line}", flush=True)
@@ -158,10 +166,13 @@ def main() -> int:
         ("status", status),
         ("logs", logs),
         ("demo", show_demo),
+        (suite.SET_UP, set_up_stripe),
     ]
     for name, action in actions:
         command = commands.add_parser(name, help=(action.__doc__ or "").rstrip("."))
         command.set_defaults(action=action)
+        if action is set_up_stripe:
+            command.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
         if action is logs:
             command.add_argument("name", nargs="?", help="of one process; all where it is not given")
             command.add_argument("-n", "--lines", type=int, default=20)

@@ -6,7 +6,7 @@ import http.client
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.local import ports, wheels
@@ -27,12 +27,21 @@ def script() -> Path:
     return path
 
 
-def render(*, port: int, admin_port: int, services: Mapping[str, int], descriptor_set: bytes | None = None) -> str:
-    """Envoy's configuration for a gateway on 127.0.0.1 and services on these ports of it, as JSON text."""
+def render(
+    *, port: int, admin_port: int, services: Mapping[str, int | Sequence[int]], descriptor_set: bytes | None = None
+) -> str:
+    """Envoy's configuration for a gateway on 127.0.0.1 and services there, as JSON text.
+
+    `services` says for each its port, or that of each of its replicas.
+    """
+    addresses = {
+        name: [Address(ports.HOST, found) for found in ([held] if isinstance(held, int) else held)]
+        for name, held in services.items()
+    }
     document = configuration(
         listen=Address(ports.HOST, port),
         admin=Address(ports.HOST, admin_port),
-        services={name: [Address(ports.HOST, service_port)] for name, service_port in services.items()},
+        services=addresses,
         descriptor_set=descriptor_set,
     )
     return json.dumps(document, indent=1)

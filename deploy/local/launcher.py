@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from deploy.local.home import Home
 from deploy.local.process import POLL_SECONDS, Child, Program, Record, StartFailedError, describe_exit, start
@@ -155,14 +157,29 @@ class Launcher:
                 if code != 0:
                     raise StartFailedError(job.name, f"failed with {describe_exit(code)}", log)
 
-    def take_down(self, order: Sequence[str]) -> list[str]:
+    def take_down(self, order: Sequence[str | tuple[str, ...]]) -> list[str]:
         """End everything on record: what `order` does not name first, then the last of `order` to its first.
 
-        Gives the names of what was running.
+        What stands together in a tuple, and what is not named, is ended at the same time. Gives the names of what was
+        running.
         """
-        rank = {name: position for position, name in enumerate(order)}
-        records = sorted(self._home.records(), key=lambda record: rank.get(record.name, len(rank)), reverse=True)
-        return [record.name for record in records if self._take_down(record)]
+        rank = {
+            name: position
+            for position, together in enumerate(order)
+            for name in ([together] if isinstance(together, str) else together)
+        }
+
+        def place(record: Record) -> int:
+            return rank.get(record.name, len(order))
+
+        records = sorted(self._home.records(), key=place, reverse=True)
+        taken = []
+        for _, found in itertools.groupby(records, place):
+            group = list(found)
+            with ThreadPoolExecutor(len(group)) as pool:
+                running = pool.map(self._take_down, group)
+                taken += [record.name for record, was_alive in zip(group, running, strict=True) if was_alive]
+        return taken
 
     def take_down_all_but(self, names: Sequence[str]) -> list[str]:
         """End what is on record under another name than `names`. Gives the names of what was running."""

@@ -25,14 +25,22 @@ from deploy.local.redis import EmbeddedRedis
 
 DEFAULT_GATEWAY_PORT = 8080
 # The services whose background jobs run in a process of their own (`python -m services.X work`).
-WORKERS: tuple[str, ...] = ("ledger",)
+WORKERS: tuple[str, ...] = ("ledger", "subscriptions")
 # A worker has nothing to ask for its health: one that still runs after this is taken for started.
 WORKER_START_SECONDS = 2.0
-# Every process that may be on record, in the order they start.
+# The command of subscriptions that sells the plans at Stripe.
+SET_UP = "setup-stripe"
+# The service that may run several times, as `TOLLKEEPER_PROXY_REPLICAS` says: proxy, proxy-2, proxy-3 …
+REPLICATED = "proxy"
+MAX_REPLICAS = 8
+# Every process that may be on record, in the order they start; what stands together starts and ends together.
 ORDER = (
-    *("postgres", "redis", peers.PROVIDER, peers.STRIPE),
-    *SERVICES,
-    *(f"{service}-worker" for service in WORKERS),
+    ("postgres", "redis", peers.PROVIDER, peers.STRIPE),
+    (
+        *SERVICES,
+        *(f"{REPLICATED}-{number}" for number in range(2, MAX_REPLICAS + 1)),
+        *(f"{service}-worker" for service in WORKERS),
+    ),
     "envoy",
 )
 # What a suite may be given instead of its sandbox provider, by name.
@@ -53,6 +61,10 @@ _OURS = {
     "STRIPE_WEBHOOK_SECRET",
     *(f"TOLLKEEPER_{service.upper()}_ADDR" for service in SERVICES),
 }
+
+
+class SettingError(Exception):
+    """A setting of the launcher's own is wrong; the message names it."""
 
 
 class PortBusyError(Exception):
@@ -177,11 +189,27 @@ class Suite:
         return Part(name=name, port=port, program=program, ready=lambda: envoy.get(port, "/healthz") is not None)
 
     def _services(self) -> list[Part]:
-        return [*map(self._server, SERVICES), *map(self._worker, WORKERS)]
+        replicas = [self._server(REPLICATED, name) for name in self.replicas()[1:]]
+        return [*map(self._server, SERVICES), *replicas, *map(self._worker, WORKERS)]
 
-    def _server(self, service: str) -> Part:
-        port = self.port(service)
-        return Part(name=service, port=port, program=self._service(service, "serve"), ready=lambda: serving(port))
+    def replicas(self) -> list[str]:
+        """The processes of the service that may run several times.
+
+        Raises:
+            SettingError: their number is none, or not within 1 to 8.
+        """
+        variable = f"TOLLKEEPER_{REPLICATED.upper()}_REPLICAS"
+        given = self._environ.get(variable) or "1"
+        if not (given.isdecimal() and 1 <= int(given) <= MAX_REPLICAS):
+            raise SettingError(f"{variable} must be from 1 to {MAX_REPLICAS} on one machine, not {given!r}")
+        return [REPLICATED, *(f"{REPLICATED}-{number}" for number in range(2, int(given) + 1))]
+
+    def _server(self, service: str, name: str = "") -> Part:
+        """A service's server; `name` where it is a further replica's."""
+        name = name or service
+        port = self.port(name)
+        program = self._python(name, self.settings(service, name), f"services.{service}", "serve")
+        return Part(name=name, port=port, program=program, ready=lambda: serving(port))
 
     def _worker(self, service: str) -> Part:
         name = f"{service}-worker"
@@ -200,9 +228,9 @@ class Suite:
 
     def _envoy(self) -> Part:
         admin = self.port("envoy-admin")
-        configuration = envoy.render(
-            port=self.gateway_port, admin_port=admin, services={service: self.port(service) for service in SERVICES}
-        )
+        ports: dict[str, int | list[int]] = {service: self.port(service) for service in SERVICES}
+        ports[REPLICATED] = [self.port(name) for name in self.replicas()]
+        configuration = envoy.render(port=self.gateway_port, admin_port=admin, services=ports)
         return Part(
             name="envoy",
             port=self.gateway_port,
@@ -217,12 +245,12 @@ class Suite:
 
     # ---- how it is set
 
-    def settings(self, service: str) -> dict[str, str]:
-        """The settings of one service, as environment variables."""
+    def settings(self, service: str, name: str = "") -> dict[str, str]:
+        """The settings of one service, as environment variables; `name` where they are a further replica's."""
         prefix = f"TOLLKEEPER_{service.upper()}"
         settings = {
-            f"{prefix}_LISTEN": f"{HOST}:{self.port(service)}",
-            f"{prefix}_METRICS_LISTEN": f"{HOST}:{self.port(service + '-metrics')}",
+            f"{prefix}_LISTEN": f"{HOST}:{self.port(name or service)}",
+            f"{prefix}_METRICS_LISTEN": f"{HOST}:{self.port((name or service) + '-metrics')}",
             f"{prefix}_DATABASE_URL": self._environ.get(f"{prefix}_DATABASE_URL") or self._database_url(service),
             "TOLLKEEPER_REDIS_URL": self.servers.redis_url,
             "TOLLKEEPER_IDENTITY_JWKS_FILE": str(self.credentials.jwks_file),
@@ -233,7 +261,12 @@ class Suite:
             settings["TOLLKEEPER_PROXY_IDENTITY_SIGNING_KEY_FILE"] = str(self.credentials.signing_key_file)
             settings |= self.providers.settings()
         if service == "subscriptions":
-            settings |= self.stripe.settings()
+            settings |= self.stripe.settings() | {
+                f"{prefix}_DELIVER_IN_SERVE": "false",  # its worker does that
+                f"{prefix}_RETURN_URL": self._environ.get(f"{prefix}_RETURN_URL") or f"{self.url}/",
+                # A developer's receiver of alerts is on this machine.
+                f"{prefix}_ALERT_PRIVATE_ADDRESSES": "true",
+            }
         return settings
 
     def _database_url(self, service: str) -> str:
@@ -257,7 +290,7 @@ class Suite:
     # ---- what is done
 
     def up(self, launcher: Launcher) -> None:
-        """Start what does not run healthy, in order: storage, schemas, services, gateway.
+        """Start what does not run healthy, in order: storage, schemas, services, the sandbox Stripe's prices, gateway.
 
         Raises:
             PortBusyError: somebody else listens on the gateway's port.
@@ -280,6 +313,8 @@ class Suite:
             ]
         )
         launcher.bring_up(services)
+        if behind & {"pricing", "subscriptions"}:
+            launcher.run_to_end(self.stripe_jobs())
         self._port_book.keep("gateway", self.gateway_port)
         launcher.bring_up([self._envoy()])
         launcher.confirm(self.parts())
@@ -291,6 +326,18 @@ class Suite:
                 f"port {self.gateway_port}, the gateway's, is in use by {occupant(self.gateway_port)}; "
                 "end that, or set TOLLKEEPER_GATEWAY_PORT to a free port"
             )
+
+    def stripe_jobs(self) -> list[Job]:
+        """What brings the sandbox Stripe's products, prices and meters to what the plans say.
+
+        A real one's are not changed unasked.
+        """
+        name = "subscriptions"
+        return [Job(name=f"{name} {SET_UP}", part=name, program=self.stripe_setup_program())] if self.stripe.url else []
+
+    def stripe_setup_program(self, *arguments: str) -> Program:
+        """The same for a person to run, on either."""
+        return self._service("subscriptions", SET_UP, *arguments)
 
     def bootstrap_program(self) -> Program:
         """What makes an admin key, printed once on its standard output."""

@@ -14,13 +14,21 @@ import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
+import grpc
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "subscriptions" / "support"))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+from subscriptions_stripe import StripeSandbox
 
 from deploy.local.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 UP_SECONDS = 180
 PROVISION_SECONDS = 20
+# What is looked at now and then, is looked at often: tests wait for it.
+SOON = {"TOLLKEEPER_SUBSCRIPTIONS_ALERT_SECONDS": "1", "TOLLKEEPER_SUBSCRIPTIONS_METER_REPORT_SECONDS": "2"}
 
 _numbers = itertools.count(1)
 
@@ -110,6 +118,17 @@ class Suite:
     def available(self, key):
         return int(self.get("/api/credits/balance", key).body["availableNanos"])
 
+    def channel(self, service):
+        """gRPC to a service, with a service's token. It is closed by whoever asks for it."""
+        token = grpc.access_token_call_credentials(self.service_token)
+        credentials = grpc.composite_channel_credentials(grpc.local_channel_credentials(), token)
+        return grpc.secure_channel(self.env[f"TOLLKEEPER_{service.upper()}_ADDR"], credentials)
+
+    def sandbox_stripe(self):
+        """The suite's sandbox Stripe, as its tests speak to it."""
+        key = json.loads((self.home / "secrets.json").read_text())["sandbox_stripe_key"]
+        return StripeSandbox(None, self.env["TOLLKEEPER_SANDBOX_STRIPE_URL"], (key,))
+
     def sandbox_requests(self):
         """How many requests have reached the provider since it started."""
         with urllib.request.urlopen(
@@ -140,7 +159,7 @@ def running(**settings):
 @pytest.fixture(scope="session")
 def suite():
     """A suite of the test session's own."""
-    with running() as suite:
+    with running(**SOON) as suite:
         yield suite
 
 

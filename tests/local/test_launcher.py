@@ -32,6 +32,19 @@ import http.server, sys
 address = ("127.0.0.1", int(sys.argv[1]))
 http.server.HTTPServer(address, http.server.SimpleHTTPRequestHandler).serve_forever()
 """
+ENDS_WITH_ITS_FELLOW = """
+import pathlib, signal, socket, sys, time
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+mine, fellows = map(pathlib.Path, sys.argv[2:])
+def end(*_):
+    mine.with_suffix(".asked").touch()
+    while not fellows.with_suffix(".asked").exists():
+        time.sleep(0.01)
+    mine.with_suffix(".ended").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+time.sleep(600)
+"""
 CRASHES = """
 import sys
 for number in range(30):
@@ -235,6 +248,19 @@ def test_parts_end_in_the_reverse_of_their_order(home):
     names = ["storage", "service", "gateway"]
     up(home, *(part(name, ports.free_port()) for name in names))
     assert Launcher(home, print).take_down(names) == ["gateway", "service", "storage"]
+
+
+def test_parts_that_stand_together_end_at_the_same_time(home):
+    one, two = home.folder / "one", home.folder / "two"
+    parts = [part(mine.name, ports.free_port()) for mine in (one, two)]
+    parts = [
+        dataclasses.replace(each, program=program(mine.name, ENDS_WITH_ITS_FELLOW, each.port, mine, fellow))
+        for each, mine, fellow in zip(parts, (one, two), (two, one), strict=True)
+    ]
+    up(home, *parts)
+    assert sorted(Launcher(home, print).take_down([("one", "two")])) == ["one", "two"]
+    # Who is asked to end alone waits for the other until it is killed.
+    assert [mine.with_suffix(".ended").exists() for mine in (one, two)] == [True, True]
 
 
 def test_two_homes_side_by_side_do_not_touch_each_other(home, tmp_path):

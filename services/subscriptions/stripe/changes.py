@@ -4,8 +4,9 @@ A move that is paid at once is shown and made as of the same second: the preview
 within `_SHOWN` of it takes it over, so that it costs what was shown. It is made with `error_if_incomplete`: where the
 payment fails, Stripe changes nothing, and so nothing is granted that is not paid.
 
-A move to a cheaper plan changes the price without proration. What says that the dearer plan is kept until the period's
-end is in the subscription's metadata, beside the plan that follows: so Stripe alone knows where an account stands.
+A move to a cheaper plan changes the price without proration; what is metered follows when the next period has begun
+(`metered_items`), since until then it is used under the dearer plan. What says that the dearer plan is kept until then
+is in the subscription's metadata, beside the plan that follows: so Stripe alone knows where an account stands.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, cast
 import stripe
 
 from services.subscriptions.errors import SubscriptionNotFound, SubscriptionUnmovable
+from services.subscriptions.model.account import Account
 from services.subscriptions.model.plan import Plan
 from services.subscriptions.stripe import names, request_store
 from services.subscriptions.stripe.catalogue import is_subscribable
@@ -24,11 +26,13 @@ from services.subscriptions.stripe.checkout import require_subscribable, usable
 from services.subscriptions.stripe.client import stripe_errors
 from services.subscriptions.stripe.current import (
     SubscriptionView,
+    latest_invoice_id,
     metered_items,
     own_item,
     subscription_view,
 )
 from services.subscriptions.stripe.invoices import preview
+from services.subscriptions.stripe.metered_items import Item, exchanged
 from services.subscriptions.stripe.moves import Move, Position, move
 from services.subscriptions.stripe.parts import StripeParts
 from services.subscriptions.stripe.requests import Answered, Once
@@ -51,11 +55,15 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What Stripe is asked: `call` is `update`, `resume`, `cancel` or `none`, with these parameters."""
+    """What Stripe is asked: `call` is `update`, `resume`, `cancel` or `none`, with these parameters.
+
+    A move between plans is meant for the period that began at `period_start` (seconds); 0: for any.
+    """
 
     subscription_id: str
     call: str
     params: dict[str, Any]
+    period_start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +81,6 @@ class Target:
 
     plan: Plan
     interval: str
-
-    @property
-    def name(self) -> str:
-        """What a preview of the move is known by."""
-        return f"{self.plan.plan_id}:{self.plan.version}:{self.interval}"
 
 
 class PlanChanges:
@@ -106,10 +109,10 @@ class PlanChanges:
         )
 
     def cancel(self, account_id: str, *, now: bool, request_id: str) -> Answered[SubscriptionView]:
-        """End a subscription, now or with the period that is paid for. Raises as `update`."""
+        """End a subscription, now or with the period that is paid for; a closed account's too. Raises as `update`."""
 
         def settle() -> Settled:
-            subscription = self._standing(account_id).subscription
+            subscription = self._subscription(self._parts.customers.get(account_id))
             if not now:
                 return Settled(subscription.id, "update", {"cancel_at_period_end": True})
             # What was used and is not billed yet is billed with the end; what was paid in advance is not given back.
@@ -141,7 +144,7 @@ class PlanChanges:
             return preview(self._access, params, account_id)
         how = _how(standing, target)
         if how is not Move.NONE:
-            items = self._items(standing, target)
+            items = self._items(standing, target, how)
             params["subscription_details"] = {
                 "items": [_previewed(item) for item in items],
                 "proration_behavior": "none",
@@ -172,13 +175,15 @@ class PlanChanges:
     # Settling what Stripe is asked
 
     def _standing(self, account_id: str) -> Standing:
+        return self._standing_of(account_id, self._subscription(usable(self._parts.customers.get(account_id))))
+
+    def _subscription(self, account: Account) -> stripe.Subscription:
         _ = self._access.client
-        account = usable(self._parts.customers.get(account_id))
         customer_id = self._parts.stripe_customers.find(account.account_id)
         subscription = self._parts.current.find(customer_id) if customer_id is not None else None
         if subscription is None:
-            raise SubscriptionNotFound(f"account {account_id} has no subscription")
-        return self._standing_of(account_id, subscription)
+            raise SubscriptionNotFound(f"account {account.account_id} has no subscription")
+        return subscription
 
     def _standing_of(self, account_id: str, subscription: stripe.Subscription) -> Standing:
         return Standing(account_id, subscription, self._parts.current.position(subscription, self._clock()))
@@ -188,6 +193,7 @@ class PlanChanges:
         subscription = standing.subscription
         target = self._target(standing.position, wish)
         if wish.resume and subscription.status == "paused":
+            _how(standing, target)
             return Settled(subscription.id, "resume", {"billing_cycle_anchor": {"type": "now"}})
         params: stripe.params.SubscriptionUpdateParams = {}
         if not is_subscribable(target.plan):
@@ -200,7 +206,8 @@ class PlanChanges:
                 params = self._moving(standing, target, how)
             if wish.resume and subscription.cancel_at_period_end:
                 params["cancel_at_period_end"] = False
-        return Settled(subscription.id, "update" if params else "none", cast("dict[str, Any]", params))
+        period_start = own_item(subscription).current_period_start if "items" in params else 0
+        return Settled(subscription.id, "update" if params else "none", cast("dict[str, Any]", params), period_start)
 
     def _target(self, position: Position, wish: Wish) -> Target:
         """The plan and interval that are wished for: where nothing is said of them, or what it has, as they are."""
@@ -217,7 +224,7 @@ class PlanChanges:
 
     def _moving(self, standing: Standing, target: Target, how: Move) -> stripe.params.SubscriptionUpdateParams:
         params: stripe.params.SubscriptionUpdateParams = {
-            "items": self._items(standing, target),
+            "items": self._items(standing, target, how),
             "metadata": _metadata(standing, target, how),
             "proration_behavior": "none",
         }
@@ -227,16 +234,12 @@ class PlanChanges:
             params["proration_date"] = self._proration_date(standing, target)
         return params
 
-    def _items(self, standing: Standing, target: Target) -> list[stripe.params.SubscriptionUpdateParamsItem]:
-        """The plan's own item takes the new price; what is metered goes with the old plan and comes with the new."""
+    def _items(self, standing: Standing, target: Target, how: Move) -> list[Item]:
+        """The plan's own item takes the new price; at once, what is metered goes with the old plan and comes anew."""
         own, *metered = self._parts.prices.of_plan(target.plan, target.interval)
-        held = metered_items(standing.subscription)
-        there = {item.price.id for item in held}
-        items: list[stripe.params.SubscriptionUpdateParamsItem] = [
-            {"id": own_item(standing.subscription).id, "price": own}
-        ]
-        items += [_gone(item.id) for item in held if item.price.id not in metered]
-        items += [_come(price) for price in metered if price not in there]
+        items: list[Item] = [{"id": own_item(standing.subscription).id, "price": own}]
+        if how is not Move.AT_PERIOD_END:
+            items += exchanged(metered_items(standing.subscription), metered)
         return items
 
     def _proration_date(self, standing: Standing, target: Target) -> int:
@@ -247,25 +250,31 @@ class PlanChanges:
                 connection,
                 standing.account_id,
                 subscription_id=standing.subscription.id,
-                target=target.name,
+                target=_name(standing, target),
                 since=now - _SHOWN,
             )
         starts = own_item(standing.subscription).current_period_start
-        return shown if shown is not None and shown >= starts else _second(now, standing.subscription)
+        return shown if shown is not None and shown >= starts else self._second(standing.subscription, now)
 
     def _show(self, standing: Standing, target: Target) -> int:
         now = self._clock()
-        at = _second(now, standing.subscription)
+        at = self._second(standing.subscription, now)
         with self._parts.engine.begin() as connection:
             request_store.keep_preview(
                 connection,
                 standing.account_id,
                 subscription_id=standing.subscription.id,
-                target=target.name,
+                target=_name(standing, target),
                 proration_date=at,
                 now=now,
             )
         return at
+
+    def _second(self, subscription: stripe.Subscription, now: datetime) -> int:
+        """The present second, within the subscription's period: Stripe's clock and ours need not agree."""
+        own = own_item(subscription)
+        seconds = int(self._parts.current.now_of(subscription, now).timestamp())
+        return min(max(seconds, own.current_period_start), own.current_period_end)
 
     # Asking Stripe
 
@@ -273,17 +282,14 @@ class PlanChanges:
         subscriptions = self._access.client.v1.subscriptions
         with stripe_errors("change a subscription", account_id=account_id, subscription=settled.subscription_id):
             if settled.call == "update":
+                self._check_period(settled)
                 changed = subscriptions.update(
                     settled.subscription_id,
                     params=cast("stripe.params.SubscriptionUpdateParams", settled.params),
                     options={"idempotency_key": key},
                 )
             elif settled.call == "cancel":
-                changed = subscriptions.cancel(
-                    settled.subscription_id,
-                    params=cast("stripe.params.SubscriptionCancelParams", settled.params),
-                    options={"idempotency_key": key},
-                )
+                changed = self._cancelled(settled)
             elif settled.call == "resume":
                 changed = subscriptions.resume(
                     settled.subscription_id,
@@ -293,6 +299,30 @@ class PlanChanges:
             else:
                 changed = subscriptions.retrieve(settled.subscription_id)
         return subscription_view(account_id, changed, self._parts.current.position(changed, self._clock()))
+
+    def _cancelled(self, settled: Settled) -> stripe.Subscription:
+        """End a subscription now. Stripe takes no idempotency keys here: a repeat finds what it has ended itself."""
+        subscriptions = self._access.client.v1.subscriptions
+        params = cast("stripe.params.SubscriptionCancelParams", settled.params)
+        try:
+            return subscriptions.cancel(settled.subscription_id, params=params)
+        except stripe.InvalidRequestError:
+            found = subscriptions.retrieve(settled.subscription_id)
+            if found.status != "canceled":
+                raise
+            return found
+
+    def _check_period(self, settled: Settled) -> None:
+        """Check that a move is not made in a period that it is not meant for: it may be repeated hours later.
+
+        One that has taken effect may have begun a period itself; repeated, Stripe answers as it did then.
+        """
+        if not settled.period_start:
+            return
+        found = own_item(self._access.client.v1.subscriptions.retrieve(settled.subscription_id))
+        is_there = found.price.id == settled.params["items"][0]["price"]
+        if found.current_period_start != settled.period_start and not is_there:
+            raise SubscriptionUnmovable("the next period has begun meanwhile: ask again with a new request id")
 
     def _preview_new(self, customer_id: str, wish: Wish) -> stripe.Invoice:
         interval = wish.interval or names.MONTH
@@ -311,9 +341,20 @@ class PlanChanges:
 
 def _how(standing: Standing, target: Target) -> Move:
     how = move(standing.position, target.plan, target.interval)
-    if how is not Move.NONE and standing.subscription.status not in _MOVABLE:
+    if how is Move.NONE:
+        return how
+    if standing.subscription.status == "paused":
+        raise SubscriptionUnmovable("the subscription is paused: resume it first, then move it")
+    if standing.subscription.status not in _MOVABLE:
         raise SubscriptionUnmovable("the last invoice is not paid: pay it at the portal first")
     return how
+
+
+def _name(standing: Standing, target: Target) -> str:
+    """What a preview of a move is known by: from where, paid for by which invoice, to where."""
+    subscription = standing.subscription
+    start = f"{own_item(subscription).price.id}:{latest_invoice_id(subscription)}"
+    return f"{start}:{target.plan.plan_id}:{target.plan.version}:{target.interval}"
 
 
 def _metadata(standing: Standing, target: Target, how: Move) -> dict[str, str]:
@@ -334,17 +375,7 @@ def _metadata(standing: Standing, target: Target, how: Move) -> dict[str, str]:
     return said
 
 
-def _gone(item_id: str) -> stripe.params.SubscriptionUpdateParamsItem:
-    return {"id": item_id, "deleted": True}
-
-
-def _come(price: str) -> stripe.params.SubscriptionUpdateParamsItem:
-    return {"price": price}
-
-
-def _previewed(
-    item: stripe.params.SubscriptionUpdateParamsItem,
-) -> stripe.params.InvoiceCreatePreviewParamsSubscriptionDetailsItem:
+def _previewed(item: Item) -> stripe.params.InvoiceCreatePreviewParamsSubscriptionDetailsItem:
     """What a change says of an item, said to a preview."""
     said: stripe.params.InvoiceCreatePreviewParamsSubscriptionDetailsItem = {}
     if "id" in item:
@@ -358,9 +389,3 @@ def _previewed(
 
 def _metered(prices: list[str]) -> list[stripe.params.InvoiceCreatePreviewParamsSubscriptionDetailsItem]:
     return [{"price": price} for price in prices]
-
-
-def _second(now: datetime, subscription: stripe.Subscription) -> int:
-    """The present second, within the subscription's period: Stripe's clock and ours need not agree."""
-    own = own_item(subscription)
-    return min(max(int(now.timestamp()), own.current_period_start), own.current_period_end)

@@ -58,14 +58,29 @@ class CurrentSubscriptions:
         kept = self._kept(subscription, now)
         return Position(self._plan(own.price, subscription), interval_of(own), kept)
 
+    def now_of(self, subscription: stripe.Subscription, now: datetime) -> datetime:
+        """The subscription's present moment: `now`, or that of the test clock it lives by, in Stripe's test mode only.
+
+        Raises what `stripe_errors` says.
+        """
+        clock = subscription.test_clock
+        if clock is None:
+            return now
+        clock_id = clock if isinstance(clock, str) else clock.id
+        with stripe_errors("read the test clock", subscription=subscription.id):
+            return moment(self._access.client.v1.test_helpers.test_clocks.retrieve(clock_id).frozen_time)
+
     def _plan(self, price: stripe.Price, subscription: stripe.Subscription) -> Plan:
         """The plan that the price is of; the subscription's own word where the price was made by somebody else."""
         said = price.metadata if "plan_version" in price.metadata else subscription.metadata
         return self._plans.version(said["plan"], int(said["plan_version"]))
 
     def _kept(self, subscription: stripe.Subscription, now: datetime) -> Plan | None:
+        """The dearer plan that is paid for until the period ends; not any more once Stripe has begun the next one."""
         said = subscription.metadata
         if KEEPS_PLAN not in said or int(said[KEEPS_UNTIL]) <= now.timestamp():
+            return None
+        if int(said[KEEPS_UNTIL]) < own_item(subscription).current_period_end:
             return None
         return self._plans.version(said[KEEPS_PLAN], int(said[KEEPS_PLAN_VERSION]))
 
@@ -83,6 +98,12 @@ def metered_items(subscription: stripe.Subscription) -> list[stripe.Subscription
 def is_metered(item: stripe.SubscriptionItem) -> bool:
     """Whether an item is billed by what was used."""
     return item.price.recurring is not None and item.price.recurring.usage_type == "metered"
+
+
+def latest_invoice_id(subscription: stripe.Subscription) -> str:
+    """The newest invoice of a subscription; empty without one."""
+    invoice = subscription.latest_invoice
+    return (invoice.id or "") if isinstance(invoice, stripe.Invoice) else invoice or ""
 
 
 def interval_of(item: stripe.SubscriptionItem) -> str:

@@ -14,6 +14,8 @@ PENDING, APPLIED, IGNORED, FAILED = "pending", "applied", "ignored", "failed"
 STATUSES = (APPLIED, FAILED, IGNORED, PENDING)
 
 CUSTOMER_DELETED = "customer.deleted"
+# It is about a preview: there is no such invoice to be read, whatever id it has.
+_UPCOMING = "invoice.upcoming"
 APPLIED_TYPES = frozenset(
     {
         "charge.dispute.closed",
@@ -36,7 +38,7 @@ APPLIED_TYPES = frozenset(
         "invoice.paid",
         "invoice.payment_failed",
         "invoice.payment_succeeded",
-        "invoice.upcoming",
+        _UPCOMING,
         "invoice.voided",
         "payment_intent.succeeded",
         "refund.failed",
@@ -108,12 +110,13 @@ def read_event(body: str) -> ReadEvent:
     if not isinstance(about, dict):
         raise NotAnEventError("an event about nothing")
     kind, object_id = _text(about, "object"), _text(about, "id")
+    event_type = _required(event, "type")
     return ReadEvent(
         event_id=_required(event, "id"),
-        type=_required(event, "type"),
+        type=event_type,
         created_at=_moment(event.get("created")),
         customer_id=object_id if kind == "customer" else _id_of(about.get("customer")),
-        reference=_reference(kind, object_id, about),
+        reference=_reference(kind, object_id, about) if event_type != _UPCOMING else None,
     )
 
 

@@ -1,0 +1,104 @@
+"""Owns what must agree when an outage is over: provider, ledger and outbox, over all that a suite has done so far.
+
+It holds for a suite whose proxies were not killed: those may lose the bills of calls that were under way.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections import Counter
+from fractions import Fraction
+
+import psycopg
+
+from deploy.local.suite import of as local_suite
+
+PAYG_MULTIPLIER = Fraction(3, 2)
+# Dollars for a million tokens, in and out, of the shipped catalogue.
+PRICES = {
+    "gpt-4o": ("5", "15"),
+    "gpt-3.5-turbo": ("0.5", "1.5"),
+    "claude-3-haiku": ("0.8", "4"),
+    "gemini-1.5-pro": ("1.25", "5"),
+}
+
+
+def billed_nanos(model, input_tokens, output_tokens):
+    """What a customer on payg pays, rounded half to even."""
+    usd_in, usd_out = PRICES[model]
+    return round((input_tokens * Fraction(usd_in) + output_tokens * Fraction(usd_out)) * 1000 * PAYG_MULTIPLIER)
+
+
+class Books:
+    """The books of a suite: what ledger, outbox and provider have of all calls that were ever made."""
+
+    def __init__(self, suite):
+        self._suite = suite
+        self._given = {}
+
+    def prepaid(self, credit_nanos=10**10, **key_words):
+        """A new customer on payg, whose account is audited."""
+        customer = self._suite.customer(credit_nanos=credit_nanos, **key_words)
+        self._given[customer.account_id] = credit_nanos
+        return customer
+
+    def buys(self, customer, nanos):
+        """Expect that an account has so much more credit, given once."""
+        self._given[customer.account_id] += nanos
+
+    def rows(self, service, statement, *arguments):
+        """What a statement finds in a service's database."""
+        with psycopg.connect(self._suite.database(service)) as connection:
+            return connection.execute(statement, arguments).fetchall()
+
+    def provider(self):
+        """The provider's own log of what reached it."""
+        url = self._suite.env["TOLLKEEPER_SANDBOX_PROVIDER_URL"] + "/sandbox/usage"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return json.load(answer)
+
+    def outbox(self):
+        """The ends of holds that the ledger has not taken."""
+        return self.rows("proxy", "SELECT hold_id, kind, refused FROM outbox")
+
+    def open_holds(self):
+        return {row[0] for row in self.rows("ledger", "SELECT hold_id FROM holds WHERE status = 'open'")}
+
+    def settled(self):
+        """Whether no call is under way anywhere."""
+        return self.provider()["in_flight"] == 0 and not self.outbox() and not self.open_holds()
+
+    def audit(self):
+        """Assert that provider, ledger and accounts agree to the token and the nano, and that the ledger verifies."""
+        columns = "hold_id, account_id, model, input_tokens, output_tokens, billed, estimated"
+        usage = self.rows("ledger", f"SELECT {columns} FROM usage")
+        assert len({row[0] for row in usage}) == len(usage), "a call was billed twice"
+        answered = [record for record in self.provider()["records"] if record["status"] == 200]
+        whole = Counter((r["model"], r["input_tokens"], r["output_tokens"]) for r in answered if r["completed"])
+        broken = Counter(r["model"] for r in answered if not r["completed"])
+        assert Counter(row[2:5] for row in usage if not row[6]) == whole
+        assert Counter(row[2] for row in usage if row[6]) == broken
+        spent = Counter()
+        for _, account, model, came, went, nanos, _ in usage:
+            if account in self._given:
+                assert nanos == billed_nanos(model, came, went) > 0
+                spent[account] += nanos
+        statement = "SELECT account_id, available, held, spent FROM accounts WHERE account_id = ANY(%s)"
+        kept = {row[0]: tuple(map(int, row[1:])) for row in self.rows("ledger", statement, list(self._given))}
+        assert kept == {name: (given - spent[name], 0, spent[name]) for name, given in self._given.items()}
+        verified = self._verified()
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+
+    def _verified(self):
+        """What the ledger says when it derives every balance anew from its journal."""
+        local = local_suite(self._suite.environment, say=lambda _line: None)
+        return subprocess.run(
+            [sys.executable, "-m", "services.ledger", "verify", "--json"],
+            env={**os.environ, **local.settings("ledger")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
