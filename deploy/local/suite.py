@@ -30,15 +30,14 @@ WORKERS: tuple[str, ...] = ("ledger", "subscriptions")
 WORKER_START_SECONDS = 2.0
 # The command of subscriptions that sells the plans at Stripe.
 SET_UP = "setup-stripe"
-# The service that may run several times, as `TOLLKEEPER_PROXY_REPLICAS` says: proxy, proxy-2, proxy-3 …
-REPLICATED = "proxy"
+# Each service may run several times, as `TOLLKEEPER_<SERVICE>_REPLICAS` says: proxy, proxy-2, proxy-3 …
 MAX_REPLICAS = 8
 # Every process that may be on record, in the order they start; what stands together starts and ends together.
 ORDER = (
     ("postgres", "redis", peers.PROVIDER, peers.STRIPE),
     (
         *SERVICES,
-        *(f"{REPLICATED}-{number}" for number in range(2, MAX_REPLICAS + 1)),
+        *(f"{service}-{number}" for service in SERVICES for number in range(2, MAX_REPLICAS + 1)),
         *(f"{service}-worker" for service in WORKERS),
     ),
     "envoy",
@@ -189,24 +188,27 @@ class Suite:
         return Part(name=name, port=port, program=program, ready=lambda: envoy.get(port, "/healthz") is not None)
 
     def _services(self) -> list[Part]:
-        replicas = [self._server(REPLICATED, name) for name in self.replicas()[1:]]
-        return [*map(self._server, SERVICES), *replicas, *map(self._worker, WORKERS)]
+        servers = [self._server(service, name) for service in SERVICES for name in self.replicas(service)]
+        return [*servers, *map(self._worker, WORKERS)]
 
-    def replicas(self) -> list[str]:
-        """The processes of the service that may run several times.
+    def replicas(self, service: str) -> list[str]:
+        """The names of a service's servers.
 
         Raises:
             SettingError: their number is none, or not within 1 to 8.
         """
-        variable = f"TOLLKEEPER_{REPLICATED.upper()}_REPLICAS"
+        variable = f"TOLLKEEPER_{service.upper()}_REPLICAS"
         given = self._environ.get(variable) or "1"
         if not (given.isdecimal() and 1 <= int(given) <= MAX_REPLICAS):
             raise SettingError(f"{variable} must be from 1 to {MAX_REPLICAS} on one machine, not {given!r}")
-        return [REPLICATED, *(f"{REPLICATED}-{number}" for number in range(2, int(given) + 1))]
+        return [service, *(f"{service}-{number}" for number in range(2, int(given) + 1))]
 
-    def _server(self, service: str, name: str = "") -> Part:
-        """A service's server; `name` where it is a further replica's."""
-        name = name or service
+    def _address(self, service: str) -> str:
+        """Where its peers find a service: all of its servers, among which a gRPC channel shares its calls out."""
+        found = [f"{HOST}:{self.port(name)}" for name in self.replicas(service)]
+        return found[0] if len(found) == 1 else f"ipv4:{','.join(found)}"
+
+    def _server(self, service: str, name: str) -> Part:
         port = self.port(name)
         program = self._python(name, self.settings(service, name), f"services.{service}", "serve")
         return Part(name=name, port=port, program=program, ready=lambda: serving(port))
@@ -228,8 +230,7 @@ class Suite:
 
     def _envoy(self) -> Part:
         admin = self.port("envoy-admin")
-        ports: dict[str, int | list[int]] = {service: self.port(service) for service in SERVICES}
-        ports[REPLICATED] = [self.port(name) for name in self.replicas()]
+        ports = {service: [self.port(name) for name in self.replicas(service)] for service in SERVICES}
         configuration = envoy.render(port=self.gateway_port, admin_port=admin, services=ports)
         return Part(
             name="envoy",
@@ -246,7 +247,7 @@ class Suite:
     # ---- how it is set
 
     def settings(self, service: str, name: str = "") -> dict[str, str]:
-        """The settings of one service, as environment variables; `name` where they are a further replica's."""
+        """The settings of one service, as environment variables; `name` is that of one of its servers."""
         prefix = f"TOLLKEEPER_{service.upper()}"
         settings = {
             f"{prefix}_LISTEN": f"{HOST}:{self.port(name or service)}",
@@ -256,7 +257,7 @@ class Suite:
             "TOLLKEEPER_IDENTITY_JWKS_FILE": str(self.credentials.jwks_file),
             "TOLLKEEPER_SERVICE_TOKEN_FILE": str(self.credentials.service_token_file(service)),
         }
-        settings |= {f"TOLLKEEPER_{peer.upper()}_ADDR": f"{HOST}:{self.port(peer)}" for peer in SERVICES}
+        settings |= {f"TOLLKEEPER_{peer.upper()}_ADDR": self._address(peer) for peer in SERVICES}
         if service == "proxy":
             settings["TOLLKEEPER_PROXY_IDENTITY_SIGNING_KEY_FILE"] = str(self.credentials.signing_key_file)
             settings |= self.providers.settings()
