@@ -10,13 +10,20 @@ NAME ?=
 # How long to simulate.
 SECONDS ?= 60
 SEED ?=
+# What is deployed where: `make deploy-ledger OVERLAY=production TAG=0.2.0`. The project's version and the overlay's tag else.
+OVERLAY ?= dev
+TAG ?=
+N ?=
+DOCKER ?= docker
+# Where images are pushed to, if anywhere: before their names.
+REGISTRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status logs demo protos reference lock fmt lint types test check simulate bench-ledger bench-pricing bench-gateway
+.PHONY: help setup up down status logs demo protos reference lock images fmt lint types test check simulate bench-ledger bench-pricing bench-gateway
 
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	  /^[a-z%-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 ##@ Run the whole suite on this machine
 setup: $(READY) ## install everything into .venv (needs Python 3.11 and make only)
@@ -38,15 +45,17 @@ demo: $(READY) ## make a unary and a streamed model call, show what they cost
 	@$(PY) -m deploy.local demo
 
 ##@ Change it
-protos: $(READY) ## generate protos/gen from the contracts
+protos: $(READY) ## generate protos/gen and the OpenAPI document from the contracts
 	$(PY) -m protos.build
+	$(PY) -m gateway.openapi
 
 reference: $(READY) ## write the reference pages that follow from the code
 	$(PY) -m docs.reference
 
-lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
+lock: $(READY) ## resolve requirements.lock anew from pyproject.toml, and each image's part of it
 	.venv/bin/uv pip compile --quiet --universal --generate-hashes --all-extras --python-version 3.11 \
 	  --no-emit-index-url --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
+	$(PY) -m deploy.images
 
 fmt: $(READY) ## format, and correct what can be corrected by itself
 	$(PY) -m ruff format .
@@ -58,7 +67,10 @@ lint: $(READY) ## style, contracts, imports between services, generated code
 	$(PY) -m ruff format --check .
 	$(PY) -m protos.build --check
 	$(PY) -m protos.lint
+	$(PY) -m gateway.openapi --check
 	$(PY) -m docs.reference --check
+	$(PY) -m deploy.images --check
+	.venv/bin/hadolint services/*/Dockerfile gateway/Dockerfile
 	$(PY) .venv/bin/lint-imports
 
 types: $(READY) ## mypy, strict
@@ -71,6 +83,23 @@ check: lint types test ## everything that continuous integration checks
 
 simulate: $(READY) ## ledgers under attack, held against their shadow; SECONDS=600, SEED=n for one run again
 	$(PY) -m tests.simulation --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+##@ Deploy it: NAME is ledger, pricing, subscriptions, proxy or gateway; deploy/kubernetes/README.md
+images: $(READY) ## write each image's requirements from requirements.lock
+	$(PY) -m deploy.images
+
+image-%: ## build the image of NAME; TAG=0.2.0, else the project's version
+	$(DOCKER) build --file $(firstword $(wildcard services/$*/Dockerfile $*/Dockerfile)) \
+	  --tag $(if $(REGISTRY),$(REGISTRY)/)tollkeeper-$*:$(or $(TAG),$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)) .
+
+deploy-%: $(READY) ## migrate NAME's database, roll it out, wait; OVERLAY=production, TAG=0.2.0
+	@$(PY) -m deploy.kubernetes deploy $* --overlay $(OVERLAY) $(if $(TAG),--tag $(TAG))
+
+rollback-%: $(READY) ## run NAME's release before this one again; OVERLAY=production
+	@$(PY) -m deploy.kubernetes rollback $* --overlay $(OVERLAY)
+
+scale-%: $(READY) ## have at least N of NAME; N=4, OVERLAY=production
+	@$(PY) -m deploy.kubernetes scale $* --overlay $(OVERLAY) --least $(N)
 
 ##@ Measure it
 bench-ledger: $(READY) ## the ledger beside pgbench and a bare gRPC echo; ARGS=--quick or --large

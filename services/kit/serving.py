@@ -45,6 +45,9 @@ _SPARE_THREADS = 8
 # Beyond this many, gRPC refuses by itself, without our error model, so that its queue of calls has an end.
 _QUEUED_CALLS = 256
 _MAX_METADATA_BYTES = 64 * 1024
+# How long a connection takes new calls. Its client then connects anew and so finds replicas that came since; calls and
+# streams under way go on over the old connection to their end.
+_CONNECTION_MS = 300_000
 
 # How long no call may have been running before what is left (watches of health) is cut off.
 _IDLE_SECONDS = 0.25
@@ -62,6 +65,7 @@ def _options(settings: ServiceSettings) -> list[tuple[str, Any]]:
         # As much as the gateway lets in, so that it is the gateway that refuses more, with the right status.
         ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", 2 * _MAX_METADATA_BYTES),
+        ("grpc.max_connection_age_ms", _CONNECTION_MS),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),

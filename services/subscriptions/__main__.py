@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from services.kit.command import main
+from services.kit.metrics import serve_metrics
 from services.kit.serving import SyncServer
 from services.subscriptions.assembly import Subscriptions
 from services.subscriptions.commands import COMMANDS
@@ -30,12 +31,15 @@ def serve(settings: Settings) -> SyncServer:
 
 def work(settings: Settings, stop: threading.Event) -> None:
     """The background jobs, while this process leads."""
+    stop_metrics = serve_metrics(settings.metrics_listen) if settings.metrics_listen else None
     parts = Subscriptions(settings)
     parts.stripe.check_soon()
     try:
         work_as_leader(parts.engine, parts.background_jobs, stop)
     finally:
         parts.close()
+        if stop_metrics is not None:
+            stop_metrics()
 
 
 if __name__ == "__main__":
