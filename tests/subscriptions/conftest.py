@@ -288,7 +288,7 @@ def told(module_stripe, parts, pricing, clock, ledger, proxy, database):  # noqa
     publish_professional(pricing)
     module_stripe.outage(0)
     module_stripe.clear_faults()
-    return Told(module_stripe, parts(**module_stripe.settings()), clock, ledger, proxy, database)
+    return Told(module_stripe, parts(**module_stripe.settings()), clock, ledger=ledger, proxy=proxy, database=database)
 
 
 @pytest.fixture

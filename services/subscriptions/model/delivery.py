@@ -167,6 +167,8 @@ def with_promotion(account: Account, plan: Plan, now: datetime) -> tuple[Account
         return replace(account, renews_grant=True), []
     cycle = account.cycle_at(now)
     granted = replace(account, renews_grant=True, granted_until=cycle.end)
+    if account.granted_until is not None and cycle.start < account.granted_until:
+        return granted, []  # its cycles were moved: this one began while an earlier promotion lasted
     return granted, [promotion(account.account_id, plan, cycle)]
 
 

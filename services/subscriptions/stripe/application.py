@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 import grpc
 from prometheus_client import Histogram
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 from services.kit.errors import RemoteError, ServiceError
 from services.kit.logs import get_logger
@@ -23,7 +24,7 @@ from services.subscriptions import store
 from services.subscriptions.clock import Clock, utc_now
 from services.subscriptions.stripe import events_store, mirror_store
 from services.subscriptions.stripe.effects import Effects
-from services.subscriptions.stripe.events import CUSTOMER_DELETED, ReadEvent, Reference, read_event
+from services.subscriptions.stripe.events import CHARGE, CUSTOMER_DELETED, ReadEvent, Reference, read_event
 from services.subscriptions.stripe.events_store import Lease, WaitingEvent
 from services.subscriptions.stripe.gathering import LASTING_FAULTS, Gathering, Seen
 from services.subscriptions.stripe.intake import count_event
@@ -40,6 +41,8 @@ _MAX_DOUBLINGS = 10
 _FAILED_DELAY_SECONDS = 600.0
 _MAX_FAILURES = 20
 _JITTER = 0.2
+# What may well happen; anything else is a fault of ours.
+_FORESEEN = (ServiceError, grpc.RpcError, *LASTING_FAULTS)
 _PUT_OFF = timedelta(minutes=5)
 
 _APPLIED_AFTER = Histogram(
@@ -93,6 +96,10 @@ class Application:
         self._effects = effects
         self._clock = clock
 
+    def require_stripe(self) -> None:
+        """Raise StripeNotConfigured where there is no Stripe to read from."""
+        self._reader.require()
+
     def advance(self) -> bool:
         """Take one step with what waits; False where nothing does."""
         routed = self.route_next()
@@ -126,7 +133,7 @@ class Application:
     def _account_of(self, event: ReadEvent) -> str:
         """Whose it is; empty where it is of nobody that we made a customer. Raises UnknownAccountError."""
         customer_id = event.customer_id
-        if not customer_id and event.reference is not None:
+        if not customer_id and event.reference is not None and event.reference.kind == CHARGE:
             customer_id = self._reader.customer_of_charge(event.reference.object_id)
         if not customer_id:
             return ""
@@ -157,12 +164,15 @@ class Application:
         batch = _Batch(waiting, [read_event(one.body) for one in waiting])
         try:
             self._apply(lease, batch, batch.references)
-        except LASTING_FAULTS as error:
+        except OperationalError:
+            raise  # nothing can be noted now: the lease lapses, and the events are applied then
+        except Exception as error:  # noqa: BLE001 (a fault of ours in one account must not hold up the others)
+            is_foreseen = isinstance(error, _FORESEEN)
+            if not is_foreseen:
+                _log.exception("events not applied, and not foreseen why", account_id=lease.account_id)
             self._release(lease)
-            self._failed(list(zip(batch.waiting, batch.events, strict=True)), error, lasting=True)
-        except (ServiceError, grpc.RpcError) as error:
-            self._release(lease)
-            self._failed(list(zip(batch.waiting, batch.events, strict=True)), error, lasting=False)
+            lasting = isinstance(error, LASTING_FAULTS) or not is_foreseen
+            self._failed(list(zip(batch.waiting, batch.events, strict=True)), error, lasting=lasting)
         return True
 
     def refresh(self, account_id: str, references: Collection[Reference] = (), *, within_seconds: float = 0) -> bool:

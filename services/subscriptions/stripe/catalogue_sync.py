@@ -2,6 +2,8 @@
 
 What is not ours (no metadata `managed_by=tollkeeper`) is never edited; where it stands in the way, set-up stops. A
 price's amount cannot be changed at Stripe: where the one under a lookup key is another, a new price takes the key.
+Prices of older versions of a plan, and of plans that are not sold any more, stay as they are: there are customers who
+pay them, and who come back to them.
 Meters have no metadata: one is ours by its event name, is used as it is, and must add up as ours do.
 """
 
@@ -41,7 +43,7 @@ class Step:
 
 @dataclass(slots=True)
 class Found:
-    """What Stripe holds. `prices` are the active ones by id; `meters` map event name → meter."""
+    """What Stripe holds, by id; `meters` map event name → active meter."""
 
     products: Mapping[str, stripe.Product]
     prices: Mapping[str, stripe.Price]
@@ -63,9 +65,7 @@ class CatalogueSync:
         v1 = self._client.v1
         with stripe_errors("read the catalogue"):
             products = v1.products.list(params={"limit": _PAGE_SIZE}).auto_paging_iter()
-            prices = v1.prices.list(
-                params={"limit": _PAGE_SIZE, "active": True, "expand": ["data.tiers"]}
-            ).auto_paging_iter()
+            prices = v1.prices.list(params={"limit": _PAGE_SIZE, "expand": ["data.tiers"]}).auto_paging_iter()
             meters = v1.billing.meters.list(params={"limit": _PAGE_SIZE, "status": "active"}).auto_paging_iter()
             return Found(
                 products={product.id: product for product, _ in zip(products, range(_MOST), strict=False)},
@@ -74,7 +74,7 @@ class CatalogueSync:
             )
 
     def steps(self, wanted: WantedCatalogue, found: Found) -> list[Step]:
-        """What is to be done, in order: meters, products, prices, then what is not sold any more. Empty: nothing.
+        """What is to be done, in order: meters, products, prices. Empty: nothing.
 
         Raises CatalogueError where something that is not ours stands in the way.
         """
@@ -85,7 +85,7 @@ class CatalogueSync:
             made += self._product_steps(product, found)
         for price in wanted.prices:
             made += self._price_steps(price, found)
-        return made + self._retiring_steps(wanted, found)
+        return made
 
     def _meter_steps(self, meter: WantedMeter, found: Found) -> list[Step]:
         known = found.meters.get(meter.event_name)
@@ -138,11 +138,13 @@ class CatalogueSync:
         if known is not None and not is_ours(known):
             raise CatalogueError(f"price {known.id} has lookup key {price.lookup_key} and was not made by this command")
         if known is not None and _is_as_wanted(known, price, found):
-            return []
+            sell = partial(self._update_price, known.id, active=True)
+            return [] if known.active else [Step("activate", f"price {price.lookup_key}", sell)]
         create = Step("create", f"price {price.lookup_key} ({told(price)})", lambda: self._create_price(price, found))
         if known is None:
             return [create]
-        return [create, Step("archive", f"price {known.id}", lambda: self._archive_price(known.id))]
+        archive = Step("archive", f"price {known.id}", partial(self._update_price, known.id, active=False))
+        return [create, archive] if known.active else [create]
 
     def _create_price(self, price: WantedPrice, found: Found) -> None:
         params: stripe.params.PriceCreateParams = {
@@ -168,18 +170,9 @@ class CatalogueSync:
         with stripe_errors("create a price", lookup_key=price.lookup_key):
             self._client.v1.prices.create(params=params)
 
-    def _archive_price(self, price_id: str) -> None:
-        with stripe_errors("archive a price", price=price_id):
-            self._client.v1.prices.update(price_id, params={"active": False})
-
-    def _retiring_steps(self, wanted: WantedCatalogue, found: Found) -> list[Step]:
-        """Prices of ours that no plan on sale has any more are archived: who pays one goes on paying it."""
-        keys = {price.lookup_key for price in wanted.prices}
-        unsold = [price for price in found.prices.values() if is_ours(price) and price.lookup_key not in keys]
-        return [
-            Step("archive", f"price {price.lookup_key or price.id}", partial(self._archive_price, price.id))
-            for price in unsold
-        ]
+    def _update_price(self, price_id: str, *, active: bool) -> None:
+        with stripe_errors("update a price", price=price_id):
+            self._client.v1.prices.update(price_id, params={"active": active})
 
 
 def is_ours(made: stripe.Product | stripe.Price) -> bool:

@@ -1,7 +1,7 @@
 """Owns Stripe's pages: to subscribe, to buy credit, to see and change payment methods and invoices.
 
-Before a page to subscribe at is opened, the account's other open ones are closed: two that are both paid would be two
-subscriptions.
+Two pages to subscribe at that are both paid would be two subscriptions. So of an account's open ones all but the newest
+are closed each time one is opened, whoever opened them; and a page whose account has a subscription by then is closed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Checkout:
             return cast("dict[str, Any]", self._subscription_page(account_id, customer_id, plan, interval, urls))
 
         def ask(params: dict[str, Any], key: str) -> Page:
-            return self._open(cast("stripe.params.checkout.SessionCreateParams", params), key, account_id)
+            return self._open_only(cast("stripe.params.checkout.SessionCreateParams", params), key, account_id)
 
         words = (plan_id, interval, urls.success, urls.cancel)
         return self._subscribe.make(account_id, request_id, words, settle=settle, ask=ask)
@@ -118,12 +118,7 @@ class Checkout:
             return cast("dict[str, Any]", _top_up_page(account, customer_id, amount_nanos, urls, request_id))
 
         def ask(params: dict[str, Any], key: str) -> Page:
-            with stripe_errors("open a checkout", account_id=account_id):
-                made = self._access.client.v1.checkout.sessions.create(
-                    params=cast("stripe.params.checkout.SessionCreateParams", params),
-                    options={"idempotency_key": key},
-                )
-            return _page(made)
+            return _page(self._open(cast("stripe.params.checkout.SessionCreateParams", params), key, account_id))
 
         words = (amount_nanos, urls.success, urls.cancel)
         return self._top_up.make(account_id, request_id, words, settle=settle, ask=ask)
@@ -139,15 +134,27 @@ class Checkout:
             made = client.v1.billing_portal.sessions.create(params={"customer": customer_id, "return_url": return_url})
         return made.url
 
-    def _open(self, params: stripe.params.checkout.SessionCreateParams, key: str, account_id: str) -> Page:
-        sessions = self._access.client.v1.checkout.sessions
+    def _open(
+        self, params: stripe.params.checkout.SessionCreateParams, key: str, account_id: str
+    ) -> stripe.checkout.Session:
         with stripe_errors("open a checkout", account_id=account_id):
-            others = sessions.list(params={"customer": params["customer"], "status": "open", "limit": _MOST_OPEN}).data
-            # Made first: a repeat gets the page of the first attempt, which must not be the one that is closed.
-            made = sessions.create(params=params, options={"idempotency_key": key})
-            for other in others:
-                if other.mode == "subscription" and other.id != made.id:
-                    self._close(other.id)
+            return self._access.client.v1.checkout.sessions.create(params=params, options={"idempotency_key": key})
+
+    def _open_only(self, params: stripe.params.checkout.SessionCreateParams, key: str, account_id: str) -> Page:
+        """Open a page to subscribe at, and leave no other one open. Raises SubscriptionExists."""
+        made = self._open(params, key, account_id)
+        customer_id = params["customer"]
+        with stripe_errors("close older checkouts", account_id=account_id):
+            # Newest first: those who open pages at the same time agree on which one stays.
+            listed = self._access.client.v1.checkout.sessions.list(
+                params={"customer": customer_id, "status": "open", "limit": _MOST_OPEN}
+            )
+            for older in [page for page in listed.data if page.mode == "subscription"][1:]:
+                self._close(older.id)
+            # After the closing: one of them may have been paid first.
+            if self._parts.current.find(customer_id) is not None:
+                self._close(made.id)
+                raise SubscriptionExists(f"account {account_id} has a subscription")
         return _page(made)
 
     def _close(self, session_id: str) -> None:

@@ -7,6 +7,7 @@ same idempotency key; what is left after that is told apart here:
     no answer, 409, 429, 5xx                             → StripeUnavailable; the same request may be sent again
     stripe.AuthenticationError, stripe.PermissionError   → StripeKeyInvalid, logged: an operator has to act
     stripe.IdempotencyError                              → IdempotencyConflict
+    nothing to charge                                    → PaymentMethodMissing
     anything else                                        → StripeRefused, logged with Stripe's request id
 """
 
@@ -22,6 +23,7 @@ from services.kit.logs import get_logger
 from services.subscriptions.errors import (
     IdempotencyConflict,
     PaymentFailed,
+    PaymentMethodMissing,
     StripeKeyInvalid,
     StripeNotConfigured,
     StripeRefused,
@@ -38,12 +40,13 @@ _CONFLICT, _TOO_MANY, _SERVER_FAULT = 409, 429, 500
 
 def stripe_client(settings: Settings) -> stripe.StripeClient | None:
     """Stripe's own client as the settings say; None without a key. Safe to share between threads."""
-    if not settings.stripe_api_key:
+    key = settings.stripe_api_key.strip()  # as files and shells give it, with the line's end
+    if not key:
         return None
     timeout = (settings.stripe_timeout_seconds, settings.stripe_timeout_seconds)
     base = settings.stripe_api_base.rstrip("/")
     return stripe.StripeClient(
-        settings.stripe_api_key,
+        key,
         base_addresses={"api": base, "meter_events": base} if base else None,
         max_network_retries=settings.stripe_retries,
         http_client=stripe.RequestsClient(timeout=timeout),
@@ -103,6 +106,8 @@ def refusal(error: stripe.StripeError, what: str, **logged: str) -> Subscription
         )
     if isinstance(error, stripe.IdempotencyError):
         return IdempotencyConflict("the request id was used before with other words")
+    if _lacks_payment_method(error):
+        return PaymentMethodMissing("there is no payment method that could be charged")
     told = {
         "asked": what,
         "error": type(error).__name__,
@@ -132,6 +137,11 @@ def is_retryable(error: stripe.StripeError) -> bool:
 def is_missing(error: stripe.StripeError) -> bool:
     """Whether the error says that there is no such object."""
     return isinstance(error, stripe.InvalidRequestError) and error.code == "resource_missing"
+
+
+def _lacks_payment_method(error: stripe.StripeError) -> bool:
+    # Stripe has no code of its own for it: "This customer has no attached payment source or default payment method."
+    return is_missing(error) and "default payment method" in (error.user_message or "")
 
 
 def decline_code(error: stripe.CardError) -> str:

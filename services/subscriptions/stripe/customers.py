@@ -30,22 +30,26 @@ class StripeCustomers:
         known = self.find(account.account_id)
         if known is not None:
             return known
-        made = self._make(account)
+        with self._engine.connect() as connection:
+            number = request_store.count_customers(connection, account.account_id) + 1
+        # Looked for again after the counting: one made between the two would make the number that of a further one.
+        known = self.find(account.account_id)
+        if known is not None:
+            return known
+        made = self._make(account, number)
         with self._engine.begin() as connection:
             mirror_store.insert_customer(connection, made.id, account.account_id)
         kept = self.find(account.account_id)
         assert kept is not None
         return kept
 
-    def _make(self, account: Account) -> stripe.Customer:
+    def _make(self, account: Account, number: int) -> stripe.Customer:
         params: stripe.params.CustomerCreateParams = {
             "metadata": {**names.OURS, "account_id": account.account_id},
             "name": account.display_name or account.account_id,
         }
         if account.email:
             params["email"] = account.email
-        with self._engine.connect() as connection:
-            number = request_store.count_customers(connection, account.account_id) + 1
         key = names.idempotency_key(account.account_id, "customer", str(number))
         client = self._access.client
         with stripe_errors("create a customer", account_id=account.account_id):

@@ -34,9 +34,10 @@ from services.subscriptions.stripe.grants import (
     Credit,
     adjusted,
     credit_of,
+    in_order,
     lasting,
     wanted_nanos,
-    without_later,
+    without_returned,
 )
 from services.subscriptions.stripe.lifecycle import LIMITED, Standing, standing
 from services.subscriptions.stripe.model import CreditPart, Mirror, PlanKey, ReturnedCharge
@@ -67,10 +68,11 @@ class Effects:
             mirror_store.write_mirror(connection, place.mirror)
             self._tell_of_failure(connection, place.mirror)
         account, first, last = self._moved(connection, account, place, seen, now)
-        for source in seen.sources.values():
-            credit = credit_of(account_id, source, seen.plans, cycle_anchor=account.cycle_anchor, now=now)
-            self._paid(connection, credit)
-        taken_back = [
+        taken_back = []
+        for source in in_order(seen.sources.values()):
+            credit = credit_of(account_id, source, seen.plans, now=now)
+            taken_back += self._paid(connection, credit, now)
+        taken_back += [
             reversal
             for source_id, charges in seen.returned.items()
             for reversal in self._returned(connection, source_id, charges, now)
@@ -130,28 +132,30 @@ class Effects:
             return seen.free
         return seen.plans[key]
 
-    def _paid(self, connection: Connection, credit: Credit) -> None:
-        """Keep a payment and the grants it gives, once."""
+    def _paid(self, connection: Connection, credit: Credit, now: datetime) -> list[ReverseGrant]:
+        """Keep a payment and the grants it gives, once; what has to be taken back of others where it gives back."""
         payment = credit.payment
         if not mirror_store.insert_payment(connection, payment):
-            return
+            return []
         mirror_store.write_parts(connection, credit.parts)
-        if credit.excess_nanos:
-            later = mirror_store.parts_to_come(connection, payment.account_id)
-            self._drop(connection, later, without_later(later, credit.excess_nanos))
         _log.info("paid", account_id=payment.account_id, payment=payment.source_id, credit_nanos=payment.credit_nanos)
-
-    def _drop(self, connection: Connection, before: Iterable[CreditPart], changed: Iterable[CreditPart]) -> None:
-        """Parts that are not to be granted any more are no part of what their payments are worth either."""
-        taken = {part.request_id: part.taken_back_nanos for part in before}
+        if not credit.excess_nanos:
+            return []
+        before = {part.request_id: part for part in mirror_store.lasting_parts(connection, payment.account_id, now)}
+        changed = without_returned(before.values(), credit.excess_nanos)
         for part in changed:
-            dropped = part.taken_back_nanos - taken[part.request_id]
-            payment = mirror_store.find_payment(connection, part.source_id)
-            assert payment is not None
-            smaller = replace(payment, credit_nanos=payment.credit_nanos - dropped)
-            mirror_store.update_payment(connection, smaller)
-            kept = replace(part, amount_nanos=part.amount_nanos - dropped, taken_back_nanos=taken[part.request_id])
-            mirror_store.write_parts(connection, [kept])
+            self._shrink(connection, before[part.request_id], part)
+        return [_reversal(before[part.request_id], part) for part in changed if part.granted_at is not None]
+
+    def _shrink(self, connection: Connection, before: CreditPart, part: CreditPart) -> None:
+        """What is taken of a part is no part of what its payment is worth either: a refund does not count it again."""
+        taken = part.taken_back_nanos - before.taken_back_nanos
+        payment = mirror_store.find_payment(connection, part.source_id)
+        assert payment is not None
+        mirror_store.update_payment(connection, replace(payment, credit_nanos=payment.credit_nanos - taken))
+        if part.granted_at is None:
+            part = replace(before, amount_nanos=before.amount_nanos - taken)
+        mirror_store.write_parts(connection, [part])
 
     def _returned(
         self, connection: Connection, source_id: str, charges: Iterable[ReturnedCharge], now: datetime

@@ -16,7 +16,7 @@ from services.subscriptions.model.account import DEFAULT_PLAN, Account
 from services.subscriptions.model.plan import Plan
 from services.subscriptions.stripe.events import CHARGE, INVOICE, PAYMENT_INTENT, SESSION, Reference
 from services.subscriptions.stripe.grants import plans_named
-from services.subscriptions.stripe.model import PaidSource, PlanKey, ReturnedCharge, SubscriptionState
+from services.subscriptions.stripe.model import PaidInvoice, PaidSource, PlanKey, ReturnedCharge, SubscriptionState
 from services.subscriptions.stripe.reading import MissingObjectError, StripeReader, UnreadableObjectError
 
 FREE_METERED_PLAN = "metered-free"
@@ -79,9 +79,23 @@ class Gathering:
                 continue
             try:
                 self._read(seen, reference)
+                self._read_what_it_returns(seen, reference, customer_id, known)
             except LASTING_FAULTS as error:
                 seen.faults[reference] = f"{type(error).__name__}: {error}"
         return seen
+
+    def _read_what_it_returns(self, seen: Seen, reference: Reference, customer_id: str, known: Collection[str]) -> None:
+        """Of an invoice that gives back time that was paid for: what paid for it, should that not be known yet."""
+        source = seen.sources.get(reference.object_id)
+        since = source.gives_back_from if isinstance(source, PaidInvoice) else None
+        if since is None or not customer_id:
+            return
+        for invoice_id in self._reader.paid_invoices(customer_id):
+            if invoice_id in known or invoice_id in seen.sources:
+                continue
+            paid = self._reader.paid_invoice(invoice_id)
+            if paid is not None and any(line.period_end > since for line in paid.lines):
+                self._keep(seen, paid)
 
     def _subscription(self, customer_id: str) -> SubscriptionState | None:
         if not customer_id:

@@ -3,9 +3,13 @@
 **An invoice.** Each line for a plan's own price is worth its amount times credit ÷ price: of a monthly price the credit
 that the plan's price pays for, of a yearly one twelve times that. Lines are added up as exact fractions, prorations and
 what is given back too, and rounded once, half-even; less than nothing is nothing. One grant, until the period that the
-lines cover ends; for a year one grant for each cycle, at its start, until its end, all as equal as nanos allow.
+lines cover ends; for a year one grant for each month, counted back from its end, all as equal as nanos allow.
 
 **A top-up** is worth what was paid, and does not expire.
+
+**An invoice that gives back more than it brings** (a change to a cheaper plan, or an end, that was prorated) returns
+the money to the customer's balance, from which the next invoice is paid and gives credit: so its credit is taken back,
+of what is still to be granted first, then of what was, the newest first.
 
 **What was returned** (refunds, and disputes unless they are won) takes back the same share of the credit: first what is
 still to be granted, the last part first, then what was granted, the last first. What comes back to us is granted again.
@@ -18,7 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from fractions import Fraction
 
-from services.subscriptions.model.cycle import cycle_at
+from services.subscriptions.model.cycle import cycle_at, months_after
 from services.subscriptions.model.plan import Plan, annual_price_nanos
 from services.subscriptions.stripe.model import (
     CreditPart,
@@ -34,8 +38,8 @@ from services.subscriptions.stripe.names import NANOS_PER_CENT, YEAR
 SUBSCRIPTION, PURCHASE = "subscription", "purchase"
 INVOICE = "invoice"
 _MONTHS_PER_YEAR = 12
-# A year has twelve cycles and, where it begins within one, a part of a thirteenth.
-_MAX_PARTS = 13
+# A year has twelve months; what begins within one brings a part of it.
+_MAX_PARTS = 12
 
 Plans = Mapping[PlanKey, Plan]
 
@@ -54,8 +58,8 @@ def plans_named(source: PaidSource) -> set[PlanKey]:
     return {line.plan for line in source.lines} if isinstance(source, PaidInvoice) else set()
 
 
-def credit_of(account_id: str, source: PaidSource, plans: Plans, *, cycle_anchor: datetime, now: datetime) -> Credit:
-    """What a payment gives to an account whose cycles are counted from `cycle_anchor`."""
+def credit_of(account_id: str, source: PaidSource, plans: Plans, *, now: datetime) -> Credit:
+    """What a payment gives, whatever else is known of the account."""
     if isinstance(source, PaidTopUp):
         return _top_up(account_id, source, now)
     worth = sum((line_credit(line, plans[line.plan]) for line in source.lines), Fraction(0))
@@ -70,7 +74,12 @@ def credit_of(account_id: str, source: PaidSource, plans: Plans, *, cycle_anchor
     )
     if nanos <= 0:
         return Credit(payment, (), excess_nanos=-nanos)
-    return Credit(payment, _invoice_parts(payment, source.lines, plans, cycle_anchor, now))
+    return Credit(payment, _invoice_parts(payment, source.lines, plans, now))
+
+
+def in_order(sources: Iterable[PaidSource]) -> list[PaidSource]:
+    """Payments as they were made; of the same second those first that give back nothing."""
+    return sorted(sources, key=lambda source: (source.paid_at, source.amount_nanos < 0))
 
 
 def line_credit(line: InvoiceLine, plan: Plan) -> Fraction:
@@ -107,13 +116,13 @@ def _top_up(account_id: str, source: PaidTopUp, now: datetime) -> Credit:
 
 
 def _invoice_parts(
-    payment: Payment, lines: Sequence[InvoiceLine], plans: Plans, cycle_anchor: datetime, now: datetime
+    payment: Payment, lines: Sequence[InvoiceLine], plans: Plans, now: datetime
 ) -> tuple[CreditPart, ...]:
     bringing = [line for line in lines if line.amount_nanos > 0]
     start = min(line.period_start for line in bringing)
     end = max(line.period_end for line in bringing)
     is_yearly = any(line.interval == YEAR for line in bringing)
-    starts = cycle_starts(cycle_anchor, start, end) if is_yearly else [start]
+    starts = month_starts(start, end) if is_yearly else [start]
     ends = [*starts[1:], end]
     count = len(starts)
     largest = max(bringing, key=lambda line: line.amount_nanos)
@@ -133,15 +142,10 @@ def _invoice_parts(
     )
 
 
-def cycle_starts(anchor: datetime, start: datetime, end: datetime) -> list[datetime]:
-    """`start`, and each cycle's start after it and before `end`."""
-    starts = [start]
-    while len(starts) < _MAX_PARTS:
-        following = cycle_at(anchor, starts[-1]).end
-        if following >= end:
-            break
-        starts.append(following)
-    return starts
+def month_starts(start: datetime, end: datetime) -> list[datetime]:
+    """`start`, and each moment after it that is whole months before `end`."""
+    before_end = (months_after(end, -months) for months in range(_MAX_PARTS - 1, 0, -1))
+    return [start, *(moment for moment in before_end if moment > start)]
 
 
 def lasting(part: CreditPart, cycle_anchor: datetime, now: datetime) -> CreditPart:
@@ -175,10 +179,10 @@ def adjusted(parts: Iterable[CreditPart], wanted: int, *, now: datetime) -> list
     return []
 
 
-def without_later(parts: Iterable[CreditPart], excess: int) -> list[CreditPart]:
-    """The parts still to be granted that change when an invoice gives back `excess` nanos: the last ones go first."""
-    waiting = [part for part in parts if part.granted_at is None]
-    return _taken(sorted(waiting, key=lambda part: part.due_at, reverse=True), excess)
+def without_returned(parts: Iterable[CreditPart], excess: int) -> list[CreditPart]:
+    """The parts that change when an invoice gives back `excess` nanos: to be granted first, the last ones first."""
+    last_first = sorted(parts, key=lambda part: (part.due_at, part.part), reverse=True)
+    return _taken(sorted(last_first, key=lambda part: part.granted_at is not None), excess)
 
 
 def _taken(parts: Sequence[CreditPart], surplus: int) -> list[CreditPart]:

@@ -98,9 +98,12 @@ def cycle_anchor(account: Account, subscription: SubscriptionState, now: datetim
     Stripe counts periods from the billing anchor as we count cycles, so that a 31st is the last day of shorter months;
     while that lies ahead (a trial) the period's start is counted from. A moment ahead of our clock is not taken yet.
     """
-    anchor = subscription.billing_anchor
-    anchor = min(anchor, subscription.period_start)
+    anchor = _cycles_begin(subscription)
     return anchor if anchor <= now else account.cycle_anchor
+
+
+def _cycles_begin(subscription: SubscriptionState) -> datetime:
+    return min(subscription.billing_anchor, subscription.period_start)
 
 
 def _mirror(account: Account, subscription: SubscriptionState, plan: PlanKey) -> Mirror:
@@ -127,7 +130,8 @@ def _mirror(account: Account, subscription: SubscriptionState, plan: PlanKey) ->
 def _look_at(subscription: SubscriptionState, grace_until: datetime | None, now: datetime) -> datetime:
     """When the clock may change something next; where Stripe is late with what it should have done, in an hour."""
     kept_until = subscription.kept.until if subscription.kept is not None else None
-    moments = (grace_until, kept_until, subscription.trial_end, subscription.period_end + _RENEWAL)
+    begins = _cycles_begin(subscription)  # ahead of our clock: the cycles are moved then
+    moments = (begins, grace_until, kept_until, subscription.trial_end, subscription.period_end + _RENEWAL)
     return min((moment for moment in moments if moment is not None and moment > now), default=now + _RENEWAL / 2)
 
 

@@ -152,6 +152,16 @@ def parts_to_come(connection: Connection, account_id: str) -> list[CreditPart]:
     return [_part(row) for row in connection.execute(statement.order_by(stripe_grants.c.due_at))]
 
 
+def lasting_parts(connection: Connection, account_id: str, now: datetime) -> list[CreditPart]:
+    """The grants that an account's subscriptions gave or will give and that have not expired. By primary key."""
+    statement = select(*_PART_COLUMNS).where(
+        stripe_grants.c.account_id == account_id,
+        stripe_grants.c.source == "subscription",
+        stripe_grants.c.expires_at > now,
+    )
+    return [_part(row) for row in connection.execute(statement)]
+
+
 def accounts_with_due_parts(connection: Connection, now: datetime, *, limit: int) -> list[str]:
     """Accounts that a grant is due to, longest due first. By `stripe_grants_due`."""
     statement = (

@@ -75,6 +75,11 @@ class PaidInvoice:
     paid_at: datetime
     lines: tuple[InvoiceLine, ...]
 
+    @property
+    def gives_back_from(self) -> datetime | None:
+        """From when on it gives back time that was paid for; None where it gives back none."""
+        return min((line.period_start for line in self.lines if line.amount_nanos < 0), default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class PaidTopUp:

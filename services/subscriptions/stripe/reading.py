@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -75,6 +75,10 @@ class StripeReader:
         """Whether there is a Stripe to read from."""
         return self._access.configured
 
+    def require(self) -> None:
+        """Raise StripeNotConfigured where there is none."""
+        _ = self._access.client
+
     def account_named_by(self, customer_id: str) -> str:
         """The account that a customer's metadata names; empty where it is deleted, or is nobody's here."""
         customer = self._asked("read a customer", lambda client: client.v1.customers.retrieve(customer_id))
@@ -102,10 +106,22 @@ class StripeReader:
         ).data
         newest_first = sorted(listed, key=lambda found: (found.created, found.id), reverse=True)
         for statuses in _PRECEDENCE:
-            for found in newest_first:
-                if found.status in statuses:
-                    return self._state(found)
-        return self._state(newest_first[0]) if newest_first else None
+            state = self._first_of_ours([found for found in newest_first if found.status in statuses])
+            if state is not None:
+                return state
+        return self._first_of_ours(newest_first)
+
+    def _first_of_ours(self, subscriptions: Sequence[stripe.Subscription]) -> SubscriptionState | None:
+        """The first that is of one of our plans. Where none is, and there are others, somebody has to look."""
+        unreadable: UnreadableObjectError | None = None
+        for found in subscriptions:
+            try:
+                return self._state(found)
+            except UnreadableObjectError as error:
+                unreadable = unreadable or error
+        if unreadable is not None:
+            raise unreadable
+        return None
 
     def _state(self, found: stripe.Subscription) -> SubscriptionState:
         own = next((item for item in found.items.data if not _is_metered(item.price)), None)
@@ -157,6 +173,16 @@ class StripeReader:
             paid_at=_moment(paid_at),
             lines=tuple(self._lines(invoice)),
         )
+
+    def paid_invoices(self, customer_id: str) -> list[str]:
+        """A customer's paid invoices, the newest hundred."""
+        listed = self._asked(
+            "list invoices",
+            lambda client: client.v1.invoices.list(
+                params={"customer": customer_id, "status": "paid", "limit": _PAGE_SIZE}
+            ),
+        )
+        return [found.id for found in listed.data]
 
     def _lines(self, invoice: stripe.Invoice) -> Iterator[InvoiceLine]:
         lines: list[stripe.InvoiceLineItem] = list(invoice.lines.data)
@@ -268,18 +294,19 @@ class StripeReader:
             *(Reference(CHARGE, found.id) for found in charges.data if found.amount_refunded or found.disputed),
         ]
 
-    def events_since(self, since: datetime) -> Iterator[str]:
+    def events_between(self, since: datetime, until: datetime | None) -> Iterator[str]:
         """The bodies of the events that are acted upon, at most 100 000 of either half. Stripe keeps 30 days."""
+        created: stripe.params.EventListParamsCreated = {"gte": int(since.timestamp())}
+        if until is not None:
+            created["lt"] = int(until.timestamp())
         types = sorted(APPLIED_TYPES)
         for start in range(0, len(types), _MAX_TYPES):
-            yield from self._events_of(types[start : start + _MAX_TYPES], since)
+            yield from self._events_of(types[start : start + _MAX_TYPES], created)
 
-    def _events_of(self, types: list[str], since: datetime) -> Iterator[str]:
+    def _events_of(self, types: list[str], created: stripe.params.EventListParamsCreated) -> Iterator[str]:
         listed = self._asked(
             "list events",
-            lambda client: client.v1.events.list(
-                params={"created": {"gte": int(since.timestamp())}, "types": types, "limit": _PAGE_SIZE}
-            ),
+            lambda client: client.v1.events.list(params={"created": created, "types": types, "limit": _PAGE_SIZE}),
         )
         given = 0
         while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import stripe
+from sqlalchemy import Connection
 
 from services.kit.amounts import format_usd
 from services.kit.call import new_request_id
@@ -86,15 +87,16 @@ class AutoRecharges:
         match decide(rule, available, bought):
             case Decision.ARM:
                 with self._parts.engine.begin() as connection:
-                    recharge_store.update_rule(connection, rule.account_id, armed=True)
+                    if self._is_still_so(connection, rule, bought):
+                        recharge_store.update_rule(connection, rule.account_id, armed=True)
             case Decision.BUY:
-                self._buy(rule, available)
+                self._buy(rule, available, bought)
             case Decision.CAPPED:
                 _log.info("auto-recharge has reached its cap", account_id=rule.account_id)
             case Decision.NOTHING:
                 pass
 
-    def _buy(self, seen: RechargeRule, available_nanos: int) -> None:
+    def _buy(self, seen: RechargeRule, available_nanos: int, bought_nanos: int) -> None:
         customer_id = self._parts.stripe_customers.find(seen.account_id)
         method = self._payment_method(customer_id) if customer_id is not None else None
         recharge = Recharge(
@@ -109,12 +111,24 @@ class AutoRecharges:
             created_at=self._parts.clock(),
         )
         with self._parts.engine.begin() as connection:
-            rule = recharge_store.lock_rule(connection, seen.account_id)
-            if rule != seen or recharge_store.find_open(connection, seen.account_id) is not None:
-                return  # it was changed, or somebody else was quicker
+            if not self._is_still_so(connection, seen, bought_nanos):
+                return
             recharge_store.update_rule(connection, seen.account_id, armed=False)
             recharge_store.insert_recharge(connection, recharge)
         self._charge(recharge)
+
+    def _is_still_so(self, connection: Connection, seen: RechargeRule, bought_nanos: int) -> bool:
+        """Whether nothing has changed since the balance was looked at; the rule stays locked until the end.
+
+        Where the rule was changed, or somebody else was quicker, be it that the credit has arrived since, what was seen
+        of the balance is of the past.
+        """
+        account_id, month = seen.account_id, month_start(self._parts.clock())
+        return (
+            recharge_store.lock_rule(connection, account_id) == seen
+            and recharge_store.find_open(connection, account_id) is None
+            and recharge_store.bought_since(connection, account_id, month) == bought_nanos
+        )
 
     def _go_on(self, recharge: Recharge) -> None:
         """Take a purchase that was begun before a step further."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, case, exists, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from services.subscriptions.stripe.recharge_rules import Recharge, RechargeRule
@@ -24,19 +24,24 @@ def _rule(row: Any) -> RechargeRule:
 
 
 def set_rule(connection: Connection, rule: RechargeRule) -> None:
-    """Keep an account's rule, armed unless a purchase is under way, to be looked at at once."""
-    under_way = exists().where(recharges.c.account_id == rule.account_id, recharges.c.status.in_(_OPEN))
-    values = {
+    """Keep an account's rule, armed unless a purchase is under way, to be looked at at once.
+
+    The same rule set again stays as it is, so that it buys nothing more for the same fall.
+    """
+    kept = auto_recharges.c
+    said = {
         "enabled": rule.enabled,
         "threshold_nanos": rule.threshold_nanos,
         "amount_nanos": rule.amount_nanos,
         "monthly_cap_nanos": rule.monthly_cap_nanos,
-        "armed": select(~under_way).scalar_subquery(),
-        "updated_at": func.now(),
-        "look_at": func.now(),
     }
-    statement = upsert(auto_recharges).values(account_id=rule.account_id, **values)
-    connection.execute(statement.on_conflict_do_update(index_elements=["account_id"], set_=values))
+    under_way = exists().where(recharges.c.account_id == rule.account_id, recharges.c.status.in_(_OPEN))
+    anew = select(~under_way).scalar_subquery()
+    is_same = and_(kept.enabled, *(kept[name] == value for name, value in said.items()))
+    values = {**said, "updated_at": func.now(), "look_at": func.now()}
+    statement = upsert(auto_recharges).values(account_id=rule.account_id, armed=anew, **values)
+    changed = {**values, "armed": case((is_same, kept.armed), else_=anew)}
+    connection.execute(statement.on_conflict_do_update(index_elements=["account_id"], set_=changed))
 
 
 def find_rule(connection: Connection, account_id: str) -> RechargeRule | None:

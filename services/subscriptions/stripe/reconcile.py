@@ -29,6 +29,8 @@ _log = get_logger(__name__)
 
 DEFAULT_SINCE = timedelta(days=3)
 LONGEST_SINCE = timedelta(days=30)
+# What is younger may still be delivered: it is not missed.
+_ON_ITS_WAY = timedelta(minutes=10)
 _CHUNK = 100
 _ACCOUNTS_AT_ONCE = 200
 
@@ -63,10 +65,10 @@ class Reconciliation:
         self._application = application
         self._clock = clock
 
-    def events(self, since: datetime) -> Found:
-        """Take in the events since then that we do not know. Raises what `StripeReader` says."""
+    def events(self, since: datetime, until: datetime | None = None) -> Found:
+        """Take in the events of that time that we do not know. Raises what `StripeReader` says."""
         seen = recovered = 0
-        for chunk in _chunks(self._reader.events_since(since)):
+        for chunk in _chunks(self._reader.events_between(since, until)):
             events = list(_read(chunk))
             seen += len(events)
             with self._engine.connect() as connection:
@@ -105,9 +107,10 @@ class Reconciliation:
 
     def __call__(self) -> bool:
         """Both, as a background job."""
-        since = self._clock() - DEFAULT_SINCE
+        now = self._clock()
+        since = now - DEFAULT_SINCE
         try:
-            found, compared = self.events(since), self.objects(since)
+            found, compared = self.events(since, now - _ON_ITS_WAY), self.objects(since)
         except ServiceError as error:
             _log.warning("not reconciled", error=error.message)
             return False

@@ -44,8 +44,9 @@ class EventLog:
     def replay(self, event_id: str) -> StoredEvent:
         """Have an event applied again, and wait a little for that: what it did before is not done twice.
 
-        Raises StripeEventNotFound.
+        Raises StripeNotConfigured, StripeEventNotFound.
         """
+        self._application.require_stripe()
         with self._engine.begin() as connection:
             if not events_store.wait_again(connection, event_id):
                 raise StripeEventNotFound(f"no event {event_id} was taken in", event_id=event_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, func, select, text, update
@@ -35,21 +35,20 @@ class RequestKey:
 
 @dataclass(frozen=True, slots=True)
 class KeptRequest:
-    """A request as first made; `answer` is None until Stripe has answered."""
+    """A request as first made; `answer` is None until Stripe has answered, `age` is how long ago that was."""
 
     fingerprint: str
     asked: dict[str, Any]
     answer: dict[str, Any] | None
+    age: timedelta
 
 
 def find_request(connection: Connection, key: RequestKey) -> KeptRequest | None:
     """A request by its id. By primary key."""
-    row = connection.execute(
-        select(stripe_requests.c.fingerprint, stripe_requests.c.asked, stripe_requests.c.answer).where(
-            *_is_request(key)
-        )
-    ).first()
-    return KeptRequest(row.fingerprint, row.asked, row.answer) if row is not None else None
+    kept = stripe_requests.c
+    age = (func.now() - kept.created_at).label("age")
+    row = connection.execute(select(kept.fingerprint, kept.asked, kept.answer, age).where(*_is_request(key))).first()
+    return KeptRequest(row.fingerprint, row.asked, row.answer, row.age) if row is not None else None
 
 
 def insert_request(connection: Connection, key: RequestKey, fingerprint: str, asked: dict[str, Any]) -> None:
@@ -76,6 +75,23 @@ def delete_old_requests(connection: Connection, *, older_than_days: float, limit
         """
     )
     return connection.execute(statement, {"seconds": older_than_days * 86_400, "limit": limit}).rowcount
+
+
+def moved_and_renewed(connection: Connection, *, since: datetime, limit: int) -> list[tuple[str, str, datetime]]:
+    """Account, subscription and period's start of those by the month that asked for a move and began a period since.
+
+    Reads one row an account, and for each whose period began lately its requests, by primary key.
+    """
+    statement = text(
+        """
+        SELECT account_id, subscription_id, period_start FROM subscriptions s
+        WHERE in_force AND interval = 'month' AND period_start > :since
+            AND EXISTS (SELECT FROM stripe_requests r WHERE r.account_id = s.account_id AND r.use_case = 'subscription')
+        ORDER BY period_start DESC LIMIT :limit
+        """
+    )
+    rows = connection.execute(statement, {"since": since, "limit": limit})
+    return [(row.account_id, row.subscription_id, row.period_start) for row in rows]
 
 
 def _is_request(key: RequestKey) -> tuple[Any, ...]:

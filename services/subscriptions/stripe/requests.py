@@ -3,6 +3,8 @@
 What Stripe is asked is settled first (which price, as of which second) and committed with the request; then Stripe is
 asked under an idempotency key made from the request's id; then the answer is kept. So a repeat, at whatever point the
 first attempt ended, asks for the same thing under the same key, and one after the answer asks for nothing.
+
+Stripe forgets keys after a day. A request that has no answer by then is not asked for again: it may have taken effect.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter
@@ -21,6 +24,9 @@ from services.subscriptions.errors import IdempotencyConflict
 from services.subscriptions.stripe import request_store
 from services.subscriptions.stripe.names import idempotency_key
 from services.subscriptions.stripe.request_store import KeptRequest, RequestKey
+
+# Source: docs.stripe.com/api/idempotent_requests: keys may be forgotten after 24 hours.
+REPEATABLE_FOR = timedelta(hours=20)
 
 _Asked = TypeVar("_Asked")
 _Answer = TypeVar("_Answer")
@@ -55,7 +61,8 @@ class Once(Generic[_Asked, _Answer]):
         """The answer to a request that says `words`; an empty id is that of a request which is never repeated.
 
         `settle()` says what Stripe is to be asked, `ask(settled, idempotency_key)` asks it. No transaction is open
-        meanwhile. Raises IdempotencyConflict for an id that was used with other words, and what the two raise.
+        meanwhile. Raises IdempotencyConflict for an id that was used with other words, or too long ago without an
+        answer, and what the two raise.
         """
         key = RequestKey(account_id, self._use_case, request_id or new_request_id())
         fingerprint = hashlib.sha256(json.dumps(words).encode()).hexdigest()
@@ -70,6 +77,10 @@ class Once(Generic[_Asked, _Answer]):
             raise IdempotencyConflict(f"request id {key.request_id} was used before with other words")
         if kept.answer is not None:
             return Answered(self._answer.validate_python(kept.answer), replayed=True)
+        if kept.age > REPEATABLE_FOR:
+            raise IdempotencyConflict(
+                f"request id {key.request_id} was used too long ago and what became of it is not known: look first"
+            )
         name = idempotency_key(account_id, self._use_case, key.request_id)
         answer = ask(self._asked.validate_python(kept.asked), name)
         with self._engine.begin() as connection:

@@ -13,6 +13,7 @@ from services.subscriptions.stripe import mirror_store, request_store
 from services.subscriptions.stripe.changes import PlanChanges, Wish
 from services.subscriptions.stripe.checkout import Checkout, ReturnUrls
 from services.subscriptions.stripe.invoices import Invoices
+from services.subscriptions.stripe.metered_items import MeteredItems
 from services.subscriptions.stripe.model import Mirror
 from services.subscriptions.stripe.names import MONTH
 from services.subscriptions.stripe.parts import StripeParts
@@ -21,6 +22,7 @@ from services.subscriptions.worker import ScheduledJob
 
 _DELETED_AT_ONCE = 1000
 _UPKEEP_SECONDS = 60.0
+_FOLLOW_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class StripeUseCases:
     changes: PlanChanges
     invoices: Invoices
     recharges: AutoRecharges
+    metered_items: MeteredItems
 
     @classmethod
     def over(cls, parts: StripeParts, ledger: LedgerClient, settings: Settings) -> StripeUseCases:
@@ -42,6 +45,7 @@ class StripeUseCases:
             PlanChanges(parts),
             Invoices(parts),
             AutoRecharges(parts, ledger, pause_seconds=settings.recharge_seconds),
+            MeteredItems(parts),
         )
 
     def kept_subscription(self, account_id: str) -> Mirror | None:
@@ -63,7 +67,7 @@ class StripeUseCases:
         return self.changes.latest_invoice_url(moved.subscription_id)
 
     def jobs(self, settings: Settings, *, configured: bool) -> list[ScheduledJob]:
-        """The background jobs: auto-recharge where Stripe is set up, and the deletion of old requests."""
+        """The background jobs: what asks Stripe, where Stripe is set up, and the deletion of old requests."""
 
         def upkeep() -> bool:
             with self.engine.begin() as connection:
@@ -75,4 +79,5 @@ class StripeUseCases:
         found = [ScheduledJob("stripe-requests-upkeep", upkeep, _UPKEEP_SECONDS)]
         if configured:
             found.append(ScheduledJob("auto-recharge", self.recharges.look_next, settings.poll_seconds))
+            found.append(ScheduledJob("metered-items", self.metered_items.look, _FOLLOW_SECONDS))
         return found

@@ -1,9 +1,9 @@
-"""Owns how tests tell the service what happens at Stripe: customers who subscribe there, signed events, the work on them.
+"""Owns how tests tell the service what happens at Stripe: customers who subscribe there, signed events, work on them.
 
-    told.customer("acme")               an account here, a customer with a card there
-    told.subscribe("acme", "starter")   at Stripe; the service knows nothing of it yet
-    told.settle()                       events delivered and applied, deliveries made
-    told.later(days=31)                 Stripe's clock and ours, moved together
+told.customer("acme")               an account here, a customer with a card there
+told.subscribe("acme", "starter")   at Stripe; the service knows nothing of it yet
+told.settle()                       events delivered and applied, deliveries made
+told.later(days=31)                 Stripe's clock and ours, moved together
 """
 
 import hashlib
@@ -76,7 +76,7 @@ def send(caller, body, header=None):
 class Told:
     """One service and its Stripe, whose events reach it when the test says so."""
 
-    def __init__(self, stripe, parts, clock, ledger, proxy, database):
+    def __init__(self, stripe, parts, clock, *, ledger, proxy, database):
         self.stripe = stripe
         self.parts = parts
         self.clock = clock

@@ -35,8 +35,10 @@ _FAST_RECONNECT = [
 # Becomes another user, then another program: uid, gid, its argv.
 _AS_USER = (
     sys.executable, "-I", "-c",
-    "import os, sys; uid, gid = map(int, sys.argv[1:3]); os.setgroups([]); os.setgid(gid); os.setuid(uid);"
-    " os.execv(sys.argv[3], sys.argv[3:])",
+    (
+        "import os, sys; uid, gid = map(int, sys.argv[1:3]); os.setgroups([]); os.setgid(gid); os.setuid(uid);"
+        " os.execv(sys.argv[3], sys.argv[3:])"
+    ),
 )  # fmt: skip
 
 

@@ -1,0 +1,147 @@
+"""Moves of metered plans: what is used under a plan is billed by that plan, whenever the move is asked for."""
+
+from datetime import UTC, datetime
+
+import pytest
+from subscriptions_peers import USD
+from subscriptions_shop import CENT
+from tollkeeper.subscriptions.v1 import billing_service_pb2 as pb
+
+AGENTS = 10_000_000 * 10  # nanos: $0.10 for each above 5 000 on metered-standard; half of it above 50 000 on enterprise
+
+
+@pytest.fixture
+def acme(shop):
+    shop.start_clock()
+    return shop.customer()
+
+
+@pytest.fixture
+def follow(parts, shop, database, acme):
+    """`follow()`: the job of a process that has just started, which has been told of what Stripe has now."""
+
+    def make():
+        found = acme.subscription
+        own = next(item for item in found["items"].data if item.price.unit_amount)
+        database.rows(
+            "INSERT INTO subscriptions (account_id, subscription_id, status, in_force, plan_id, plan_version, interval,"
+            " price_nanos, period_start, period_end, cancel_at_period_end) VALUES (:a, :s, 'active', true, 'x', 1,"
+            " 'month', 0, :start, :end, false) ON CONFLICT (account_id) DO UPDATE SET period_start = :start",
+            a=acme.account_id, s=found.id, start=datetime.fromtimestamp(own.current_period_start, UTC),
+            end=datetime.fromtimestamp(own.current_period_end, UTC),
+        )  # fmt: skip
+        parts(**shop.sandbox.settings()).stripe_use_cases.metered_items.look()
+
+    return make
+
+
+def use(acme, agents):
+    """Agents run now, by the test clock."""
+    acme.shop.sandbox.v1.billing.meter_events.create(
+        {
+            "event_name": "tollkeeper_agent_executions",
+            "payload": {"stripe_customer_id": acme.customer_id, "value": str(agents)},
+            "timestamp": int(acme.shop.clock().timestamp()),
+        }
+    )
+
+
+def keys(acme):
+    """The lookup keys that the subscription is made of, by plan."""
+    return {item.price.lookup_key.split(":")[1] for item in acme.subscription["items"].data}
+
+
+def test_use_until_the_periods_end_is_billed_by_the_plan_that_is_kept(shop, acme, follow):
+    acme.subscribe("metered-enterprise")
+    shop.later(days=10)
+    use(acme, 20_000)
+    acme.update(plan="metered-standard")
+    follow()
+    use(acme, 20_000)  # 40 000 in all: within the 50 000 of enterprise, which is paid
+    shop.later(days=22)
+    assert acme.charged() == [49_900, 9900]
+    follow()
+    assert keys(acme) == {"metered-standard"}
+    use(acme, 5010)
+    shop.later(days=31)
+    assert acme.charged()[2:] == [9900 + 10 * AGENTS // CENT]
+
+
+def test_downgrade_from_metered_to_a_plan_without_leaves_what_was_used_to_pay(shop, acme, follow):
+    acme.subscribe("metered-standard")
+    acme.update(plan="starter")
+    shop.later(days=10)
+    use(acme, 5010)
+    shop.later(days=22)
+    follow()
+    assert acme.charged() == [9900, 1900 + 10 * AGENTS // CENT]
+    assert keys(acme) == {"starter"}
+
+
+def test_downgrade_to_metered_counts_from_the_next_period_on(shop, acme, follow):
+    acme.subscribe("business")
+    acme.update(plan="metered-standard")
+    use(acme, 9000)
+    shop.later(days=32)
+    assert acme.charged() == [49_900, 9900]
+    follow()
+    assert keys(acme) == {"metered-standard"}
+    assert len(acme.subscription["items"].data) == 6
+
+
+def test_downgrade_taken_back_leaves_the_items_as_they_were(shop, acme, follow):
+    acme.subscribe("metered-enterprise")
+    before = sorted(item.id for item in acme.subscription["items"].data)
+    acme.update(plan="metered-standard")
+    acme.update(plan="metered-enterprise")
+    shop.later(days=32)
+    follow()
+    assert sorted(item.id for item in acme.subscription["items"].data) == before
+    assert keys(acme) == {"metered-enterprise"}
+
+
+def test_upgrade_bills_at_once_what_was_used_under_the_old_plan(shop, acme, follow):
+    acme.subscribe("metered-standard")
+    shop.later(days=10)
+    use(acme, 5010)
+    shop.later(minutes=1)
+    shown = acme.preview("metered-enterprise")
+    acme.update(plan="metered-enterprise")
+    assert acme.charged()[1] * CENT == shown.amount_due_nanos
+    assert keys(acme) == {"metered-enterprise"}
+    assert any(line.amount == 10 * AGENTS // CENT for line in acme.invoices()[0].lines.data)
+
+
+def test_items_are_exchanged_once_however_often_they_are_looked_at(shop, acme, follow):
+    acme.subscribe("metered-enterprise")
+    acme.update(plan="metered-standard")
+    shop.later(days=32)
+    shop.sandbox.fault("cut", "/v1/subscriptions/*", count=3)
+    follow()
+    follow()
+    items = sorted(item.id for item in acme.subscription["items"].data)
+    follow()
+    assert sorted(item.id for item in acme.subscription["items"].data) == items
+    assert (keys(acme), len(items)) == ({"metered-standard"}, 6)
+
+
+def test_item_that_somebody_else_put_there_is_left(shop, acme, follow):
+    acme.subscribe("metered-enterprise")
+    v1 = shop.sandbox.v1
+    product = v1.products.create({"name": "Not ours"})
+    foreign = v1.prices.create(
+        {"product": product.id, "currency": "usd", "unit_amount": 1, "recurring": {
+            "interval": "month", "usage_type": "metered", "meter": v1.billing.meters.list().data[0].id}}
+    )  # fmt: skip
+    v1.subscription_items.create({"subscription": acme.subscription.id, "price": foreign.id})
+    acme.update(plan="metered-standard")
+    shop.later(days=32)
+    follow()
+    assert foreign.id in {item.price.id for item in acme.subscription["items"].data}
+
+
+def test_preview_of_a_metered_downgrade_is_what_the_next_period_begins_with(shop, acme, follow):
+    acme.subscribe("metered-enterprise")
+    use(acme, 20_000)
+    shown = acme.ask(acme.billing.PreviewSubscription, pb.PreviewSubscriptionRequest(plan="metered-standard"))
+    assert shown.total_nanos == 99 * USD
