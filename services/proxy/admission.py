@@ -12,8 +12,8 @@ does not fit the plan is refused; where it gave none, the cap is what fits.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from services import rating
 from services.proxy.catalogue import Catalogue
@@ -30,8 +30,7 @@ from services.proxy.formats.request import Request
 from services.proxy.keys.model import Key
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """An admitted call: its price, and what is to be held for it.
 
     `cap` is the output cap that is wanted, for each of `choices` answers; 0 where there are none to cap (embeddings).
@@ -159,7 +158,7 @@ def admit(
                 multiplier_millionths=entitlement.multiplier_millionths,
                 components=request.components,
             ).billed_nanos
-            for each in (cap, min(cap, 1))
+            for each in (cap, min(cap, request.least_cap))
         )
     except rating.ComponentNotPriced as error:
         raise ModelNotPriced(str(error), model=card.model, component=error.component) from error
@@ -177,7 +176,7 @@ def admit(
         amount_nanos=most if billable else 0,
         minimum_amount_nanos=least if billable else 0,
         tokens=request.input_bound + cap * request.choices,
-        minimum_tokens=request.input_bound + request.choices,
+        minimum_tokens=request.input_bound + max(1, min(cap, request.least_cap)) * request.choices,
     )
 
 
@@ -188,7 +187,7 @@ def _cap(entitlement: Entitlement, card: rating.PriceCard, request: Request, def
             raise _too_large(request.input_guess, most)
         return 0
     room = (most - request.input_guess) // request.choices if most else 0
-    if most and (room < 1 or (request.cap is not None and request.cap > room)):
+    if most and (room < request.least_cap or (request.cap is not None and request.cap > room)):
         raise _too_large(request.input_guess + (request.cap or 1) * request.choices, most)
     if request.cap is not None:
         return request.cap

@@ -7,6 +7,8 @@ import re
 # A blank line ends an event; lines end in LF or CRLF, or all in CR.
 _BLANK_LINE = re.compile(rb"\n\r?\n|\r\r")
 _LONGEST_END = 3
+# May stand before all else, and is no part of the first line.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class EventTooLargeError(Exception):
@@ -45,10 +47,12 @@ class EventSplitter:
 
 def data_of(event: bytes) -> bytes:
     """The data of one event: its `data` lines, joined; empty for a comment or another kind of line."""
-    if event.startswith(b"data: ") and b"\n" not in event.rstrip(b"\r\n"):
-        return event[6:].strip()  # nearly always: one line
+    if event.startswith(b"data: "):
+        line = event[6:].strip()
+        if b"\n" not in line and b"\r" not in line:
+            return line  # nearly always: one line
     lines = []
-    for line in event.splitlines():
+    for line in event.removeprefix(BYTE_ORDER_MARK).splitlines():
         name, _, value = line.partition(b":")
         if name == b"data":
             lines.append(value.removeprefix(b" "))
@@ -57,7 +61,7 @@ def data_of(event: bytes) -> bytes:
 
 def name_of(event: bytes) -> bytes:
     """The name of one event: its `event` line; empty where it has none."""
-    for line in event.splitlines():
+    for line in event.removeprefix(BYTE_ORDER_MARK).splitlines():
         name, _, value = line.partition(b":")
         if name == b"event":
             return value.strip()

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import json
 from fractions import Fraction
 
 import anthropic
@@ -98,3 +99,63 @@ def test_refusals_are_the_sdks_own_exceptions(suite, client):
     with pytest.raises(anthropic.PermissionDeniedError) as caught:
         client(poor.key).messages.create(**call, tools=[{"type": "web_search_20250305", "name": "web_search"}])
     assert "web_search" in caught.value.message
+
+
+def test_streamed_tool_call_comes_in_fragments_that_make_it_whole(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    call = {"model": "claude-3-haiku", "max_tokens": 200, "messages": QUESTION}
+    asked = call | {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "get_toll"}}
+    with client(customer.key).messages.stream(**asked) as stream:
+        fragments = [event.partial_json for event in stream if event.type == "input_json"]
+        message = stream.get_final_message()
+    (block,) = [block for block in message.content if block.type == "tool_use"]
+    assert len(fragments) > 1
+    assert (block.name, block.input) == ("get_toll", json.loads("".join(fragments)))
+    assert suite.available(customer.key) == 10**9 - price(message.usage)
+
+
+def test_every_cached_token_is_billed_once(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    words = "[[sandbox cached=5 cache_write=3 cache_write_1h=2 output_tokens=7]]"
+    call = {"model": "claude-3-haiku", "max_tokens": 100, "messages": [{"role": "user", "content": words}]}
+    with client(customer.key).messages.stream(**call) as stream:
+        streamed = stream.get_final_message().usage
+    usage = client(customer.key).messages.create(**call).usage
+    assert (usage.cache_read_input_tokens, usage.cache_creation_input_tokens) == (5, 5)
+    # This model's price names no rate for caches, so they are input; Anthropic counts them beside the others.
+    everything = usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens
+    cost = (everything * IN + usage.output_tokens * OUT) * PAYG_MULTIPLIER
+    assert suite.available(customer.key) == 10**9 - 2 * cost
+    assert streamed.output_tokens == usage.output_tokens == 7
+    newest, _ = suite.get("/api/billing/usage", customer.key).body["records"]
+    assert (newest["inputTokens"], newest["cachedTokens"], newest["outputTokens"]) == (str(everything), "5", "7")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_providers_own_errors_are_the_sdks_own_and_cost_nothing(suite, client, stream):
+    customer = suite.customer(credit_nanos=10**9)
+    for status, kind in (
+        (400, anthropic.BadRequestError),
+        (404, anthropic.NotFoundError),
+        (413, anthropic.APIStatusError),
+    ):
+        messages = [{"role": "user", "content": f"[[sandbox status={status}]]"}]
+        with pytest.raises(kind) as caught:
+            client(customer.key).messages.create(model="claude-3-haiku", max_tokens=9, messages=messages, stream=stream)
+        assert caught.value.status_code == status
+        assert caught.value.body["error"]["message"]
+    assert suite.available(customer.key) == 10**9
+
+
+def test_error_within_a_stream_is_raised_after_what_was_said_and_that_is_billed(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    messages = [{"role": "user", "content": "[[sandbox fault=stream-error after=4]]"}]
+    said = []
+    call = {"model": "claude-3-haiku", "max_tokens": 50, "messages": messages}
+    events = client(customer.key).messages.create(**call, stream=True)
+    with pytest.raises(anthropic.APIStatusError):
+        said.extend(event.delta.text for event in events if event.type == "content_block_delta")
+    assert len(said) == 4
+    (record,) = suite.get("/api/billing/usage", customer.key).body["records"]
+    assert (record["status"], record["estimated"]) == ("failed", True)
+    assert 10**9 - suite.available(customer.key) == int(record["billedNanos"]) > 0

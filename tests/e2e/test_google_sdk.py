@@ -1,9 +1,11 @@
 """The unmodified google-genai SDK through Envoy: answers, exact prices, refusals as its own exceptions."""
 
+import asyncio
 import contextlib
 import json
 from fractions import Fraction
 
+import pydantic
 import pytest
 from google import genai
 from google.genai import errors, types
@@ -101,3 +103,62 @@ def test_refusals_are_the_sdks_own_exceptions(suite, client):
     with pytest.raises(errors.ClientError) as caught:
         client(poor.key).models.generate_content(model=MODEL, contents=QUESTION, config=search)
     assert (caught.value.code, "googleSearch" in json.dumps(caught.value.details)) == (403, True)
+
+
+class Toll(pydantic.BaseModel):
+    """What a bridge costs."""
+
+    bridge: str
+
+
+def test_answer_that_follows_a_schema_is_parsed_by_the_sdk(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    config = types.GenerateContentConfig(response_mime_type="application/json", response_schema=Toll)
+    answer = client(customer.key).models.generate_content(model=MODEL, contents=QUESTION, config=config)
+    assert isinstance(answer.parsed, Toll)
+    assert suite.available(customer.key) == 10**9 - price(answer.usage_metadata)
+
+
+@pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")  # the SDK's own
+def test_streamed_function_call_comes_through_the_asynchronous_client(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    schema = {"type": "object", "properties": {"bridge": {"type": "string"}}, "required": ["bridge"]}
+    tool = types.FunctionDeclaration(name="get_toll", description="A toll", parameters_json_schema=schema)
+    config = types.GenerateContentConfig(
+        tools=[types.Tool(function_declarations=[tool])],
+        tool_config=types.ToolConfig(function_calling_config=types.FunctionCallingConfig(mode="ANY")),
+        automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
+    )
+
+    async def streamed():
+        made = client(customer.key).aio
+        try:
+            stream = await made.models.generate_content_stream(model=MODEL, contents=QUESTION, config=config)
+            return [chunk async for chunk in stream]
+        finally:
+            await made.aclose()
+
+    chunks = asyncio.run(streamed())
+    calls = [call for chunk in chunks for call in chunk.function_calls or ()]
+    assert [(call.name, set(call.args)) for call in calls] == [("get_toll", {"bridge"})]
+    assert suite.available(customer.key) == 10**9 - price(chunks[-1].usage_metadata)
+
+
+def test_cached_tokens_are_billed_once_and_thoughts_as_output(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    words = "[[sandbox cached=6 reasoning=4 output_tokens=10]]"
+    usage = client(customer.key).models.generate_content(model=MODEL, contents=words).usage_metadata
+    assert (usage.cached_content_token_count, usage.thoughts_token_count, usage.candidates_token_count) == (6, 4, 6)
+    # The model's price names no rate for either: the one is within the prompt, the other beside the candidates.
+    exact = (usage.prompt_token_count * IN + 10 * OUT) * PAYG_MULTIPLIER
+    assert suite.available(customer.key) == 10**9 - round(exact)
+
+
+def test_providers_own_errors_are_the_sdks_own_and_cost_nothing(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    for status, kind in ((400, errors.ClientError), (404, errors.ClientError)):
+        with pytest.raises(kind) as caught:
+            client(customer.key).models.generate_content(model=MODEL, contents=f"[[sandbox status={status}]]")
+        assert caught.value.code == status
+        assert caught.value.message
+    assert suite.available(customer.key) == 10**9

@@ -1,16 +1,26 @@
 """The unmodified OpenAI SDK through Envoy: answers, exact prices, refusals as its own exceptions."""
 
+import base64
 import concurrent.futures
 import contextlib
+import json
 from fractions import Fraction
 
 import openai
+import pydantic
 import pytest
 
 NANOS_PER_TOKEN_IN = Fraction(5 * 10**9, 10**6)  # gpt-4o: $5 and $15 for a million tokens
 NANOS_PER_TOKEN_OUT = Fraction(15 * 10**9, 10**6)
 PAYG_MULTIPLIER = Fraction(3, 2)
 QUESTION = [{"role": "user", "content": "What is a toll?"}]
+EMBEDDING_NANOS_PER_TOKEN = 20  # what the test publishes: $0.02 for a million tokens
+PIXEL = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(60)).decode()
+TOLL = {
+    "name": "get_toll",
+    "description": "The toll of a bridge",
+    "parameters": {"type": "object", "properties": {"bridge": {"type": "string"}}, "required": ["bridge"]},
+}
 
 
 @pytest.fixture
@@ -174,3 +184,162 @@ def test_two_hundred_calls_at_once_on_credit_for_fifty(suite, client):
 def test_models_listed_are_those_the_key_may_call(suite, client):
     customer = suite.customer(plan="free")
     assert [model.id for model in client(customer.key).models.list()] == ["gpt-3.5-turbo"]
+
+
+# ---------------------------------------------------------------------------------------- responses, embeddings, models
+
+
+def response_price(usage):
+    exact = (usage.input_tokens * NANOS_PER_TOKEN_IN + usage.output_tokens * NANOS_PER_TOKEN_OUT) * PAYG_MULTIPLIER
+    return int(exact)
+
+
+def test_response_costs_exactly_the_price_of_its_usage(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    answer = client(customer.key).responses.with_raw_response.create(model="gpt-4o", input="What is a toll?")
+    response = answer.parse()
+    assert (response.status, bool(response.output_text)) == ("completed", True)
+    cost = response_price(response.usage)
+    assert suite.available(customer.key) == 10**9 - cost
+    assert float(answer.headers["x-tollkeeper-cost-credits"]) == cost / 10**7
+
+
+def test_streamed_response_costs_exactly_the_price_of_its_usage(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    with client(customer.key).responses.stream(model="gpt-4o", input="What is a toll?") as stream:
+        events = list(stream)
+    last = events[-1]
+    said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert (last.type, last.response.output_text) == ("response.completed", said)
+    cost = response_price(last.response.usage)
+    assert suite.available(customer.key) == 10**9 - cost
+    last = list(client(customer.key).responses.create(model="gpt-4o", input="What is a toll?", stream=True))[-1]
+    assert int(last.model_extra["credits"]["costNanos"]) == cost
+
+
+def test_response_calls_tools_and_is_cut_at_its_cap(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    tool = {"type": "function", "strict": False, **TOLL}
+    asked = {"model": "gpt-4o", "input": "What does the bridge cost?", "tools": [tool], "tool_choice": "required"}
+    with client(customer.key).responses.stream(**asked) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.function_call_arguments.delta"]
+        (call,) = [item for item in stream.get_final_response().output if item.type == "function_call"]
+    assert (call.name, call.arguments) == ("get_toll", "".join(deltas))
+    long = "[[sandbox output_tokens=40]]"
+    short = client(customer.key).responses.create(model="gpt-4o", input=long, max_output_tokens=16)
+    assert (short.status, short.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert short.usage.output_tokens == 16
+
+
+def test_embeddings_cost_exactly_the_price_of_their_input(suite, client):
+    rates = [{"component": "input", "nanosPerMillion": str(EMBEDDING_NANOS_PER_TOKEN * 10**6)}]
+    priced = {"provider": "openai", "model": "text-embedding-3-large", "mode": "embedding", "rates": rates}
+    published = {"prices": [priced], "requestId": "openai-sdk", "reason": "a test"}
+    assert suite.post("/api/admin/prices", published, suite.admin_key).status == 200
+    customer = suite.customer(credit_nanos=10**9)
+    caller = client(customer.key)
+    for asked in ({"input": "What is a toll?"}, {"input": ["What", "is a toll?"], "encoding_format": "float"}):
+        before = suite.available(customer.key)
+        made = caller.embeddings.create(model="text-embedding-3-large", **asked)
+        assert all(isinstance(number, float) for one in made.data for number in one.embedding)
+        assert len(made.data) == (2 if isinstance(asked["input"], list) else 1)
+        exact = made.usage.prompt_tokens * EMBEDDING_NANOS_PER_TOKEN * PAYG_MULTIPLIER
+        assert before - suite.available(customer.key) == exact
+
+
+def test_one_model_is_told_and_others_are_not_found(suite, client):
+    caller = client(suite.customer(plan="free").key)
+    found = caller.models.retrieve("gpt-3.5-turbo")
+    assert (found.id, found.owned_by) == ("gpt-3.5-turbo", "openai")
+    with pytest.raises(openai.NotFoundError):
+        caller.models.retrieve("gpt-4o")
+
+
+# ------------------------------------------------------------------------------------------- images, schemas, tools
+
+
+def test_image_is_billed_as_the_provider_counts_it(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": PIXEL}}]
+    asked = {"model": "gpt-4o", "messages": [{"role": "user", "content": content}]}
+    usage = client(customer.key).chat.completions.create(**asked).usage
+    assert usage.prompt_tokens > 700
+    assert suite.available(customer.key) == 10**9 - price(usage)
+
+
+class Toll(pydantic.BaseModel):
+    """What a bridge costs."""
+
+    bridge: str
+
+
+def test_answer_that_follows_a_schema_is_parsed_by_the_sdk(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    asked = {"model": "gpt-4o", "messages": QUESTION, "response_format": Toll}
+    parsed = client(customer.key).chat.completions.parse(**asked)
+    assert isinstance(parsed.choices[0].message.parsed, Toll)
+    with client(customer.key).chat.completions.stream(**asked) as stream:
+        assert isinstance(stream.get_final_completion().choices[0].message.parsed, Toll)
+    assert suite.available(customer.key) == 10**9 - 2 * price(parsed.usage)
+
+
+def test_streamed_tool_call_comes_in_fragments_that_make_it_whole(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    tools = [{"type": "function", "function": TOLL}]
+    asked = {"model": "gpt-4o", "messages": QUESTION, "tools": tools, "tool_choice": "required"}
+    with client(customer.key).chat.completions.stream(**asked) as stream:
+        fragments = [event.arguments_delta for event in stream if event.type == "tool_calls.function.arguments.delta"]
+        final = stream.get_final_completion()
+    (call,) = final.choices[0].message.tool_calls
+    assert len(fragments) > 1
+    assert (call.function.name, call.function.arguments) == ("get_toll", "".join(fragments))
+    assert set(json.loads(call.function.arguments)) == {"bridge"}
+    assert suite.available(customer.key) == 10**9 - price(final.usage)
+
+
+# ------------------------------------------------------------------------------------------------ /api/ai/{provider}
+
+# A model of each provider that it is asked for, and nanos a token, in and out, of the shipped catalogue.
+EVERY_PROVIDER = {
+    "openai": ("gpt-4o", 5_000, 15_000),
+    "anthropic": ("claude-3-haiku", 800, 4_000),
+    "google": ("gemini-1.5-pro", 1_250, 5_000),
+    "huggingface": ("meta-llama/Llama-3.1-8B-Instruct", 100_000, 200_000),
+    "bedrock": ("claude-sonnet", 3_000, 15_000),
+}
+
+
+@pytest.mark.parametrize("provider", EVERY_PROVIDER)
+def test_every_provider_answers_in_openais_form_with_its_credits(suite, provider):
+    model, per_input, per_output = EVERY_PROVIDER[provider]
+    customer = suite.customer(credit_nanos=10**9)
+    answer = suite.post(f"/api/ai/{provider}", {"model": model, "messages": QUESTION}, customer.key)
+    assert answer.status == 200, answer.body
+    completion = openai.types.chat.ChatCompletion.model_validate(answer.body)
+    assert completion.choices[0].message.content
+    usage, credit = completion.usage, answer.body["credits"]
+    exact = (usage.prompt_tokens * per_input + usage.completion_tokens * per_output) * PAYG_MULTIPLIER
+    left = suite.available(customer.key)
+    assert int(credit["costNanos"]) == 10**9 - left == round(exact)
+    assert (credit["costCredits"], credit["creditsRemaining"]) == (float(exact / 10**7), left / 10**7)
+    (record,) = suite.get("/api/billing/usage", customer.key).body["records"]
+    assert (record["provider"], record["model"], record["endpoint"]) == (provider, model, f"/api/ai/{provider}")
+
+
+@pytest.mark.parametrize("provider", EVERY_PROVIDER)
+def test_every_provider_streams_in_openais_form_with_its_credits_last(suite, client, provider):
+    model, per_input, per_output = EVERY_PROVIDER[provider]
+    customer = suite.customer(credit_nanos=10**9)
+    with openai.OpenAI(api_key=customer.key, base_url=suite.url, max_retries=0, timeout=30) as caller:
+        stream = caller.post(
+            f"/api/ai/{provider}",
+            body={"model": model, "messages": QUESTION, "stream": True},
+            cast_to=openai.types.chat.ChatCompletionChunk,
+            stream=True,
+            stream_cls=openai.Stream[openai.types.chat.ChatCompletionChunk],
+        )
+        chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    last = chunks[-1]
+    exact = (last.usage.prompt_tokens * per_input + last.usage.completion_tokens * per_output) * PAYG_MULTIPLIER
+    assert int(last.model_extra["credits"]["costNanos"]) == 10**9 - suite.available(customer.key) == round(exact)

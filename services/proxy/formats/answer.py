@@ -12,7 +12,7 @@ import orjson
 from services import rating
 from services.kit.logs import get_logger
 from services.proxy.formats.reading import MAX_CAP, answered_tier
-from services.proxy.sse import data_of, event_of, name_of
+from services.proxy.sse import BYTE_ORDER_MARK, data_of, event_of, name_of
 
 _log = get_logger(__name__)
 
@@ -88,7 +88,7 @@ class AnswerReader(ABC):
             chunk = orjson.loads(data)
         except orjson.JSONDecodeError:
             self._begun = True
-            self.say(data.decode(errors="replace"))
+            self.pieces += 1  # of what was said, though most of its bytes are not
             return Event(raw)
         if self._is_failure(chunk):
             self.failed = True
@@ -106,6 +106,9 @@ class AnswerReader(ABC):
         chunk = event.chunk if event is not None else None
         if event is None or chunk is None:
             return None
+        told = orjson.dumps(credits_object)
+        if (spliced := _spliced(event.raw, chunk, told)) is not None:
+            return spliced
         return event_of(orjson.dumps({**chunk, "credits": credits_object}), name_of(event.raw))
 
     def framed(self, event: bytes) -> bytes:
@@ -176,6 +179,20 @@ def believed(read: Callable[[Mapping[str, Any]], rating.Usage], usage: object) -
         _log.warning("a provider's count is not understood", error=str(error))
         return None
     return found if 0 < found.input_tokens <= MAX_CAP and found.output_tokens <= MAX_CAP else None
+
+
+def _spliced(raw: bytes, chunk: Mapping[str, Any], told: bytes) -> bytes | None:
+    """The event as it came, with `credits` put at the end of its object.
+
+    None where that end is not the end of the event's last line of data, or where there are credits already.
+    """
+    end = raw.rfind(b"}")
+    before = raw[max(raw.rfind(b"\n", 0, end), raw.rfind(b"\r", 0, end)) + 1 : end].removeprefix(BYTE_ORDER_MARK)
+    behind, *others = raw[end + 1 :].splitlines() or [b""]
+    ends_the_data = before.startswith(b"data:") and not behind.strip() and not any(x[:4] == b"data" for x in others)
+    if not chunk or "credits" in chunk or not ends_the_data:
+        return None
+    return raw[:end] + b',"credits":' + told + raw[end:]
 
 
 def _kept(identifier: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import orjson
 
+from services import rating
 from services.kit.validation import Violations
 from services.proxy.formats import reading, tokens
 from services.proxy.formats.answer import BROKEN, AnswerReader, Event, believed
@@ -20,7 +21,8 @@ from services.rating import accounting
 _BILLED_TOOLS = ("web_search", "code_execution", "web_fetch", "advisor")
 # What multiplies the price of the tokens, with the value that does not: fast inference, and where it is done.
 _DEARER = {"speed": "standard", "inference_geo": "global"}
-_DELTAS = ("text", "partial_json", "thinking")
+_DELTAS = ("text", "partial_json", "thinking", "content")  # the last of a compaction
+_SAID = ("text", "thinking", "content")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +53,14 @@ class MessagesRequest(Request):
             count.definitions(tools)
         if body.get("mcp_servers"):
             count.file(None)  # what their tools answer is read within the same call
+        if body.get("thread"):
+            count.file(None)  # what Anthropic remembers of the conversation is not seen here
+        if body.get("context_management"):
+            count.bound *= 2  # a compaction reads all of it once more
         violations.raise_if_any()
         reading.refuse_billed_tools(tools, _BILLED_TOOLS)
+        if body.get("fallbacks"):
+            raise reading.not_priced("fallbacks")  # other models, each at a price of its own
         for name, plain in _DEARER.items():
             if body.get(name) not in {None, plain}:
                 raise reading.not_priced(name)
@@ -64,9 +72,18 @@ class MessagesRequest(Request):
             cap=cap,
             input_bound=count.bound,
             input_guess=count.guess,
+            media_guess=count.media_guess,
             service_tier=tier,
             components=TEXT_COMPONENTS | IMAGE_COMPONENTS if count.has_images else TEXT_COMPONENTS,
         )
+
+    @property
+    def least_cap(self) -> int:
+        """See Request. Anthropic wants room for an answer beside a budget for thoughts."""
+        thinking = self.body.get("thinking")
+        budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+        least = budget + 1 if isinstance(budget, int) and 0 < budget < reading.MAX_CAP else 1
+        return min(least, self.cap or least)
 
     def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
         """See Request."""
@@ -97,6 +114,7 @@ class MessagesReader(AnswerReader):
     def __init__(self) -> None:
         super().__init__()
         self._counts: dict[str, Any] = {}
+        self._output_counted = False
         self._open_blocks: list[object] = []
 
     def broken(self, credits_object: Mapping[str, Any] | None) -> bytes:
@@ -121,12 +139,13 @@ class MessagesReader(AnswerReader):
     def _whole(self, answer: dict[str, Any]) -> None:
         usage = answer.get("usage")
         if _counts_output(usage):
-            self.count(accounting.anthropic_messages, usage)
+            self.count(_accounted, usage)
         self.note(answer.get("id"), usage.get("service_tier") if isinstance(usage, dict) else None)
         content = answer.get("content")
         for block in content if isinstance(content, list) else ():
             if isinstance(block, dict):
-                self.say(block.get("text")) or self.say(block.get("thinking"))
+                for name in _SAID:
+                    self.say(block.get(name))
                 if block.get("input"):
                     self.say(orjson.dumps(block["input"]).decode())
 
@@ -140,7 +159,7 @@ class MessagesReader(AnswerReader):
                 if isinstance(message, dict):
                     self.note(message.get("id"), None)
                     self._counted(message.get("usage"))
-                    self.partial = believed(accounting.anthropic_messages, self._counts)
+                    self.partial = believed(_accounted, self._counts)
             case "content_block_start":
                 self._open_blocks.append(chunk.get("index"))
             case "content_block_stop":
@@ -150,22 +169,46 @@ class MessagesReader(AnswerReader):
                 if isinstance(delta, dict):
                     self.pieces += sum(self.say(delta.get(name)) for name in _DELTAS)
             case "message_delta":
-                usage = chunk.get("usage")
+                delta, usage = chunk.get("delta"), chunk.get("usage")
                 self._counted(usage)
-                if _counts_output(usage):  # else what the start counted would pass for all of the output
-                    self.count(accounting.anthropic_messages, self._counts)
-                self.finished = True
+                self._output_counted |= _counts_output(usage)
+                self.partial = believed(_accounted, self._counts) or self.partial
+                if not isinstance(delta, dict) or delta.get("stop_reason") is None:
+                    return Event(raw)
+                self._finish()
                 return Event(raw, chunk=chunk)  # the last one of those that leave out message_stop
             case "message_stop":
-                self.finished = True
+                self._finish()
                 return Event(raw, chunk=chunk, done=True)
         return Event(raw)
+
+    def _finish(self) -> None:
+        self.finished = True
+        if self._output_counted:  # else what the start counted would pass for all of the output
+            self.count(_accounted, self._counts)
 
     def _counted(self, usage: object) -> None:
         """Put what an event counts over what those before it counted."""
         if isinstance(usage, dict):
             self._counts |= {name: value for name, value in usage.items() if value is not None}
             self.note(None, usage.get("service_tier"))
+
+
+def _accounted(usage: Mapping[str, Any]) -> rating.Usage:
+    """What a message used: its own counts, and those of the compactions before it, which Anthropic counts beside them.
+
+    Source: Anthropic's documentation, "Compaction", on `usage.iterations`. Raises InvalidUsage.
+    """
+    iterations = usage.get("iterations")
+    apart = [
+        one
+        for one in (iterations if isinstance(iterations, list) else ())
+        if isinstance(one, dict) and one.get("type") == "compaction"
+    ]
+    found = accounting.anthropic_messages(usage)
+    for one in apart:
+        found = rating.Usage(*map(sum, zip(found, accounting.anthropic_messages(one), strict=True)))
+    return found._replace(requests=1)
 
 
 def _counts_output(usage: object) -> bool:

@@ -87,6 +87,7 @@ class GeminiRequest(Request):
             cap=cap,
             input_bound=count.bound,
             input_guess=count.guess,
+            media_guess=count.media_guess,
             service_tier=tier,
             components=components,
             as_array=as_array,
@@ -127,6 +128,10 @@ class GeminiRequest(Request):
 class GeminiReader(AnswerReader):
     """Reads a content, or the chunks of a streamed one. Each chunk counts what came so far; the last one counts all."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended: dict[int, bool] = {}  # by candidate
+
     def broken(self, credits_object: Mapping[str, Any] | None) -> bytes:
         """See AnswerReader."""
         told: dict[str, Any] = {"error": {"code": 502, "message": BROKEN, "status": "UNAVAILABLE"}}
@@ -161,15 +166,17 @@ class GeminiReader(AnswerReader):
             self.count(accounting.gemini, usage)
 
     def _said(self, answer: dict[str, Any]) -> bool:
-        """Note the parts of an answer; whether it ends with them."""
+        """Note the parts of an answer; whether all candidates that have begun end with them."""
         self.note(answer.get("responseId"), None)
         feedback = answer.get("promptFeedback")
-        ends = isinstance(feedback, dict) and bool(feedback.get("blockReason"))
+        blocked = isinstance(feedback, dict) and bool(feedback.get("blockReason"))
         candidates = answer.get("candidates")
         for candidate in candidates if isinstance(candidates, list) else ():
             if not isinstance(candidate, dict):
                 continue
-            ends = ends or bool(candidate.get("finishReason"))
+            index = candidate.get("index")
+            index = index if isinstance(index, int) else 0
+            self._ended[index] = bool(candidate.get("finishReason")) or self._ended.get(index, False)
             content = candidate.get("content")
             parts = content.get("parts") if isinstance(content, dict) else None
             said = False
@@ -179,7 +186,7 @@ class GeminiReader(AnswerReader):
                     if part.get("functionCall"):
                         said |= self.say(orjson.dumps(part["functionCall"]).decode())
             self.pieces += said
-        return ends
+        return blocked or (bool(self._ended) and all(self._ended.values()))
 
 
 class GeminiArrayReader(GeminiReader):

@@ -21,8 +21,7 @@ from services.rating import accounting
 CONVERSE = "converse"
 
 _DONE = b"[DONE]"
-# What OpenAI and Bedrock bill besides the tokens.
-# What others who speak this form bill besides: searches of xAI, plug-ins of routers.
+# What OpenAI and Bedrock bill besides the tokens, and others who speak this form: searches of xAI, plug-ins of routers.
 _BILLED_APART = ("web_search_options", "guardrailConfig", "performanceConfig", "search_parameters", "plugins")
 _BILLED_TOOLS = (
     "web_search",
@@ -82,6 +81,7 @@ class ChatRequest(Request):
             cap=max((cap for cap in caps if cap is not None), default=None),
             input_bound=max(1, count.bound),
             input_guess=max(1, count.guess),
+            media_guess=count.media_guess,
             service_tier=tier,
             components=components,
         )
@@ -99,7 +99,7 @@ class ChatRequest(Request):
         if self.cap is None:
             changes[provider.cap_field] = cap
         elif cap < self.cap:
-            changes |= {name: cap for name in _CAP_FIELDS if self.body.get(name) is not None}
+            changes |= {name: min(cap, self.body[name]) for name in _CAP_FIELDS if self.body.get(name) is not None}
         if self.stream:
             options = self.body.get("stream_options") or {}
             if options.get("include_usage") is not True:
@@ -142,10 +142,15 @@ class ChatReader(AnswerReader):
     def credited(
         self, event: Event | None, credits_object: Mapping[str, Any], counted: Callable[[], rating.Usage]
     ) -> bytes:
-        """See AnswerReader. Where no usage came there is a chunk of our own: the head of the others, our count."""
+        """See AnswerReader. Where no usage came there is a chunk of our own: the head of the others, our count.
+
+        Usage that has been passed on already is not told twice, since a client may add up what it is told.
+        """
         last = super().credited(event, credits_object, counted)
         if last is not None:
             return last
+        if not self.estimated:
+            return self._chunk_of(choices=[], credits=credits_object)
         ours = counted()
         usage = {
             "prompt_tokens": ours.input_tokens,
@@ -233,6 +238,8 @@ class ChatReader(AnswerReader):
                 continue
             for name in _SAID:
                 found |= self.say(said.get(name))
+            if isinstance(said.get("audio"), dict):
+                found |= self.say(said["audio"].get("transcript"))
             calls = said.get("tool_calls")
             for call in (*(calls if isinstance(calls, list) else ()), {"function": said.get("function_call")}):
                 function = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None

@@ -33,6 +33,8 @@ _BILLED_TOOLS = (
     "code_execution",
     "collections_search",
 )
+# Source: OpenAI's API reference, `max_output_tokens`: a lower one is refused.
+_LEAST_CAP = 16
 _ENDS = {"response.completed", "response.incomplete", "response.failed"}
 _DELTAS = frozenset(
     {
@@ -40,6 +42,9 @@ _DELTAS = frozenset(
         "response.refusal.delta",
         "response.function_call_arguments.delta",
         "response.custom_tool_call_input.delta",
+        "response.mcp_call_arguments.delta",
+        "response.code_interpreter_call_code.delta",
+        "response.audio.transcript.delta",
         "response.reasoning_text.delta",
         "response.reasoning_summary_text.delta",
     }
@@ -91,9 +96,15 @@ class ResponsesRequest(Request):
             cap=cap,
             input_bound=count.bound,
             input_guess=count.guess,
+            media_guess=count.media_guess,
             service_tier=tier,
             components=components,
         )
+
+    @property
+    def least_cap(self) -> int:
+        """See Request. A lower one of the client's own is for OpenAI to refuse."""
+        return min(_LEAST_CAP, self.cap or _LEAST_CAP)
 
     def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
         """See Request."""
@@ -166,11 +177,13 @@ class ResponsesReader(AnswerReader):
             if not isinstance(item, dict):
                 continue
             self.say(item.get("arguments"))
-            content = item.get("content")
-            for part in content if isinstance(content, list) else ():
-                if isinstance(part, dict):
-                    self.say(part.get("text"))
-                    self.say(part.get("refusal"))
+            self.say(item.get("input"))
+            for name in ("summary", "content"):
+                parts = item.get(name)
+                for part in parts if isinstance(parts, list) else ():
+                    if isinstance(part, dict):
+                        self.say(part.get("text"))
+                        self.say(part.get("refusal"))
 
     def _is_failure(self, chunk: dict[str, Any]) -> bool:
         return chunk.get("type") == "error" or super()._is_failure(chunk)
@@ -187,9 +200,8 @@ class ResponsesReader(AnswerReader):
             self._note(response)
         if kind not in _ENDS:
             return Event(raw)
-        if kind == "response.failed":
-            self.failed = True
-        self.finished = True
+        self.finished = kind != "response.failed"
+        self.failed = self.failed or not self.finished
         return Event(raw, chunk=chunk, done=True)
 
     def _note(self, response: dict[str, Any]) -> None:

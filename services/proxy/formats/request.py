@@ -23,7 +23,8 @@ class Request(ABC):
 
     `choices` is how many answers are asked for, 0 where the answer has no tokens (embeddings); `cap` is the client's
     output cap for each of them, None where it gave none. `input_bound` and `input_guess` are in tokens (see
-    `tokens.py`); `components` are the price components, besides plain input and output, that such a call can have.
+    `tokens.py`), `media_guess` what of the guess is images, recordings and files; `components` are the price
+    components, besides plain input and output, that such a call can have.
     """
 
     # The providers' name of the form (`upstream.Outgoing.form`), and whose it is.
@@ -39,6 +40,7 @@ class Request(ABC):
     input_guess: int
     service_tier: str
     components: frozenset[str]
+    media_guess: int = 0
 
     @classmethod
     @abstractmethod
@@ -47,6 +49,11 @@ class Request(ABC):
 
         Raises InvalidArgument naming every field that is wrong, of those that are read.
         """
+
+    @property
+    def least_cap(self) -> int:
+        """The lowest output cap that the provider takes: one that pays for less is refused here, not there."""
+        return 1
 
     @abstractmethod
     def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
@@ -73,5 +80,5 @@ class Request(ABC):
         return frozenset((self.form,))
 
     def estimated_input(self) -> int:
-        """The input tokens by the public tokenizer, never 0."""
-        return max(1, tokens.estimated(self.model, self.texts()) + tokens.REQUEST_GUESS)
+        """The input tokens, never 0: of texts by the public tokenizer, of all else by the guess."""
+        return max(1, tokens.estimated(self.model, self.texts()) + self.media_guess + tokens.REQUEST_GUESS)

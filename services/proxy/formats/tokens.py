@@ -55,6 +55,7 @@ class InputCount:
     def __init__(self, raw: bytes, model: str) -> None:
         self.bound = len(raw) + _REQUEST_TOKENS
         self.guess = REQUEST_GUESS
+        self.media_guess = 0  # of that, images, recordings and files
         self.has_images = False
         self.has_audio = False
         self._image_tokens = next(
@@ -82,23 +83,22 @@ class InputCount:
     def image(self, data: object) -> None:
         """An image, by its base64 or its address."""
         self.has_images = True
-        self._not_text(data, self._image_tokens)
-        self.guess += _IMAGE_GUESS
+        self._not_text(data, self._image_tokens, _IMAGE_GUESS)
 
     def audio(self, data: object) -> None:
         """A recording, by its base64."""
         self.has_audio = True
         length = len(data) if isinstance(data, str) else 0
-        self._not_text(data, length // _AUDIO_CHARS_PER_TOKEN + 1)
-        self.guess += length // 256 + 1
+        self._not_text(data, length // _AUDIO_CHARS_PER_TOKEN + 1, length // 256 + 1)
 
     def file(self, data: object, window: int = WINDOW_TOKENS) -> None:
         """A file, by its base64, or by nothing where it is only named."""
-        self._not_text(data, window)
-        self.guess += len(data) // _FILE_CHARS_PER_GUESS if isinstance(data, str) else 1
+        self._not_text(data, window, len(data) // _FILE_CHARS_PER_GUESS if isinstance(data, str) else 1)
 
-    def _not_text(self, data: object, bound: int) -> None:
+    def _not_text(self, data: object, bound: int, guess: int) -> None:
         """Take a part that is no text out of the body's bytes, and put its own bound there."""
+        self.guess += guess
+        self.media_guess += guess
         # Only what has a byte in the body for each of its characters, as base64 and addresses have.
         self.bound += bound - (len(data) if isinstance(data, str) and data.isascii() else 0)
 

@@ -46,11 +46,13 @@ class FakeLedger(ledger_service_pb2_grpc.LedgerServiceServicer):
     down: set = field(default_factory=set)  # kinds of operations that are not answered
     lose: dict = field(default_factory=dict)  # kind: how many answers are lost
     delay_seconds: float = 0.0
+    asked: int = 0  # calls of Apply, those not answered among them
 
     def __post_init__(self):
         super().__init__()
 
     async def Apply(self, request, context):  # noqa: N802
+        self.asked += 1
         if self.delay_seconds:
             await asyncio.sleep(self.delay_seconds)
         kinds = [operation.WhichOneof("kind") for operation in request.operations]

@@ -1,0 +1,296 @@
+"""What holds for calls of every wire format alike: refusals, caps, idempotency, holds, and bodies as they came."""
+
+import base64
+import json
+import os
+
+import grpc
+import orjson
+import pytest
+from proxy_fakes import FakePricing
+from proxy_upstream import answer, scripted
+from proxy_wire import FORMS, HELLO, STREAMED, ask, dear, every_provider, saying
+
+PIXEL = base64.b64encode(os.urandom(30_000)).decode()
+SCHEMA = {"type": "object", "properties": {"bridge": {"type": "string", "description": "Which bridge " * 40}}}
+NUMBERS = b'{"exact":1.10,"large":123456789012345678901,"small":1e-7}'
+
+WAYS = [*((form, False) for form in FORMS), *((form, True) for form in STREAMED)]
+# By form: where its output cap stands, and what such a request's answer is where nothing is said.
+CAPS = {
+    "chat": lambda sent: sent["max_completion_tokens"],
+    "responses": lambda sent: sent["max_output_tokens"],
+    "messages": lambda sent: sent["max_tokens"],
+    "gemini": lambda sent: sent["generationConfig"]["maxOutputTokens"],
+    "converse": lambda sent: sent["inferenceConfig"]["maxTokens"],
+}
+CAPPED = {
+    "chat": {"max_completion_tokens": 4000},
+    "responses": {"max_output_tokens": 4000},
+    "messages": {"max_tokens": 4000},
+    "gemini": {"generationConfig": {"maxOutputTokens": 4000, "temperature": 0.5}},
+    "converse": {"max_tokens": 4000},
+}
+
+
+@pytest.fixture
+def pricing():
+    models = {(model, provider) for model, provider, _ in FORMS.values()}
+    return FakePricing([dear(model, provider, max_output=8192) for model, provider in sorted(models)])
+
+
+@pytest.fixture
+async def proxy(start_proxy, provider):
+    """Against the sandbox, which answers in every form."""
+    return await start_proxy(**every_provider(provider.url))
+
+
+@pytest.fixture
+async def upstream():
+    """A provider that shows what reached it, and answers nothing that is understood."""
+    async with scripted(answer(b'{"seen":true}')) as provider:
+        yield provider
+
+
+@pytest.fixture
+async def shown(start_proxy, upstream):
+    """`await shown(form, body)`: what reaches the provider."""
+    proxy = await start_proxy(**every_provider(upstream.url))
+    key = (await proxy.make_key()).key
+
+    async def sent(form, body, *, stream=False):
+        try:
+            await ask(proxy, key, form, body, stream=stream)
+        except Exception:  # noqa: BLE001 (a Converse answer that is none)
+            assert form == "converse"
+        return upstream.requests[-1].body
+
+    return sent
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(("form", "stream"), WAYS)
+async def test_every_form_is_refused_before_a_provider_is_called(  # noqa: PLR0917 (fixtures)
+    proxy, ledger, provider, refused, form, stream
+):
+    key = (await proxy.make_key()).key
+    unpriced = await refused(ask(proxy, key, form, model="no-such-model", stream=stream))
+    assert (unpriced.reason, unpriced.trailing["x-tollkeeper-http-status"]) == ("MODEL_NOT_PRICED", "403")
+    narrow = (await proxy.make_key(allowed_models=["another"])).key
+    assert (await refused(ask(proxy, narrow, form, stream=stream))).reason == "MODEL_NOT_ALLOWED"
+    ledger.accounts["acme"].available = 0
+    broke = await refused(ask(proxy, key, form, stream=stream))
+    assert (broke.reason, broke.trailing["x-tollkeeper-http-status"]) == ("INSUFFICIENT_CREDIT", "402")
+    for credential in ("tk_live_" + "x" * 40, "nonsense"):
+        unknown = await refused(ask(proxy, credential, form, stream=stream))
+        assert (unknown.reason, unknown.code) == ("API_KEY_INVALID", grpc.StatusCode.UNAUTHENTICATED)
+    assert await provider.calls() == 0
+    assert not ledger.settled
+    assert not ledger.open_holds
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_body_that_is_wrong_is_refused_by_its_field(proxy, key, ledger, refused, form):
+    fields = {"gemini": "contents", "responses": "input", "embeddings": "input"}
+    refusal = await refused(ask(proxy, key, form, {fields.get(form, "messages"): 7}))
+    assert refusal.reason == "INVALID_ARGUMENT"
+    assert [violation.field for violation in refusal.violations] == [fields.get(form, "messages")]
+    broken = await refused(ask(proxy, key, form, b'{"model": '))
+    assert [violation.field for violation in broken.violations] == ["body"]
+    assert not ledger.holds
+
+
+# --------------------------------------------------------------------------------------------------- bodies and caps
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "converse"])
+async def test_unknown_fields_reach_the_provider_as_they_came(shown, form):
+    body = saying(form, "ÄÖ€𝄞 \u2028", unknown={"deep": [None, {"a": -0.0}]}) | CAPPED.get(form, {})
+    sent = orjson.loads(await shown(form, body))
+    assert sent == ({"model": FORMS[form][0]} if form != "gemini" else {}) | body
+    assert list(sent) == list(({"model": 0} if form != "gemini" else {}) | body)  # in their order
+
+
+@pytest.mark.parametrize("form", CAPS)
+async def test_cap_is_added_where_there_is_none_and_nothing_else_is_changed(shown, form):
+    body = FORMS[form][2] if form != "messages" else {"messages": FORMS[form][2]["messages"]}
+    sent = orjson.loads(await shown(form, body))
+    assert CAPS[form](sent) == 8192
+    if form not in {"converse", "gemini"}:
+        cap = {"chat": "max_completion_tokens", "responses": "max_output_tokens", "messages": "max_tokens"}[form]
+        assert sent == {"model": FORMS[form][0], **body, cap: 8192}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("form", CAPS)
+async def test_cap_is_lowered_to_what_can_be_paid_in_every_form(proxy, key, ledger, form, stream):
+    ledger.accounts["acme"].available = 8_000_000
+    await ask(proxy, key, form, saying(form, "[[sandbox output_tokens=4000]]") | CAPPED[form], stream=stream)
+    usage = ledger.usages[0]
+    assert 16 <= usage.output_tokens < 400
+    assert not usage.estimated
+    assert 0 <= ledger.accounts["acme"].available < 8_000_000
+
+
+async def test_neither_of_two_caps_is_raised(shown, ledger):
+    body = saying("chat", HELLO, max_completion_tokens=5000, max_tokens=7)
+    ledger.accounts["acme"].available = 8_000_000
+    sent = orjson.loads(await shown("chat", body))
+    assert sent["max_tokens"] == 7
+    assert sent["max_completion_tokens"] < 5000
+
+
+@pytest.mark.parametrize(
+    ("form", "body", "least"),
+    [
+        ("responses", {"input": HELLO}, 16),
+        (
+            "messages",
+            FORMS["messages"][2] | {"max_tokens": 4000, "thinking": {"type": "enabled", "budget_tokens": 1024}},
+            1025,
+        ),
+    ],
+    ids=["responses", "messages that think"],
+)
+async def test_cap_that_the_provider_would_not_take_is_402_and_not_its_400(  # noqa: PLR0917 (fixtures)
+    proxy, key, ledger, provider, refused, form, body, least
+):
+    await ask(proxy, key, form, body)
+    hold = next(body for kind, body in ledger.log if kind == "hold")
+    ledger.accounts["acme"].available = hold.minimum_amount_nanos - 1
+    assert (await refused(ask(proxy, key, form, body))).reason == "INSUFFICIENT_CREDIT"
+    assert hold.minimum_tokens - least < hold.tokens - least
+    ledger.accounts["acme"].available = hold.minimum_amount_nanos
+    assert (await ask(proxy, key, form, body)).status == 200
+    assert await provider.calls() == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------- holds
+
+_IMAGES = {
+    "chat": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}],
+    "responses": [{"type": "input_image", "image_url": f"data:image/png;base64,{PIXEL}"}],
+    "messages": [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}],
+    "gemini": [{"inlineData": {"mimeType": "image/png", "data": PIXEL}}],
+    "converse": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}],
+}
+_TOOLS = {
+    "chat": [{"type": "function", "function": {"name": "get_toll", "parameters": SCHEMA}}],
+    "responses": [{"type": "function", "name": "get_toll", "strict": False, "parameters": SCHEMA}],
+    "messages": [{"name": "get_toll", "input_schema": SCHEMA}],
+    "gemini": [{"functionDeclarations": [{"name": "get_toll", "parametersJsonSchema": SCHEMA}]}],
+    "converse": [{"type": "function", "function": {"name": "get_toll", "parameters": SCHEMA}}],
+}
+
+
+def with_image(form):
+    if form == "gemini":
+        return {"contents": [{"role": "user", "parts": _IMAGES[form]}]}
+    name = "input" if form == "responses" else "messages"
+    return FORMS[form][2] | {name: [{"role": "user", "content": _IMAGES[form]}]}
+
+
+async def held_for(proxy, key, ledger, form, body):
+    """What was held for a call: its tokens without the output cap; with what it used."""
+    await ask(proxy, key, form, {**body, **CAPPED[form]})
+    hold = [body for kind, body in ledger.log if kind == "hold"][-1]
+    return hold.tokens - 4000, ledger.usages[-1]
+
+
+@pytest.mark.parametrize("form", CAPS)
+async def test_tools_and_images_are_held_for(proxy, key, ledger, form):
+    plain, _ = await held_for(proxy, key, ledger, form, FORMS[form][2])
+    tools, used = await held_for(proxy, key, ledger, form, FORMS[form][2] | {"tools": _TOOLS[form]})
+    assert plain + 100 < tools
+    assert used.input_tokens <= tools
+    image, used = await held_for(proxy, key, ledger, form, with_image(form))
+    # As an image, not as the text that its base64 would be.
+    assert 765 <= used.input_tokens <= image < len(PIXEL) / 2
+    assert not ledger.open_holds
+
+
+@pytest.mark.parametrize("form", CAPS)
+async def test_image_is_counted_where_the_provider_does_not_count(proxy, key, ledger, form):
+    words = "[[sandbox usage=none]]"
+    part = {"responses": {"type": "input_text", "text": words}, "gemini": {"text": words}}
+    body = json.loads(json.dumps(with_image(form)))
+    if form == "gemini":
+        parts = body["contents"][0]["parts"]
+    else:
+        parts = body["input" if form == "responses" else "messages"][0]["content"]
+    parts.append(part.get(form, {"type": "text", "text": words}))
+    await ask(proxy, key, form, body)
+    assert ledger.usages[0].estimated
+    assert ledger.usages[0].input_tokens >= 765
+
+
+# ---------------------------------------------------------------------------------------------------------- idempotency
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_same_idempotency_key_gets_the_same_answer_charged_once_in_every_form(  # noqa: PLR0917 (fixtures)
+    proxy, key, ledger, provider, refused, form
+):
+    once = (("idempotency-key", "once"),)
+    first = await ask(proxy, key, form, metadata=once)
+    again = await ask(proxy, key, form, metadata=once)
+    assert (again.body, again.content_type) == (first.body, first.content_type)
+    assert again.headers["x-tollkeeper-cost-credits"] == first.headers["x-tollkeeper-cost-credits"]
+    assert again.headers["idempotency-replayed"] == "true"
+    assert await provider.calls() == len(ledger.settled) == 1
+    other = await refused(ask(proxy, key, form, saying(form, "Something else"), metadata=once))
+    assert other.trailing["x-tollkeeper-http-status"] == "409"
+    if form in STREAMED:
+        streamed = await refused(ask(proxy, key, form, metadata=once, stream=True))
+        assert [violation.field for violation in streamed.violations] == ["idempotency-key"]
+
+
+# ------------------------------------------------------------------------------------ failures, fallbacks, left streams
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("form", STREAMED)
+async def test_missing_usage_is_estimated_in_every_form(proxy, key, ledger, form, stream):
+    await ask(proxy, key, form, saying(form, "[[sandbox usage=none output_tokens=30]]"), stream=stream)
+    usage = ledger.usages[0]
+    assert (usage.estimated, usage.status) == (True, "ok")
+    assert usage.output_tokens >= 10
+    assert ledger.bills[0].amount_nanos > 0
+
+
+@pytest.mark.parametrize("form", STREAMED)
+async def test_stream_cut_by_the_provider_is_billed_for_what_came_in_every_form(proxy, key, ledger, form):
+    got = await ask(proxy, key, form, saying(form, "[[sandbox fault=cut-stream after=5]]"), stream=True)
+    usage, last = ledger.usages[0], got.objects()[-1]
+    assert (usage.estimated, usage.status) == (True, "cut")
+    assert 5 <= usage.output_tokens <= 9
+    assert usage.input_tokens > 0
+    assert last["credits"]["costNanos"] == str(ledger.bills[0].amount_nanos) != "0"
+    assert last.get("error") or last["type"] == "error"
+
+
+FALLBACKS = {
+    "gpt-4o": ["openai/gpt-4o-mini"],
+    "text-embedding-3-small": ["openai/text-embedding-3-large"],
+    "claude-3-haiku": ["anthropic/claude-3-sonnet"],
+    "gemini-1.5-pro": ["google/gemini-1.5-flash"],
+    "claude-sonnet": ["bedrock/claude-haiku"],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_fallback_is_admitted_and_held_anew_in_every_form(start_proxy, pricing, provider, ledger, form):
+    model, owner, _ = FORMS[form]
+    fallback = FALLBACKS[model][0].partition("/")[2]
+    pricing.prices.append(dear(fallback, owner))
+    proxy = await start_proxy(**every_provider(provider.url, upstream_attempts=1, fallbacks=FALLBACKS))
+    key = (await proxy.make_key()).key
+    await provider.arm("status=500", match={"model": model}, count=None)
+    got = await ask(proxy, key, form)
+    assert got.status == 200
+    assert got.headers["x-tollkeeper-fallback"] == f"{owner}/{fallback}"
+    first, second = (body.hold_id for kind, body in ledger.log if kind == "hold")
+    assert (ledger.released, list(ledger.settled)) == ([first], [second])
+    assert ledger.usages[0].model == fallback

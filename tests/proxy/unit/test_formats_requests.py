@@ -1,0 +1,266 @@
+"""What is read of a request in every format: bounds that hold, what is billed apart, what is said twice."""
+
+import json
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from proxy_fakes import upstream_provider
+
+from deploy.local.sandbox.provider.refusal import Dialect, Provider
+from deploy.local.sandbox.provider.routes import Endpoint, Route
+from deploy.local.sandbox.provider.wire.anthropic_messages import Messages
+from deploy.local.sandbox.provider.wire.gemini import GenerateContent
+from deploy.local.sandbox.provider.wire.openai_responses import Responses
+from services.kit.refusals import InvalidArgument
+from services.proxy.errors import ToolNotPriced
+from services.proxy.formats.anthropic_messages import MessagesRequest
+from services.proxy.formats.gemini import GeminiRequest
+from services.proxy.formats.openai_chat import ChatRequest
+from services.proxy.formats.openai_embeddings import EmbeddingsRequest
+from services.proxy.formats.openai_responses import ResponsesRequest
+
+WINDOW = 200_000
+USER = [{"role": "user", "content": "x"}]
+CONTENTS = [{"role": "user", "parts": [{"text": "x"}]}]
+# By form: its request, the least body of it, and the sandbox's own reading of such a body.
+FORMS = {
+    "chat": (ChatRequest, {"model": "m", "messages": USER}, None),
+    "responses": (
+        ResponsesRequest,
+        {"model": "m", "input": "x"},
+        (Responses(), Route(Provider.OPENAI, Endpoint.RESPONSES, Dialect.OPENAI)),
+    ),
+    "messages": (
+        MessagesRequest,
+        {"model": "m", "max_tokens": 100, "messages": USER},
+        (Messages(), Route(Provider.ANTHROPIC, Endpoint.MESSAGES, Dialect.ANTHROPIC)),
+    ),
+    "gemini": (
+        GeminiRequest,
+        {"contents": CONTENTS},
+        (GenerateContent(sse=False), Route(Provider.GOOGLE, Endpoint.GENERATE, Dialect.GOOGLE, model="m")),
+    ),
+    "embeddings": (EmbeddingsRequest, {"model": "m", "input": "x"}, None),
+}
+
+
+def read(form, **fields):
+    kind, least, _ = FORMS[form]
+    raw = orjson.dumps(least | fields)
+    return kind.read(raw, model="m") if kind is GeminiRequest else kind.read(raw)
+
+
+# --------------------------------------------------------------------------------------------------------------- bounds
+
+texts = st.text(max_size=50)
+base64s = st.integers(0, 5000).map(lambda length: "A" * length)
+names = st.sampled_from(["f", "get_toll", "a_rather_long_name"])
+schemas = texts.map(lambda text: {"type": "object", "properties": {"a": {"type": "string", "description": text}}})
+
+
+def conversations(parts, role="user", content="content"):
+    return st.lists(
+        st.lists(parts, min_size=1, max_size=2).map(lambda found: {"role": role, content: found}),
+        min_size=1,
+        max_size=4,
+    )
+
+
+anthropic_blocks = st.one_of(
+    texts.map(lambda text: {"type": "text", "text": f"said: {text}"}),
+    base64s.map(lambda data: {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}),
+    texts.map(lambda text: {"type": "tool_result", "tool_use_id": "t", "content": text}),
+)
+gemini_parts = st.one_of(
+    texts.map(lambda text: {"text": text}),
+    base64s.map(lambda data: {"inlineData": {"mimeType": "image/png", "data": data}}),
+    texts.map(lambda text: {"functionResponse": {"name": "f", "response": {"said": text}}}),
+)
+response_parts = st.one_of(
+    texts.map(lambda text: {"type": "input_text", "text": text}),
+    base64s.map(lambda data: {"type": "input_image", "image_url": f"data:image/png;base64,{data}"}),
+)
+BODIES = {
+    "messages": st.fixed_dictionaries(
+        {"messages": conversations(anthropic_blocks)},
+        optional={
+            "system": texts,
+            "tools": st.lists(
+                st.fixed_dictionaries({"name": names, "description": texts, "input_schema": schemas}),
+                min_size=1,
+                max_size=2,
+            ),
+        },
+    ),
+    "gemini": st.fixed_dictionaries(
+        {"contents": conversations(gemini_parts, content="parts")},
+        optional={
+            "systemInstruction": texts.map(lambda text: {"parts": [{"text": text}]}),
+            "tools": st.lists(
+                st.fixed_dictionaries({"name": names, "description": texts, "parametersJsonSchema": schemas}),
+                min_size=1,
+                max_size=2,
+            ).map(lambda declared: [{"functionDeclarations": declared}]),
+        },
+    ),
+    "responses": st.fixed_dictionaries(
+        {"input": conversations(response_parts)},
+        optional={
+            "instructions": texts,
+            "tools": st.lists(
+                st.fixed_dictionaries(
+                    {"type": st.just("function"), "name": names, "strict": st.just(False), "parameters": schemas}
+                ),
+                min_size=1,
+                max_size=2,
+            ),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("form", BODIES)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), ascii_only=st.booleans())
+def test_bound_is_never_below_the_real_count(form, data, ascii_only):
+    kind, least, (sandbox, route) = FORMS[form]
+    body = least | data.draw(BODIES[form])
+    raw = json.dumps(body, ensure_ascii=ascii_only, separators=(",", ":")).encode()
+    real = sandbox.read(orjson.loads(raw), route).input_tokens
+    assert (kind.read(raw, model="m") if kind is GeminiRequest else kind.read(raw)).input_bound >= real
+
+
+@pytest.mark.parametrize(
+    ("form", "fields"),
+    [
+        ("responses", {"previous_response_id": "resp_1"}),
+        ("responses", {"conversation": "conv_1"}),
+        ("responses", {"prompt": {"id": "pmpt_1"}}),
+        ("responses", {"input": [{"type": "item_reference", "id": "msg_1"}]}),
+        ("responses", {"tools": [{"type": "mcp", "server_label": "a", "server_url": "https://example.com"}]}),
+        ("responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]}),
+        ("messages", {"mcp_servers": [{"type": "url", "url": "https://example.com", "name": "a"}]}),
+        ("messages", {"thread": {"type": "continue", "previous_message_id": "msg_1"}}),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "container_upload", "file_id": "f"}]}]}),
+        ("gemini", {"cachedContent": "cachedContents/1"}),
+        ("gemini", {"tools": [{"urlContext": {}}]}),
+        ("gemini", {"contents": [{"parts": [{"fileData": {"fileUri": "https://example.com/a"}}]}]}),
+        ("chat", {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]}),
+        ("chat", {"extra_body": {"google": {"cached_content": "cachedContents/1"}}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_what_is_not_brought_along_may_fill_the_window(form, fields):
+    assert read(form, **fields).input_bound >= WINDOW > read(form).input_bound
+
+
+def test_compaction_may_read_everything_twice():
+    edits = {"edits": [{"type": "compact_20260112"}]}
+    assert read("messages", context_management=edits).input_bound >= 2 * read("messages").input_bound
+
+
+# ------------------------------------------------------------------------------------------------------- billed apart
+
+
+@pytest.mark.parametrize(
+    ("form", "fields", "named"),
+    [
+        ("chat", {"web_search_options": {}}, "web_search_options"),
+        ("chat", {"plugins": [{"id": "web"}]}, "plugins"),
+        ("chat", {"tools": [{"type": "web_search"}]}, "web_search"),
+        ("responses", {"tools": [{"type": "web_search_preview"}]}, "web_search_preview"),
+        ("responses", {"tools": [{"type": "code_interpreter", "container": "c"}]}, "code_interpreter"),
+        ("responses", {"tools": [{"type": "image_generation"}]}, "image_generation"),
+        ("responses", {"tools": [{"type": "file_search", "vector_store_ids": []}]}, "file_search"),
+        ("responses", {"tools": [{"type": "shell"}]}, "shell"),
+        ("messages", {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search_20250305"),
+        ("messages", {"tools": [{"type": "code_execution_20260120", "name": "c"}]}, "code_execution_20260120"),
+        ("messages", {"tools": [{"type": "advisor_20260301", "name": "a"}]}, "advisor_20260301"),
+        ("messages", {"speed": "fast"}, "speed"),
+        ("messages", {"inference_geo": "us"}, "inference_geo"),
+        ("messages", {"fallbacks": [{"model": "claude-3-opus"}]}, "fallbacks"),
+        ("messages", {"fallbacks": "default"}, "fallbacks"),
+        ("gemini", {"tools": [{"googleSearch": {}}]}, "googleSearch"),
+        ("gemini", {"tools": [{"google_search": {}}]}, "googleSearch"),
+        ("gemini", {"tools": [{"googleMaps": {}}]}, "googleMaps"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_is_billed_besides_the_tokens_is_refused_by_its_name(form, fields, named):
+    with pytest.raises(ToolNotPriced) as caught:
+        read(form, **fields)
+    assert caught.value.metadata["tool"] == named
+
+
+# ------------------------------------------------------------------------------------------------- fields and answers
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"generationConfig": {"maxOutputTokens": 5, "max_output_tokens": 9}}, ["maxOutputTokens"]),
+        ({"generationConfig": {}, "generation_config": {}}, ["generationConfig"]),
+        ({"cachedContent": "a", "cached_content": "b"}, ["cachedContent"]),
+        ({"contents": []}, ["contents"]),
+        ({"generationConfig": {"maxOutputTokens": 0}}, ["generationConfig.maxOutputTokens"]),
+        ({"generationConfig": {"candidateCount": 1000}}, ["generationConfig.candidateCount"]),
+    ],
+    ids=str,
+)
+def test_geminis_fields_are_refused_where_their_meaning_is_googles_to_say(fields, named):
+    with pytest.raises(InvalidArgument) as caught:
+        read("gemini", **fields)
+    assert [violation.field for violation in caught.value.violations] == named
+
+
+@pytest.mark.parametrize("config", ["generationConfig", "generation_config"])
+@pytest.mark.parametrize("cap", ["maxOutputTokens", "max_output_tokens"])
+def test_geminis_cap_is_lowered_in_the_spelling_that_it_has(config, cap):
+    request = read("gemini", **{config: {cap: 9, "temperature": 0.5}})
+    sent = request.outgoing(7, upstream_provider("google", "gemini"))
+    assert (request.cap, sent.path) == (9, "models/m:generateContent")
+    assert orjson.loads(sent.body) == {"contents": CONTENTS, config: {cap: 7, "temperature": 0.5}}
+
+
+@pytest.mark.parametrize("form", ["responses", "messages"])
+def test_lower_cap_of_the_clients_own_stays(form):
+    name = {"responses": "max_output_tokens", "messages": "max_tokens"}[form]
+    request = read(form, **{name: 20})
+    assert orjson.loads(request.outgoing(50, upstream_provider("p", form)).body)[name] == 20
+    assert orjson.loads(request.outgoing(17, upstream_provider("p", form)).body)[name] == 17
+
+
+@pytest.mark.parametrize(
+    ("form", "fields", "least"),
+    [
+        ("chat", {}, 1),
+        ("gemini", {}, 1),
+        ("responses", {}, 16),
+        ("responses", {"max_output_tokens": 5}, 5),
+        ("messages", {}, 1),
+        ("messages", {"max_tokens": 4000, "thinking": {"type": "enabled", "budget_tokens": 1024}}, 1025),
+        ("messages", {"max_tokens": 100, "thinking": {"type": "enabled", "budget_tokens": 1024}}, 100),
+        ("messages", {"thinking": {"type": "disabled"}}, 1),
+        ("messages", {"thinking": "much"}, 1),
+    ],
+    ids=str,
+)
+def test_least_cap_is_what_the_provider_takes(form, fields, least):
+    assert read(form, **fields).least_cap == least
+
+
+@pytest.mark.parametrize(
+    ("given", "estimated"),
+    [("Hello, world", 3), (["Hello, world", "Hello, world"], 6), ([1, 2, 3], 3), ([[1, 2], [3]], 3)],
+    ids=str,
+)
+def test_embedded_input_is_estimated_as_it_was_given(given, estimated):
+    assert read("embeddings", input=given).estimated_input() == estimated
+
+
+def test_response_made_in_the_background_is_refused():
+    with pytest.raises(InvalidArgument) as caught:
+        read("responses", background=True)
+    assert [violation.field for violation in caught.value.violations] == ["background"]
