@@ -115,6 +115,17 @@ class Told:
         }
         return self.stripe.v1.subscriptions.create(params)
 
+    def subscribed(self, plan="starter", interval="month", **more):
+        """A customer `acme` whose subscription is paid and known."""
+        self.customer()
+        made = self.subscribe("acme", plan, interval, **more)
+        self.settle()
+        return made
+
+    def period_end(self, subscription):
+        """When what was paid for ends, in seconds."""
+        return self.stripe.v1.subscriptions.retrieve(subscription.id)["items"].data[0].current_period_end
+
     def move(self, subscription, plan, interval="month", **more):
         """A change of plan that is paid at once."""
         item = self.stripe.v1.subscriptions.retrieve(subscription.id)["items"].data[0].id
