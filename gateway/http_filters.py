@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gateway import cors
 from gateway.bindings import Binding, Wire
 
 Json = dict[str, Any]
@@ -18,12 +19,15 @@ MAX_RESPONSE_BODY_BYTES = 64 * 1024 * 1024
 # Ours, Envoy's and gRPC's: what these say is believed behind the gateway, so nobody outside may say it.
 RESERVED_PREFIXES = ("x-tollkeeper-", "x-envoy-", "grpc-")
 
-_LUA = Path(__file__).resolve().parent / "filters" / "refusals.lua"
+_NOT_METADATA = "[^:0-9a-z._-].*|[^:].*[^0-9a-z._-].*"
+_LUA = Path(__file__).resolve().parent / "filters"
 _TYPES = "type.googleapis.com/envoy."
 _FILTERS = _TYPES + "extensions.filters.http."
 _INTERNAL_HEADERS = "envoy.filters.http.header_mutation"
 _AUTHORIZATION = "envoy.filters.http.ext_authz"
 _REFUSALS = "envoy.filters.http.lua"
+_FIELDS = "tollkeeper.fields"
+_QUERY_KEY = "tollkeeper.query_key"
 _API_TRANSCODER = "tollkeeper.transcoder.api"
 _WIRE_TRANSCODER = "tollkeeper.transcoder.wire"
 
@@ -38,6 +42,8 @@ def reserved_headers_removed() -> Json:
                 *_without(*RESERVED_PREFIXES),
                 # gRPC takes these for base64, and fails on what is not.
                 {"remove_on_match": {"key_matcher": {"suffix": "-bin", "ignore_case": True}}},
+                # Names that HTTP allows and gRPC does not, on which a service would fail. (`:` begins HTTP/2's own.)
+                {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": _NOT_METADATA}}}},
                 {"remove": "x-request-id"},
             ],
         },
@@ -47,14 +53,10 @@ def reserved_headers_removed() -> Json:
 def chain(bindings: Sequence[Binding], contracts: bytes) -> list[Json]:
     """In the order a request passes them; an answer passes them the other way round."""
     return [
+        cors.http_filter(),
         _internal_headers_removed(),
-        {
-            "name": _REFUSALS,
-            "typed_config": {
-                "@type": _FILTERS + "lua.v3.Lua",
-                "default_source_code": {"inline_string": _LUA.read_text()},
-            },
-        },
+        {"name": _QUERY_KEY, "typed_config": _script("query_key.lua"), "disabled": True},
+        {"name": _REFUSALS, "typed_config": _script("refusals.lua")},
         {
             "name": "envoy.filters.http.body_size_limit",
             "typed_config": {
@@ -75,14 +77,28 @@ def chain(bindings: Sequence[Binding], contracts: bytes) -> list[Json]:
                 "status_on_error": {"code": "ServiceUnavailable"},
             },
         },
+        # After the authorizer: only a known caller's body is read. A route switches it on.
+        {"name": _FIELDS, "typed_config": _script("fields.lua"), "disabled": True},
         # An unknown query parameter of our own API is a mistake worth telling; providers' SDKs send what they like.
         _transcoder(_API_TRANSCODER, [b for b in bindings if b.wire is Wire.API], contracts, strict=True),
         _transcoder(_WIRE_TRANSCODER, [b for b in bindings if b.wire is not Wire.API], contracts, strict=False),
-        {
-            "name": "envoy.filters.http.router",
-            "typed_config": {"@type": _FILTERS + "router.v3.Router", "suppress_envoy_headers": True},
-        },
+        router(),
     ]
+
+
+def _script(name: str) -> Json:
+    return {
+        "@type": _FILTERS + "lua.v3.Lua",
+        "default_source_code": {"inline_string": (_LUA / "json.lua").read_text() + (_LUA / name).read_text()},
+    }
+
+
+def router() -> Json:
+    """The last one, which calls the service."""
+    return {
+        "name": "envoy.filters.http.router",
+        "typed_config": {"@type": _FILTERS + "router.v3.Router", "suppress_envoy_headers": True},
+    }
 
 
 def _internal_headers_removed() -> Json:
@@ -129,21 +145,26 @@ def _without(*prefixes: str) -> list[Json]:
     return [{"remove_on_match": {"key_matcher": {"prefix": prefix, "ignore_case": True}}} for prefix in prefixes]
 
 
-def on_an_rpc(binding: Binding) -> Json:
-    """What the filters are to do on the route of one RPC (`typed_per_filter_config`)."""
+def on_an_rpc(binding: Binding, fields: Mapping[str, object] | None) -> Json:
+    """What the filters are to do on the route of one RPC (`typed_per_filter_config`).
+
+    `fields`: what `filters/fields.lua` checks its body against; None where it is not checked.
+    """
     api = binding.wire is Wire.API
     # Model calls authenticate at the proxy itself, which saves a hop.
     authorized_here = api and not binding.public
     return {
         _REFUSALS: _speaking(binding.wire, query="refused" if binding.refuses_query else "allowed"),
+        **_without_key_in_query(binding.wire),
         (_API_TRANSCODER if api else _WIRE_TRANSCODER): _switched(on=True),
+        **({} if fields is None else {_FIELDS: _switched(on=True, config=_with_context(fields))}),
         **({} if authorized_here else {_AUTHORIZATION: _unauthorized()}),
     }
 
 
 def on_a_direct_answer(wire: Wire = Wire.API) -> Json:
     """What the filters are to do on a route that Envoy answers itself (`typed_per_filter_config`)."""
-    return {_REFUSALS: _speaking(wire), _AUTHORIZATION: _unauthorized()}
+    return {_REFUSALS: _speaking(wire), **_without_key_in_query(wire), _AUTHORIZATION: _unauthorized()}
 
 
 def on_refused_grpc() -> Json:
@@ -155,12 +176,21 @@ def on_refused_grpc() -> Json:
     }
 
 
-def _switched(*, on: bool) -> Json:
-    return {"@type": _TYPES + "config.route.v3.FilterConfig", "config": {}, "disabled": not on}
+def _without_key_in_query(wire: Wire) -> Json:
+    # On our own API `key` is a filter: a key's id, which is no secret.
+    return {} if wire is Wire.API else {_QUERY_KEY: _switched(on=True)}
+
+
+def _switched(*, on: bool, config: Json | None = None) -> Json:
+    return {"@type": _TYPES + "config.route.v3.FilterConfig", "config": config or {}, "disabled": not on}
 
 
 def _speaking(wire: Wire, query: str = "allowed") -> Json:
-    return {"@type": _FILTERS + "lua.v3.LuaPerRoute", "filter_context": {"wire": wire.value, "query": query}}
+    return _with_context({"wire": wire.value, "query": query})
+
+
+def _with_context(context: Mapping[str, object]) -> Json:
+    return {"@type": _FILTERS + "lua.v3.LuaPerRoute", "filter_context": dict(context)}
 
 
 def _unauthorized() -> Json:

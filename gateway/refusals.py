@@ -24,6 +24,7 @@ class Refusal:
     message: str
 
 
+DEADLINE = Refusal(504, code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "The service did not answer in time.")
 REFUSALS = (
     Refusal(400, code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", "%LOCAL_REPLY_BODY%"),
     Refusal(404, code_pb2.NOT_FOUND, "ROUTE_NOT_FOUND", "There is nothing at this path."),
@@ -32,12 +33,13 @@ REFUSALS = (
     Refusal(413, code_pb2.INVALID_ARGUMENT, "REQUEST_TOO_LARGE", "The request body is over 10 MiB."),
     Refusal(431, code_pb2.INVALID_ARGUMENT, "HEADERS_TOO_LARGE", "The request's headers are too many or too large."),
     Refusal(503, code_pb2.UNAVAILABLE, "SERVICE_UNAVAILABLE", "The service is not available now. Try again shortly."),
-    Refusal(504, code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "The service did not answer in time."),
+    DEADLINE,
 )
 OTHER = Refusal(0, code_pb2.UNKNOWN, "GATEWAY_ERROR", "The gateway refused the request.")
 
 _AS_IT_IS = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "content_type": "application/json"}
 _DENIED = {"response_flag_filter": {"flags": ["UAEX"]}}  # "unauthorized external service"
+_SILENT = {"response_flag_filter": {"flags": ["SI"]}}  # "stream idle timeout"
 # Also on an answer that no service was asked for; filters/refusals.lua reads it there.
 _REQUEST_ID = {
     "header": {"key": "x-request-id", "value": "%REQ(X-REQUEST-ID)%"},
@@ -54,6 +56,9 @@ def local_reply_config() -> dict[str, Any]:
             _mapper(_grpc_refused(), {"text_format_source": {"inline_string": "gRPC is not served at this address."}}),
             # A denial has the authorizing service's own words. (503 is ext_authz' own: nobody answered it.)
             _mapper({"and_filter": {"filters": [_status_is(499, "LE"), _DENIED]}}, _AS_IT_IS),
+            _mapper(_refused_by_a_script(), _AS_IT_IS),
+            # Envoy's own word for a service that says nothing is 408, which blames the client.
+            {**_mapper(_SILENT, _body(DEADLINE)), "status_code": DEADLINE.status},
             *(_mapper(_status_is(refusal.status), _body(refusal)) for refusal in REFUSALS),
             _mapper(_status_is(400, "GE"), _body(OTHER)),
         ],
@@ -68,6 +73,11 @@ def _grpc_refused() -> dict[str, Any]:
     """A native gRPC call; Envoy makes its answer of the bare words. What is transcoded has a route, so is no 404."""
     grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc", "ignore_case": True}}
     return {"and_filter": {"filters": [_status_is(404), {"header_filter": {"header": grpc}}]}}
+
+
+def _refused_by_a_script() -> dict[str, Any]:
+    """What `filters/*.lua` refused in words of their own. The header can not come from outside."""
+    return {"header_filter": {"header": {"name": "x-tollkeeper-refused", "present_match": True}}}
 
 
 def _status_is(status: int, comparison: str = "EQ") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Owns Envoy's configuration: one JSON document, derived from the contracts and a few addresses.
+"""Owns Envoy's configuration as a whole: JSON documents, derived from the contracts and what an operator may set.
 
 Run as `python -m gateway.render --help`; `deploy/local` calls `configuration()`. What each filter is for stands in
 `gateway/README.md`.
@@ -18,89 +18,78 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import FileDescriptor
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from gateway import http_filters, refusals, routes
-from gateway.bindings import Binding, read_bindings
+from gateway import clusters, http_filters, listeners, overload, tls
+from gateway.bindings import read_bindings
+from gateway.options import Address, Options
+
+__all__ = ["DESCRIPTOR_SET", "Address", "Options", "configuration", "files"]
 
 Json = dict[str, Any]
 
 DESCRIPTOR_SET = Path(__file__).resolve().parent.parent / "protos" / "gen" / "tollkeeper.binpb"
 
-MAX_REQUEST_HEADERS_KIB = 64
-MAX_REQUEST_HEADERS = 100
-MAX_CONNECTIONS = 20_000
-UPLOAD_TIMEOUT_SECONDS = 120
-MAX_REQUESTS_PER_SERVICE = 20_000
-HEALTH_CHECK_SECONDS = 2
 
-_TYPES = "type.googleapis.com/envoy."
+def files(
+    *, listen: Address, admin: Address | None, services: Mapping[str, Sequence[Address]], options: Options
+) -> dict[str, Json]:
+    """Every file that Envoy needs, by name: `envoy.json`, and a document for each certificate.
 
-
-@dataclasses.dataclass(frozen=True)
-class Address:
-    """A TCP address."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """From `host:port`.
-
-        Raises:
-            ValueError: it is not of that form.
-        """
-        host, _, port = text.rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError(f"not host:port: {text!r}")
-        return cls(host.strip("[]"), int(port))
-
-    def as_envoy(self) -> Json:
-        """The address in Envoy's form."""
-        return {"socket_address": {"address": self.host, "port_value": self.port}}
+    Raises:
+        ValueError: as `configuration`.
+    """
+    return {
+        "envoy.json": configuration(listen=listen, admin=admin, services=services, options=options),
+        **tls.documents(options),
+    }
 
 
 def configuration(
     *,
     listen: Address,
-    admin: Address,
+    admin: Address | None,
     services: Mapping[str, Sequence[Address]],
     descriptor_set: bytes | None = None,
+    options: Options | None = None,
 ) -> Json:
     """Envoy's bootstrap configuration.
 
     Args:
         listen: where clients connect.
-        admin: Envoy's own interface; it can stop Envoy, so a loopback address.
-        services: each service's gRPC addresses; every service that the contracts give a route must be there.
+        admin: Envoy's own interface; it can stop Envoy, so a loopback address. None: there is none.
+        services: each service's gRPC addresses, one for each replica or one name for all; every service that the
+            contracts give a route must be there.
         descriptor_set: the contracts, serialised; the committed ones where it is not given.
+        options: what else may be set.
 
     Raises:
-        ValueError: a service is missing, or the contracts contradict themselves.
+        ValueError: a service is missing, the contracts contradict themselves, the admin address can be reached from
+            outside, or metrics are to be served without it.
     """
+    options = options or Options()
     contracts = DESCRIPTOR_SET.read_bytes() if descriptor_set is None else descriptor_set
     bindings = read_bindings(contracts)
     contracts = _with_error_details(contracts)
     missing = sorted(({binding.service for binding in bindings} | {http_filters.AUTHORIZER}) - set(services))
     if missing:
         raise ValueError(f"no address for {', '.join(missing)}")
+    if admin is not None and not admin.is_loopback:
+        raise ValueError(f"admin: {admin.host} is not a loopback address, and who reaches it can stop Envoy")
+    if options.metrics is not None and admin is None:
+        raise ValueError("metrics: they are read from the admin interface, and there is none")
     return {
-        "admin": {"address": admin.as_envoy()},
+        "node": {"id": "gateway", "cluster": "tollkeeper"},
+        **({"admin": {"address": admin.as_envoy()}} if admin else {}),
         "static_resources": {
-            "listeners": [_listener(listen, bindings, contracts)],
-            "clusters": [_cluster(name, addresses) for name, addresses in services.items()],
+            "listeners": [
+                listeners.edge(listen, bindings, contracts, options),
+                *([listeners.metrics(options.metrics)] if options.metrics else []),
+            ],
+            "clusters": [
+                *(clusters.service(name, addresses, options) for name, addresses in services.items()),
+                *([clusters.admin(admin)] if admin and options.metrics else []),
+            ],
         },
-        "overload_manager": {
-            "resource_monitors": [
-                {
-                    "name": "envoy.resource_monitors.global_downstream_max_connections",
-                    "typed_config": {
-                        "@type": _TYPES + "extensions.resource_monitors.downstream_connections.v3"
-                        ".DownstreamConnectionsConfig",
-                        "max_active_downstream_connections": MAX_CONNECTIONS,
-                    },
-                }
-            ]
-        },
+        "overload_manager": overload.overload_manager(options),
     }
 
 
@@ -121,164 +110,61 @@ def _with_error_details(contracts: bytes) -> bytes:
     return files.SerializeToString(deterministic=True)
 
 
-def _cluster(name: str, addresses: Sequence[Address]) -> Json:
-    return {
-        "name": name,
-        "type": "STRICT_DNS",
-        "connect_timeout": "1s",
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [
-                {"lb_endpoints": [{"endpoint": {"address": address.as_envoy()}} for address in addresses]},
-            ],
-        },
-        "lb_policy": "LEAST_REQUEST",
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": _TYPES + "extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {
-                    "http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}},
-                },
-            }
-        },
-        "health_checks": [
-            {
-                "grpc_health_check": {},
-                "timeout": "1s",
-                "interval": f"{HEALTH_CHECK_SECONDS}s",
-                # By default a service nobody has called yet is asked once a minute: too late after a restart.
-                "no_traffic_interval": f"{HEALTH_CHECK_SECONDS}s",
-                "unhealthy_threshold": 2,
-                "healthy_threshold": 1,
-            }
-        ],
-        "circuit_breakers": {
-            "thresholds": [
-                {
-                    "max_connections": MAX_REQUESTS_PER_SERVICE,
-                    "max_pending_requests": MAX_REQUESTS_PER_SERVICE,
-                    "max_requests": MAX_REQUESTS_PER_SERVICE,
-                    "max_retries": 50,
-                }
-            ]
-        },
-    }
-
-
-def _listener(address: Address, bindings: Sequence[Binding], contracts: bytes) -> Json:
-    return {
-        "name": "edge",
-        "address": address.as_envoy(),
-        # How much of a stream Envoy holds for a slow peer; whole request bodies have their own limit.
-        "per_connection_buffer_limit_bytes": 1024 * 1024,
-        "filter_chains": [
-            {
-                "filters": [
-                    {
-                        "name": "envoy.filters.network.http_connection_manager",
-                        "typed_config": _connection_manager(bindings, contracts),
-                    }
-                ]
-            }
-        ],
-    }
-
-
-def _connection_manager(bindings: Sequence[Binding], contracts: bytes) -> Json:
-    return {
-        "@type": _TYPES + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "edge",
-        "codec_type": "AUTO",
-        "server_name": "tollkeeper",
-        "use_remote_address": True,
-        "normalize_path": True,
-        "merge_slashes": True,
-        # SDKs escape the slash of a model's name. Unescaped before anything looks at the path, all read it alike.
-        "path_with_escaped_slashes_action": "UNESCAPE_AND_FORWARD",
-        "always_set_request_id_in_response": True,
-        "early_header_mutation_extensions": [http_filters.reserved_headers_removed()],
-        "common_http_protocol_options": {
-            "idle_timeout": "3600s",
-            "max_headers_count": MAX_REQUEST_HEADERS,
-            "headers_with_underscores_action": "DROP_HEADER",
-        },
-        "max_request_headers_kb": MAX_REQUEST_HEADERS_KIB,
-        "request_headers_timeout": "10s",
-        "request_timeout": f"{UPLOAD_TIMEOUT_SECONDS}s",
-        "stream_idle_timeout": f"{routes.STREAM_IDLE_SECONDS}s",
-        "local_reply_config": refusals.local_reply_config(),
-        "access_log": [_access_log()],
-        "http_filters": http_filters.chain(bindings, contracts),
-        "route_config": {
-            "name": "edge",
-            "virtual_hosts": [
-                {
-                    "name": "edge",
-                    "domains": ["*"],
-                    "routes": routes.table(bindings),
-                    "response_headers_to_add": [routes.header("x-request-id", "%REQ(X-REQUEST-ID)%")],
-                }
-            ],
-        },
-    }
-
-
-def _access_log() -> Json:
-    """One JSON object a request on standard output. No header that may hold a credential, and no query string."""
-    return {
-        "name": "envoy.access_loggers.stdout",
-        "filter": {
-            "header_filter": {
-                "header": {"name": ":path", "string_match": {"exact": "/healthz"}, "invert_match": True},
-            }
-        },
-        "typed_config": {
-            "@type": _TYPES + "extensions.access_loggers.stream.v3.StdoutAccessLog",
-            "log_format": {
-                "json_format": {
-                    "timestamp": "%START_TIME%",
-                    "request_id": "%REQ(X-REQUEST-ID)%",
-                    "method": "%REQ(:METHOD)%",
-                    "path": "%PATH(NQ:ORIG_OR_PATH)%",
-                    "status": "%RESPONSE_CODE%",
-                    "details": "%RESPONSE_CODE_DETAILS%",
-                    "flags": "%RESPONSE_FLAGS%",
-                    "duration_ms": "%DURATION%",
-                    "first_byte_ms": "%RESPONSE_DURATION%",
-                    "bytes_received": "%BYTES_RECEIVED%",
-                    "bytes_sent": "%BYTES_SENT%",
-                    "service": "%UPSTREAM_CLUSTER%",
-                    "rpc": "%ROUTE_NAME%",
-                    "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
-                    "user_agent": "%REQ(USER-AGENT):200%",
-                },
-            },
-        },
-    }
-
-
-def main() -> None:
-    """Print the configuration for the addresses given on the command line."""
-    parser = argparse.ArgumentParser(description="Print Envoy's configuration for Tollkeeper's gateway as JSON.")
-    parser.add_argument("--listen", type=Address.parse, required=True, metavar="HOST:PORT")
-    parser.add_argument("--admin", type=Address.parse, default=Address("127.0.0.1", 9901), metavar="HOST:PORT")
-    parser.add_argument(
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Write Envoy's configuration for Tollkeeper's gateway.")
+    add = parser.add_argument
+    add("--output", type=Path, metavar="FOLDER", help="where the files go; without it envoy.json is printed")
+    add("--listen", type=Address.parse, required=True, metavar="HOST:PORT")
+    add("--admin", type=Address.parse, default=Address("127.0.0.1", 9901), metavar="HOST:PORT", help="on loopback")
+    add("--no-admin", action="store_const", const=None, dest="admin", help="do without Envoy's own interface")
+    add(
         "--service",
         action="append",
         required=True,
         metavar="NAME=HOST:PORT[,HOST:PORT…]",
         help="where a service serves gRPC; once for each",
     )
+    add("--metrics", type=Address.parse, metavar="HOST:PORT", help="where /metrics and /ready are served")
+    add("--certificate-folder", metavar="FOLDER", help="holds tls.crt and tls.key for clients, as Envoy sees it")
+    add("--identity-folder", metavar="FOLDER", help="holds tls.crt, tls.key and ca.crt for mutual TLS with services")
+    add("--configuration-folder", metavar="FOLDER", help="where Envoy will find the files; default: --output")
+    add("--cors-origin", action="append", default=[], dest="cors_origins", metavar="https://HOST", help="may be many")
+    add("--trusted-hops", type=int, metavar="N", help="proxies before this one whose x-forwarded-for is believed")
+    add("--max-heap-bytes", type=int, metavar="N", help="of Envoy; set it to about 0.8 of the container's limit")
+    add("--max-connections", type=int, metavar="N")
+    add("--max-requests-per-service", type=int, metavar="N")
+    return parser
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
+    if given["configuration_folder"] is None and arguments.output is not None:
+        given["configuration_folder"] = str(arguments.output.resolve())
+    given["cors_origins"] = tuple(arguments.cors_origins)
+    options = Options(**{name: value for name, value in given.items() if value is not None})
+    if tls.documents(options) and arguments.output is None:
+        raise ValueError("--output: certificates need files of their own beside envoy.json")
+    return options
+
+
+def main() -> None:
+    """Write or print the configuration that the command line asks for."""
+    parser = _parser()
     arguments = parser.parse_args()
     services = {}
-    for entry in arguments.service:
-        name, _, addresses = entry.partition("=")
-        services[name] = [Address.parse(address) for address in addresses.split(",")]
     try:
-        document = configuration(listen=arguments.listen, admin=arguments.admin, services=services)
+        for entry in arguments.service:
+            name, _, addresses = entry.partition("=")
+            services[name] = [Address.parse(address) for address in addresses.split(",")]
+        written = files(listen=arguments.listen, admin=arguments.admin, services=services, options=_options(arguments))
     except ValueError as mistake:
         parser.error(str(mistake))
-    json.dump(document, sys.stdout, indent=2)
+    if arguments.output is None:
+        json.dump(written["envoy.json"], sys.stdout, indent=2)
+        return
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for name, document in written.items():
+        (arguments.output / name).write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway import http_filters
+from gateway import http_filters, openapi, request_fields
 from gateway.bindings import WIRES, Binding, Wire
+from gateway.options import Options
 
 Json = dict[str, Any]
 
 UNARY_TIMEOUT_SECONDS = 30
 STREAM_IDLE_SECONDS = 300
+MAX_DIRECT_BODY_BYTES = 4 * 1024 * 1024
+_OTHER_HOST = {
+    "name": "envoy.retry_host_predicates.previous_hosts",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+    },
+}
 # Headers that carry a caller's credential. Behind the gateway an identity token stands in for them.
 CREDENTIAL_HEADERS = ("authorization", "x-api-key", "x-goog-api-key")
 
 
-def table(bindings: Sequence[Binding]) -> list[Json]:
+def table(bindings: Sequence[Binding], contracts: bytes, options: Options) -> list[Json]:
     """Model calls first, since they are most; then plain paths before patterns; then what is refused."""
+    pool = request_fields.pool_of(contracts)
     ordered = sorted(bindings, key=lambda b: (b.wire is Wire.API, b.path_regex is not None, b.template, b.method))
     allowed: dict[str, list[Binding]] = {}
     for binding in ordered:
         allowed.setdefault(binding.path_regex or binding.template, []).append(binding)
     return [
         _grpc_refused(),
-        *map(_route, ordered),
-        {
-            "name": "healthz",
-            "match": {"path": "/healthz"},
-            "direct_response": {"status": 200, "body": {"inline_string": '{"status":"SERVING"}'}},
-            "response_headers_to_add": [header("content-type", "application/json")],
-            "typed_per_filter_config": http_filters.on_a_direct_answer(),
-        },
+        _two_hosts_refused(),
+        *([_preflight(options)] if options.cors_origins else []),
+        *(_route(binding, request_fields.route_context(binding, pool)) for binding in ordered),
+        *_answered_here("healthz", "/healthz", '{"status":"SERVING"}'),
+        *_answered_here("openapi", openapi.PATH, _document()),
         *map(_method_refused, allowed.values()),
         *(_path_refused(prefix, wire) for prefix, wire in WIRES),
     ]
@@ -43,7 +51,7 @@ def _path_match(binding: Binding) -> Json:
     return {"safe_regex": {"regex": binding.path_regex}}
 
 
-def _route(binding: Binding) -> Json:
+def _route(binding: Binding, fields: Mapping[str, object] | None) -> Json:
     # A stream may last; a model call is as slow as its provider.
     lasting = binding.streaming or binding.wire is not Wire.API
     return {
@@ -56,17 +64,27 @@ def _route(binding: Binding) -> Json:
             "cluster": binding.service,
             "timeout": "0s" if lasting else f"{UNARY_TIMEOUT_SECONDS}s",
             "idle_timeout": f"{STREAM_IDLE_SECONDS}s",
-            # Only what no service has begun to read.
             "retry_policy": {
-                "retry_on": "connect-failure,refused-stream,reset-before-request",
+                "retry_on": ",".join(_retried(binding)),
                 "num_retries": 2,
                 "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
+                # Rather at another replica, where there is one.
+                "retry_host_predicate": [_OTHER_HOST],
+                "host_selection_retry_max_attempts": 3,
             },
         },
         # Model calls authenticate at the proxy, which needs the key. On any other route it ends here.
         **({} if binding.wire is not Wire.API else {"request_headers_to_remove": list(CREDENTIAL_HEADERS)}),
-        "typed_per_filter_config": http_filters.on_an_rpc(binding),
+        "typed_per_filter_config": http_filters.on_an_rpc(binding, fields),
+        # A whole body is read here before the transcoder, whose own limit is not yet in force.
+        **({} if fields is None else {"request_body_buffer_limit": http_filters.MAX_REQUEST_BODY_BYTES}),
     }
+
+
+def _retried(binding: Binding) -> Sequence[str]:
+    """What is asked again: of reads any failure of the transport; of all else only what no service began to read."""
+    unread = ("connect-failure", "refused-stream", "reset-before-request")
+    return (*unread, "reset", "unavailable") if binding.method == "GET" else unread
 
 
 def header(name: str, value: str) -> Json:
@@ -85,6 +103,61 @@ def _grpc_refused() -> Json:
         "direct_response": {"status": 404},
         "typed_per_filter_config": http_filters.on_refused_grpc(),
     }
+
+
+def _two_hosts_refused() -> Json:
+    """A request with two host headers, which Envoy joins, where HTTP says to refuse it."""
+    return {
+        "name": "two_hosts_refused",
+        "match": {"prefix": "/", "headers": [{"name": ":authority", "string_match": {"contains": ","}}]},
+        "direct_response": {"status": 400},
+        "typed_per_filter_config": http_filters.on_a_direct_answer(),
+    }
+
+
+def _preflight(options: Options) -> Json:
+    """What the CORS filter answers by itself. It looks at routes to a service only, though it calls none."""
+    origins = "|".join(map(re.escape, options.cors_origins))
+    return {
+        "name": "preflight",
+        "match": {
+            "prefix": "/",
+            "headers": [
+                {"name": ":method", "string_match": {"exact": "OPTIONS"}},
+                {"name": "origin", "string_match": {"safe_regex": {"regex": origins}}},
+                {"name": "access-control-request-method", "present_match": True},
+            ],
+        },
+        "route": {"cluster": http_filters.AUTHORIZER},
+        "typed_per_filter_config": http_filters.on_a_direct_answer(),
+    }
+
+
+def _answered_here(name: str, path: str, body: str) -> list[Json]:
+    """A path that no service is asked for: JSON for who reads it, a refusal of any other method."""
+    reads = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
+    shared = {"typed_per_filter_config": http_filters.on_a_direct_answer()}
+    return [
+        {
+            "name": name,
+            "match": {"path": path, "headers": [reads]},
+            "direct_response": {"status": 200, "body": {"inline_string": body}},
+            "response_headers_to_add": [header("content-type", "application/json")],
+            **shared,
+        },
+        {
+            "name": "method_refused",
+            "match": {"path": path},
+            "direct_response": {"status": 405},
+            "response_headers_to_add": [header("allow", "GET, HEAD")],
+            **shared,
+        },
+    ]
+
+
+def _document() -> str:
+    """The OpenAPI document without the spaces it is committed with."""
+    return json.dumps(json.loads(openapi.DOCUMENT.read_text()), ensure_ascii=False, separators=(",", ":"))
 
 
 def _method_refused(same_path: Sequence[Binding]) -> Json:

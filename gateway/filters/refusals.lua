@@ -36,21 +36,14 @@ local MESSAGES = {
   [403] = "This credential does not allow that.",
 }
 
+-- OpenAI's SDK goes by the status; LiteLLM as a client goes by the type of 401 and 403.
+local OPENAI_TYPES = {
+  [401] = "authentication_error", [402] = "insufficient_quota", [403] = "permission_error", [429] = "rate_limit_error",
+}
 local ANTHROPIC_TYPES = {
   [401] = "authentication_error", [402] = "billing_error", [403] = "permission_error", [404] = "not_found_error",
   [413] = "request_too_large", [429] = "rate_limit_error", [503] = "overloaded_error", [504] = "timeout_error",
 }
-
--- The end of the JSON string whose first character after the quote is at `start`: the position of its closing quote.
-local function string_end(json, start)
-  local at = start
-  while true do
-    at = json:find('["\\]', at)
-    if at == nil then return nil end
-    if json:byte(at) == 34 then return at end
-    at = at + 2
-  end
-end
 
 -- The first string member `name`, still escaped. A text that is itself inside a string cannot be taken for a member: its
 -- quotes are escaped.
@@ -78,12 +71,6 @@ local function array(json, name)
     at = json:find('["%[%]]', at + 1)
   end
   return nil
-end
-
-local function escape(text)
-  return (text:gsub('[%c"\\\127]', function(character)
-    return string.format("\\u%04x", character:byte())
-  end))
 end
 
 local function error_info(reason)
@@ -129,14 +116,7 @@ function SHAPES.api(refusal)
 end
 
 function SHAPES.openai(refusal, status)
-  local kind = "invalid_request_error"
-  if status >= 500 then
-    kind = "server_error"
-  elseif status == 402 then
-    kind = "insufficient_quota"
-  elseif status == 429 then
-    kind = "rate_limit_error"
-  end
+  local kind = OPENAI_TYPES[status] or (status >= 500 and "server_error" or "invalid_request_error")
   local field = refusal.field and '"' .. refusal.field .. '"' or "null"
   return '{"error":{"message":"' .. refusal.message .. '","type":"' .. kind .. '","param":' .. field .. ',"code":"'
     .. refusal.reason:lower() .. '"}}'
@@ -178,6 +158,8 @@ function envoy_on_request(handle)
     return
   end
   local request_id = headers:get("x-request-id") or ""
+  -- Tells gateway/refusals.py that these words are whole.
+  headers:replace("x-tollkeeper-refused", "true")
   handle:respond(
     { [":status"] = "400", ["content-type"] = "application/json", ["x-request-id"] = request_id },
     SHAPES.api({

@@ -85,13 +85,14 @@ class _TokenSource:
 
     def token(self) -> str:
         if self._file is not None and time.monotonic() - self._checked >= _RECHECK_SECONDS:
-            self._checked = time.monotonic()
             try:
                 stamp = self._file.stat().st_mtime_ns
                 if stamp != self._stamp:
                     self._token, self._stamp = self._file.read_text().strip(), stamp
             except OSError as error:
                 _log.error("service token not read, keeping the one in use", file=str(self._file), error=str(error))
+            # Not before: a thread that comes meanwhile would take the token for read, and at first there is none.
+            self._checked = time.monotonic()
         return self._token
 
 

@@ -7,15 +7,18 @@ one of them answers, and reads in `services.calls` what arrived.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import http.client
 import importlib
 import json
 import pkgutil
+import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc.aio
 import pytest
@@ -27,6 +30,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from deploy.local import envoy, ports
 from deploy.local.process import running
+from gateway import render
 from gateway.bindings import read_bindings
 from gateway.render import DESCRIPTOR_SET
 from services.kit.errors import ServiceError, wire_form
@@ -73,7 +77,14 @@ class Services:
         self.deny = None
 
     async def start(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 32 * 1024 * 1024)])
+        # As kit serves: as many bytes of headers as the gateway lets in.
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", 32 * 1024 * 1024),
+                ("grpc.max_metadata_size", 64 * 1024),
+                ("grpc.absolute_max_metadata_size", 128 * 1024),
+            ]
+        )
         for service, methods in _methods().items():
             handlers = {method.name: self._handler(method) for method in methods}
             server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
@@ -189,6 +200,18 @@ class Gateway:
     admin_port: int
     log: Path
 
+    def stat(self, name: str) -> int:
+        """One of Envoy's counters or gauges."""
+        answer = envoy.get(self.admin_port, f"/stats?filter=^{name}$&format=json")
+        assert answer is not None
+        return int(next(stat["value"] for stat in json.loads(answer)["stats"] if "value" in stat))
+
+    def raw(self, sent: bytes) -> bytes:
+        """What is answered to these bytes, until Envoy closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(sent)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
 
@@ -204,6 +227,66 @@ class Gateway:
             return Answered(response.status, found, response.read())
         finally:
             connection.close()
+
+
+EVENTUALLY_SECONDS = 20
+SERVICES = ("ledger", "pricing", "subscriptions", "proxy")
+
+
+@contextlib.contextmanager
+def served(
+    folder: Path,
+    upstream: Sequence[int],
+    *,
+    changed: Callable[[dict[str, Any]], None] = lambda _document: None,
+    **options: Any,
+) -> Iterator[Gateway]:
+    """A gateway set as `options` say, every service at the ports `upstream`; `changed` alters its envoy.json."""
+    port, admin_port = ports.free_port(), ports.free_port()
+    folder.mkdir(exist_ok=True)
+    written = render.files(
+        listen=render.Address("127.0.0.1", port),
+        admin=render.Address("127.0.0.1", admin_port),
+        services={name: [render.Address("127.0.0.1", each) for each in upstream] for name in SERVICES},
+        options=render.Options(configuration_folder=str(folder), **options),
+    )
+    changed(written["envoy.json"])
+    for name, document in written.items():
+        (folder / name).write_text(json.dumps(document))
+    log = folder / "envoy.log"
+    # By the admin interface: the listener may speak TLS, or refuse.
+    with running(envoy.program(folder / "envoy.json"), log, lambda: envoy.get(admin_port, "/ready") is not None):
+        yield Gateway(port, admin_port, log)
+
+
+class MakeGateway(Protocol):
+    """Starts one more gateway, as `served`, for as long as the test module lasts."""
+
+    def __call__(self, *upstream: int, **options: Any) -> Gateway: ...
+
+
+@pytest.fixture(scope="module")
+def make_gateway(_services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeGateway]:
+    with contextlib.ExitStack() as stack:
+
+        def make(*upstream: int, **options: Any) -> Gateway:
+            folder = tmp_path_factory.mktemp("another gateway")
+            return stack.enter_context(served(folder, upstream or [_services.port], **options))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Waits until something holds, for a bounded time."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + EVENTUALLY_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, "did not come true in time"
+            time.sleep(0.05)
+
+    return wait
 
 
 @pytest.fixture(scope="session")

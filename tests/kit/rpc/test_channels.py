@@ -2,6 +2,8 @@
 """Owns the tests of channels: retries, and what every call to another service carries along."""
 
 import asyncio
+import concurrent.futures
+import threading
 import time
 
 import grpc
@@ -242,3 +244,31 @@ async def test_calls_are_spread_over_all_addresses(settings, calling):
     assert all(len(servicer.seen) >= 10 for servicer in servicers)
     for server in servers:
         await server.stop()
+
+
+def test_thread_that_comes_while_the_token_file_is_first_read_has_the_token_too(tmp_path, settings):
+    file = tmp_path / "token"
+    file.write_text("first")
+    source = channels._TokenSource(settings.model_copy(update={"service_token_file": file}))
+    reading, go_on = threading.Event(), threading.Event()
+
+    class SlowFile:
+        def stat(self):
+            reading.set()
+            go_on.wait(10)
+            return file.stat()
+
+        def read_text(self):
+            return file.read_text()
+
+    source._file = SlowFile()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        one = pool.submit(source.token)
+        assert reading.wait(10)
+        reading.clear()
+        other = pool.submit(source.token)
+        try:
+            assert reading.wait(10), "the second took the token for read"
+        finally:
+            go_on.set()
+        assert (one.result(), other.result()) == ("first", "first")

@@ -1,0 +1,139 @@
+"""A field that a request's message has not is refused by name, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from gateway import request_fields
+from gateway.bindings import Wire, read_bindings
+from gateway.render import DESCRIPTOR_SET
+
+KEY = {"authorization": "Bearer tk_test_good"}
+CREDITS = "/api/admin/accounts/acme/credits"
+KEYS = "/api/admin/keys"
+EVENTS = "/api/billing/events"
+PLANS = "/api/admin/plans"
+CONTRACTS = DESCRIPTOR_SET.read_bytes()
+POOL = request_fields.pool_of(CONTRACTS)
+CHECKED = [
+    binding
+    for binding in read_bindings(CONTRACTS)
+    if binding.wire is Wire.API and request_fields.body_message(binding, POOL) is not None
+]
+
+
+def refused(answer, *fields):
+    assert answer.status == 400, answer.body
+    info, bad = answer.json["details"]
+    assert info["reason"] == "INVALID_REQUEST"
+    assert [violation["field"] for violation in bad["fieldViolations"]] == list(fields)
+    assert fields[0] in answer.json["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "fields"),
+    [
+        (CREDITS, {"amontUsd": "5"}, ["amontUsd"]),
+        (CREDITS, {"amountUsd": "5", "requestId": "r", "expires": "2027-01-01T00:00:00Z"}, ["expires"]),
+        (CREDITS, {"AmountUsd": "5"}, ["AmountUsd"]),
+        (CREDITS, {"": 1}, [""]),
+        (CREDITS, {"a": {"b": [1, {"c": None}]}, "d": 1}, ["a", "d"]),
+        (EVENTS, {"events": [{"id": "1"}, {"id": "2", "metrik": "x"}]}, ["events.metrik"]),
+        (EVENTS, {"event": []}, ["event"]),
+        (KEYS, {"accountId": "acme", "allowedModel": ["x"]}, ["allowedModel"]),
+    ],
+    ids=str,
+)
+def test_unknown_field_is_refused_by_name_and_reaches_nobody(gateway, services, path, body, fields):
+    refused(gateway("POST", path, body, **KEY), *fields)
+    assert services.calls == []
+
+
+@pytest.mark.parametrize("binding", CHECKED, ids=lambda b: f"{b.method} {b.template}")
+def test_every_call_with_a_body_refuses_an_unknown_field(gateway, services, binding):
+    path = re.sub(r"\{[^}]*\}", "acme", binding.template)
+    refused(gateway(binding.method, path, {"noSuchField": 1}, **KEY), "noSuchField")
+    assert services.calls == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CREDITS, {"amountUsd": "5", "requestId": "r"}),
+        (CREDITS, {"amount_usd": "5", "request_id": "r"}),
+        (CREDITS, {}),
+        (CREDITS, None),
+        (KEYS, {"accountId": "acme", "allowedModels": ["a", "b"], "expiresAt": "2027-01-01T00:00:00Z"}),
+        (EVENTS, {"events": [{"id": "1", "labels": {"any key": "x", "noSuchField": "y"}}]}),
+        (EVENTS, {"events": []}),
+        (EVENTS, {"events": None}),
+    ],
+    ids=str,
+)
+def test_known_fields_in_either_spelling_pass(gateway, services, path, body):
+    assert gateway("POST", path, body, **KEY).status == 200
+    assert len(services.calls) == 1
+
+
+def test_text_that_looks_like_a_field_is_text(gateway, services):
+    text = 'a "noSuchField": 1, {"x": "\\'
+    assert gateway("POST", CREDITS, {"description": text}, **KEY).status == 200
+    assert services.calls[0].request.description == text
+
+
+def test_spaces_between_tokens_make_no_difference(gateway, services):
+    body = b' \n{\t"amountUsd"\r\n :\t"5" , "priority" : -3 \n} '
+    assert gateway("POST", CREDITS, body, **KEY).status == 200
+    refused(gateway("POST", CREDITS, b' { "x" : true , "amountUsd":"5"}', **KEY), "x")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"x"', b'{"x":', b'{"x":}', b'{"x" 1}', b"{x:1}", b'{"x":1,}', b"[", b'"x', b"{" * 200, b'{"a":' * 5000],
+)
+def test_what_is_not_json_is_a_400_all_the_same(gateway, services, body):
+    answer = gateway("POST", CREDITS, body, **KEY)
+    assert answer.status == 400
+    assert answer.json["code"] == 3
+    assert services.calls == []
+
+
+def test_name_of_a_field_is_cut_and_escaped(gateway):
+    answer = gateway("POST", CREDITS, {'"\n\\' + "x" * 10_000: 1}, **KEY)
+    assert answer.status == 400
+    assert len(answer.body) < 2000
+
+
+def test_many_unknown_fields_are_told_up_to_twenty(gateway):
+    answer = gateway("POST", CREDITS, {f"field{number}": 1 for number in range(1000)}, **KEY)
+    assert len(answer.json["details"][1]["fieldViolations"]) == 20
+
+
+def test_large_body_of_our_own_api_passes(gateway, services):
+    events = [{"id": str(number), "metric": "api_calls", "quantity": "1"} for number in range(50_000)]
+    body = json.dumps({"events": events}).encode()
+    assert len(body) > 2 * 1024 * 1024
+    assert gateway("POST", EVENTS, body, **KEY).status == 200
+    assert len(services.calls[0].request.events) == 50_000
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/ai/openai", "/webhook/stripe"])
+def test_bodies_that_pass_as_they_came_are_not_looked_at(gateway, services, path):
+    assert gateway("POST", path, {"noSuchField": 1}, **KEY).status == 200
+    assert len(services.calls) == 1
+
+
+def test_body_of_an_unknown_caller_is_not_read(gateway, services):
+    from envoy.service.auth.v3 import external_auth_pb2  # noqa: PLC0415
+
+    def deny(_request):
+        answer = external_auth_pb2.CheckResponse()
+        answer.status.code = 16
+        answer.denied_response.status.code = 401
+        return answer
+
+    services.deny = deny
+    assert gateway("POST", CREDITS, {"noSuchField": 1}).status == 401

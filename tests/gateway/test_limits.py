@@ -1,0 +1,200 @@
+"""What the gateway does at its limits, and when a service fails or a replica is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+
+import grpc
+import pytest
+from google.api import httpbody_pb2
+
+from deploy.local import envoy, ports
+from gateway import render
+
+KEY = {"authorization": "Bearer tk_test_good"}
+TRANSACTIONS = "tollkeeper.ledger.v1.JournalService.ListTransactions"
+MODELS = "tollkeeper.proxy.v1.WireService.ListModels"
+CHAT = "tollkeeper.proxy.v1.WireService.ChatCompletions"
+CREDIT = "tollkeeper.ledger.v1.LedgerService.CreditAccount"
+CREDITS = "/api/admin/accounts/acme/credits"
+
+
+def unavailable_at_first(times):
+    left = iter(range(times))
+
+    async def answer(_request, context):
+        if next(left, None) is not None:
+            await context.grpc.abort(grpc.StatusCode.UNAVAILABLE, "a moment, please")
+        return httpbody_pb2.HttpBody(content_type="application/json", data=b"{}")
+
+    return answer
+
+
+# ---- retries
+
+
+def test_read_is_asked_again_where_the_service_is_unavailable(gateway, services):
+    services.answers[MODELS] = unavailable_at_first(2)
+    assert gateway("GET", "/v1/models").status == 200
+    assert len(services.calls) == 3
+
+
+def test_read_is_asked_three_times_at_most(gateway, services):
+    services.answers[MODELS] = unavailable_at_first(10)
+    assert gateway("GET", "/v1/models").status == 503
+    assert len(services.calls) == 3
+
+
+@pytest.mark.parametrize(("path", "rpc"), [("/v1/chat/completions", CHAT), (CREDITS, CREDIT)])
+def test_write_that_a_service_has_seen_is_never_sent_again(gateway, services, path, rpc):
+    services.answers[rpc] = unavailable_at_first(10)
+    assert gateway("POST", path, {}, **KEY).status == 503
+    assert len(services.calls) == 1
+
+
+def test_refused_read_is_not_asked_again(gateway, services):
+    async def answer(_request, context):
+        await context.grpc.abort(grpc.StatusCode.PERMISSION_DENIED, "no")
+
+    services.answers[TRANSACTIONS] = answer
+    assert gateway("GET", "/api/billing/transactions", **KEY).status == 403
+    assert len(services.calls) == 1
+
+
+# ---- replicas
+
+
+def test_call_succeeds_while_one_replica_is_gone(make_gateway, services):
+    gateway = make_gateway(services.port, ports.free_port())
+    statuses = {gateway("GET", "/v1/models").status for _ in range(20)}
+    statuses |= {gateway("POST", CREDITS, {}, **KEY).status for _ in range(20)}
+    assert statuses == {200}
+
+
+def test_replica_that_takes_calls_and_drops_them_is_left_out(make_gateway, services, eventually):
+    """It passes every health check it is sent; only the calls show that it is broken."""
+    with dropping_replica() as port:
+        gateway = make_gateway(services.port, port, changed=without_health_checks)
+        for _ in range(60):
+            gateway("GET", "/v1/models")
+        eventually(lambda: gateway.stat("cluster.proxy.outlier_detection.ejections_active") == 1)
+        assert {gateway("POST", "/v1/chat/completions", {}).status for _ in range(20)} == {200}
+
+
+@contextlib.contextmanager
+def dropping_replica():
+    """A port that accepts connections and resets each when it is spoken to."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        stop = threading.Event()
+
+        def drop():
+            while not stop.is_set():
+                with contextlib.suppress(OSError):
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.settimeout(5)
+                        connection.recv(65536)
+
+        thread = threading.Thread(target=drop)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            stop.set()
+            thread.join()
+
+
+def without_health_checks(document):
+    for cluster in document["static_resources"]["clusters"]:
+        cluster.pop("health_checks", None)
+
+
+# ---- how many at once
+
+
+def test_connection_over_the_limit_is_closed_and_those_before_it_go_on(make_gateway, eventually):
+    gateway = make_gateway(max_connections=2)
+    held = [gateway.connect() for _ in range(2)]
+    for connection in held:
+        connection.request("GET", "/v1/models")
+        assert connection.getresponse().read() is not None
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as third:
+        third.settimeout(10)
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            third.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert third.recv(100) == b""
+    for connection in held:
+        connection.request("GET", "/v1/models")
+        assert connection.getresponse().status == 200
+        connection.close()
+    eventually(lambda: gateway("GET", "/v1/models").status == 200)
+
+
+def test_call_over_the_limit_under_way_is_a_503_and_reaches_nobody(make_gateway, services):
+    gateway = make_gateway(max_requests_per_service=1)
+    arrived, go_on = threading.Event(), threading.Event()
+
+    async def answer(_request, _context):
+        arrived.set()
+        while not go_on.is_set():  # noqa: ASYNC110 (set by another thread)
+            await asyncio.sleep(0.01)
+        return httpbody_pb2.HttpBody(content_type="application/json", data=b"{}")
+
+    services.answers[CHAT] = answer
+    statuses = []
+    first = threading.Thread(target=lambda: statuses.append(gateway("POST", "/v1/chat/completions", {}).status))
+    first.start()
+    try:
+        assert arrived.wait(10)
+        refused = gateway("POST", "/v1/chat/completions", {})
+    finally:
+        go_on.set()
+        first.join()
+    assert refused.status == 503
+    assert refused.json["error"]["code"] == "service_unavailable"
+    assert statuses == [200]
+    assert len(services.calls) == 1
+
+
+def test_gateway_out_of_memory_refuses_in_json_and_lives_on(make_gateway, services, eventually):
+    def tiny_heap(document):
+        [heap] = [
+            monitor for monitor in document["overload_manager"]["resource_monitors"] if "fixed_heap" in monitor["name"]
+        ]
+        heap["typed_config"]["max_heap_size_bytes"] = 1_000_000
+        # So that the connection is taken and the request is what is refused.
+        document["overload_manager"]["actions"] = [
+            action
+            for action in document["overload_manager"]["actions"]
+            if not action["name"].endswith("stop_accepting_connections")
+        ]
+
+    gateway = make_gateway(changed=tiny_heap, metrics=render.Address("127.0.0.1", ports.free_port()))
+    name = "overload.envoy.overload_actions.stop_accepting_requests.active"
+    eventually(lambda: gateway.stat(name) == 1)
+    answer = gateway("GET", "/v1/models")
+    assert answer.status == 503
+    assert json.loads(answer.body)
+    assert services.calls == []
+
+
+# ---- metrics
+
+
+def test_metrics_are_served_apart_and_nothing_else_of_the_admin_interface_is(make_gateway):
+    port = ports.free_port()
+    gateway = make_gateway(metrics=render.Address("127.0.0.1", port))
+    gateway("GET", "/v1/models")
+    scraped = envoy.get(port, "/metrics")
+    assert scraped is not None
+    assert b'envoy_cluster_upstream_rq_total{envoy_cluster_name="proxy"}' in scraped
+    assert envoy.get(port, "/ready") == b"LIVE\n"
+    for path in ("/stats", "/config_dump", "/quitquitquit", "/", "/certs", "/metrics/../quitquitquit", "/server_info"):
+        assert envoy.get(port, path) is None
+    assert envoy.get(gateway.port, "/metrics") is None
+    assert envoy.get(gateway.port, "/stats/prometheus") is None
