@@ -6,7 +6,10 @@ import hmac
 from pathlib import Path
 
 import redis.asyncio
+import redis.exceptions
 from envoy.service.auth.v3 import external_auth_pb2_grpc  # type: ignore[import-untyped]
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from tollkeeper.ledger.v1 import ledger_service_pb2_grpc
 from tollkeeper.pricing.v1 import pricing_service_pb2_grpc
 from tollkeeper.proxy.v1 import (
@@ -148,6 +151,11 @@ def _redis(settings: ProxySettings) -> redis.asyncio.Redis | None:
     if not settings.redis_url:
         return None
     client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
-        settings.redis_url, socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS, max_connections=64
+        settings.redis_url,
+        socket_timeout=_REDIS_SECONDS,
+        socket_connect_timeout=_REDIS_SECONDS,
+        max_connections=64,
+        # A connection that was lost is made again at once; one that is silent is not waited for a second time.
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
     )
     return client

@@ -7,6 +7,11 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
+from services.kit.refusals import StorageUnavailable
+
+# A database that is stopped, or cut off, says nothing: its connections stand, and no limit of its own ends a statement.
+_LOAD_SECONDS = 5.0
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -16,11 +21,20 @@ class LookupCache(Generic[K, V]):
 
     Counted from there, because what was read may have changed while the answer was on its way: a change committed at
     some moment is seen by every lookup that begins `lifetime_seconds` later. What is not there (None) is remembered
-    apart from what is, so that guesses do not push out what is known. Lookups of one key at once ask once.
+    apart from what is, so that guesses do not push out what is known. Lookups of one key at once ask once. `load` is
+    given `load_seconds` to answer.
     """
 
-    def __init__(self, load: Callable[[K], Awaitable[V | None]], *, lifetime_seconds: float, max_entries: int) -> None:
+    def __init__(
+        self,
+        load: Callable[[K], Awaitable[V | None]],
+        *,
+        lifetime_seconds: float,
+        max_entries: int,
+        load_seconds: float = _LOAD_SECONDS,
+    ) -> None:
         self._load = load
+        self._load_seconds = load_seconds
         self._lifetime_seconds = lifetime_seconds
         self._max_entries = max_entries
         self._known: dict[K, tuple[V, float]] = {}
@@ -35,7 +49,10 @@ class LookupCache(Generic[K, V]):
         return None
 
     async def get(self, key: K) -> V | None:
-        """What is remembered, else what `load` gives. Raises what `load` raises, which is never remembered."""
+        """What is remembered, else what `load` gives.
+
+        Raises what `load` raises, which is never remembered, and StorageUnavailable where it gives nothing in time.
+        """
         found = self.remembered(key)
         if found is not None:
             return found
@@ -45,8 +62,17 @@ class LookupCache(Generic[K, V]):
         if loading is None:
             loading = self._loading[key] = asyncio.create_task(self._loaded(key))
             loading.add_done_callback(_seen)
-        # One caller that gives up must not fail the others who wait for the same.
-        return await asyncio.shield(loading)
+        limit = asyncio.timeout(self._load_seconds)
+        try:
+            async with limit:
+                # One caller that gives up must not fail the others who wait for the same.
+                return await asyncio.shield(loading)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            if self._loading.get(key) is loading:
+                del self._loading[key]  # it may hang for long: who comes next asks anew
+            raise StorageUnavailable("the database did not answer", retry_after_seconds=1) from None
 
     def forget(self, key: K) -> None:
         """Ask anew the next time; an answer on its way now is not remembered."""

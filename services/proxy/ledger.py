@@ -30,12 +30,17 @@ _PASSING = {
     grpc.StatusCode.CANCELLED,
 }
 
+# How long few operations wait for the batch under way to end before they go as a batch of their own, so that one that
+# is held up does not hold up all. At the ledger they would wait no less, in a batch that costs both sides as much.
+_PATIENCE_SECONDS = 0.05
+
 _Group = tuple[tuple[pb.Operation, ...], "asyncio.Future[list[pb.OperationResult]]"]
 
 
 class Ledger:
     """Sends operations in batches: while one is under way, what comes meanwhile waits and goes with the next.
 
+    A second one begins only when much waits, or has waited for long: few large batches cost less than many small ones.
     `stub` is a LedgerServiceStub; at most `batches_at_once` calls are under way, of at most `batch_operations` each,
     and at most `waiting_operations` wait: above that, LedgerUnavailable at once.
     """
@@ -57,6 +62,7 @@ class Ledger:
         self._waiting: deque[_Group] = deque()
         self._waiting_count = 0
         self._senders: set[asyncio.Task[None]] = set()
+        self._patience: asyncio.TimerHandle | None = None
 
     async def apply(self, *operations: pb.Operation) -> list[pb.OperationResult]:
         """The results of one operation, or of a linked group of them, in order.
@@ -69,15 +75,27 @@ class Ledger:
         answered: asyncio.Future[list[pb.OperationResult]] = asyncio.get_running_loop().create_future()
         self._waiting.append((operations, answered))
         self._waiting_count += len(operations)
-        if len(self._senders) < self._batches_at_once:
-            sender = asyncio.create_task(self._send_waiting())
-            self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
+        if not self._senders or self._waiting_count >= self._batch_operations // 4:
+            self._begin()
+        elif self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._begin)
         results = await answered
         for result in results:
             if result.HasField("error"):
                 raise _refusal(result.error)
         return results
+
+    def _begin(self) -> None:
+        """Send what waits, in a batch beside those under way where there may be one more."""
+        self._be_patient()
+        if self._waiting and len(self._senders) < self._batches_at_once:
+            self._senders.add(asyncio.create_task(self._send_waiting()))
+
+    def _be_patient(self) -> None:
+        """Begin the wait anew with what comes next."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     async def drained(self) -> None:
         """Wait until nothing is under way."""
@@ -85,22 +103,29 @@ class Ledger:
             await asyncio.wait(self._senders)
 
     async def _send_waiting(self) -> None:
-        while self._waiting:
-            groups = self._next_batch()
-            try:
-                results = await self._sent([operation for operations, _ in groups for operation in operations])
-            except LedgerUnavailable as error:
-                for _, answered in groups:
-                    if not answered.done():
-                        answered.set_exception(LedgerUnavailable(error.message, retry_after_seconds=1))
-                continue
-            at = 0
-            for operations, answered in groups:
+        try:
+            while self._waiting:
+                await self._send_batch(self._next_batch())
+        finally:
+            # Here and not when the task is seen to be done: what comes in between would wait for nothing.
+            self._senders.discard(asyncio.current_task())
+
+    async def _send_batch(self, groups: list[_Group]) -> None:
+        try:
+            results = await self._sent([operation for operations, _ in groups for operation in operations])
+        except LedgerUnavailable as error:
+            for _, answered in groups:
                 if not answered.done():
-                    answered.set_result(results[at : at + len(operations)])
-                at += len(operations)
+                    answered.set_exception(LedgerUnavailable(error.message, retry_after_seconds=1))
+            return
+        at = 0
+        for operations, answered in groups:
+            if not answered.done():
+                answered.set_result(results[at : at + len(operations)])
+            at += len(operations)
 
     def _next_batch(self) -> list[_Group]:
+        self._be_patient()
         groups: list[_Group] = []
         size = 0
         while self._waiting and (not groups or size + len(self._waiting[0][0]) <= self._batch_operations):

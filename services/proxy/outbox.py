@@ -10,11 +10,11 @@ import asyncio
 import base64
 import contextlib
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from google.protobuf.message import DecodeError
@@ -31,9 +31,13 @@ from services.proxy.tables import outbox
 
 _log = get_logger(__name__)
 
+_T = TypeVar("_T")
+
 SETTLE, RELEASE = "settle", "release"
 
 _CLAIM_SECONDS = 30
+# A database that is stopped or cut off says nothing, and no limit of its own ends a statement.
+_KEEP_SECONDS = 2.0
 _CLAIM_ROWS = 200
 _MAX_BACKOFF_SECONDS = 60
 _RETRY_SECONDS = 0.5
@@ -162,6 +166,12 @@ class OutboxStore:
         return int(count), float(oldest)
 
 
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Look at how it failed, where nobody waits for it any more."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _among(some: Collection[Undelivered]) -> sa.ColumnElement[bool]:
     named = [(one.account_id, one.hold_id, one.kind) for one in some]
     return sa.tuple_(outbox.c.account_id, outbox.c.hold_id, outbox.c.kind).in_(named)
@@ -179,7 +189,10 @@ class Settlements:
         self._ledger = ledger
         self._store = store
         self._interval_seconds = interval_seconds
-        self._ending: dict[asyncio.Task[pb.OperationResult | None], Undelivered] = {}
+        self._ending: dict[str, Undelivered] = {}  # by hold
+        self._all_ended: asyncio.Future[None] | None = None  # whoever stops this waits for it
+        self._left_behind: frozenset[str] = frozenset()  # holds whose ends were put into the outbox meanwhile
+        self._going_on: set[asyncio.Task[Any]] = set()
         # At most as many as there are calls: while neither ledger nor outbox answers, no call is admitted.
         self._in_memory: dict[asyncio.Task[None], Undelivered] = {}
         # What the ledger has taken and the outbox still has. What is dropped here is delivered again, without effect.
@@ -218,14 +231,26 @@ class Settlements:
         await self._ended(pb.Operation(release=request))
 
     async def _ended(self, operation: pb.Operation) -> pb.OperationResult | None:
-        """End a hold in a task of its own: who asks may be cancelled, as calls are when the proxy stops."""
+        """End a hold; where who asks is cancelled, as calls are when the proxy stops, in a task of its own.
+
+        That one begins anew: sent twice it is booked once, not sent at all it would be lost.
+        """
         one = Undelivered.of(operation)
-        task = asyncio.create_task(self._end(one))
-        self._ending[task] = one
-        task.add_done_callback(self._ending.pop)
-        return await asyncio.shield(task)
+        try:
+            return await self._end(one)
+        except asyncio.CancelledError:
+            self._go_on(self._end(one))
+            raise
+
+    def _go_on(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        """Do it in a task, for which nobody needs to wait."""
+        task = asyncio.create_task(work)
+        self._going_on.add(task)
+        task.add_done_callback(self._going_on.discard)
+        return task
 
     async def _end(self, one: Undelivered) -> pb.OperationResult | None:
+        self._ending[one.hold_id] = one
         try:
             return (await self._ledger.apply(one.operation))[0]
         except RemoteError as refusal:
@@ -233,15 +258,23 @@ class Settlements:
         except Exception as error:  # noqa: BLE001 (whatever it is, the ledger may not have it)
             if not isinstance(error, LedgerUnavailable):
                 _log.exception("an end of a hold was not sent", hold_id=one.hold_id)
-            _KEPT.labels(one.kind).inc()
-            await self._keep(one)
+            if one.hold_id not in self._left_behind:
+                _KEPT.labels(one.kind).inc()
+                await self._keep(one)
+        finally:
+            self._ending.pop(one.hold_id, None)
+            if not self._ending and self._all_ended is not None and not self._all_ended.done():
+                self._all_ended.set_result(None)
         return None
 
     async def _keep(self, one: Undelivered) -> None:
         """Put it into the outbox; while that cannot be written, offer it to outbox and ledger from memory."""
+        keeping = self._go_on(self._store.keep(one.operation))
         try:
-            await self._store.keep(one.operation)
+            # Not cancelled where it takes too long: that would wait for the database, too.
+            await asyncio.wait_for(asyncio.shield(keeping), _KEEP_SECONDS)
         except Exception:  # noqa: BLE001 (whatever it is: a settlement is not thrown away)
+            keeping.add_done_callback(_seen)
             _log.exception("the outbox cannot be written; an end of a hold is kept in memory", hold_id=one.hold_id)
             task = asyncio.create_task(self._offered(one))
             self._in_memory[task] = one
@@ -265,16 +298,15 @@ class Settlements:
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _placed(self, one: Undelivered) -> bool:
-        """Offer it to outbox and ledger at once, so that one that does not answer is not in the other's way."""
-        offers = [asyncio.create_task(self._stored(one)), asyncio.create_task(self._taken(one))]
-        try:
-            for offer in asyncio.as_completed(offers):
-                if await offer:
-                    return True
-            return False
-        finally:
-            for offer in offers:
-                offer.cancel()
+        """Offer it to outbox and ledger at once, so that one that does not answer is not in the other's way.
+
+        The slower offer ends by itself. Cut off while it connects, it would keep its half of a connection open for as
+        long as the database lets it; and what both have taken is booked once.
+        """
+        for offer in asyncio.as_completed([self._go_on(self._stored(one)), self._go_on(self._taken(one))]):
+            if await offer:
+                return True
+        return False
 
     async def _stored(self, one: Undelivered) -> bool:
         try:
@@ -324,8 +356,10 @@ class Settlements:
         self._stopping.set()
         grace = max(grace_seconds, 0.1)
         if self._ending:
-            await asyncio.wait(self._ending, timeout=grace)
-        await asyncio.gather(*(self._keep(one) for one in self._ending.values()))
+            self._all_ended = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._all_ended], timeout=grace)
+        self._left_behind = frozenset(self._ending)
+        await asyncio.gather(*(self._keep(one) for one in list(self._ending.values())))
         if self._deliverer is not None:
             await self._deliverer
         if self._in_memory:
@@ -333,8 +367,10 @@ class Settlements:
         for task, one in list(self._in_memory.items()):
             _log.error("a settlement is lost: neither ledger nor outbox was reached", operation=_in_a_log(one))
             task.cancel()
-        for ending in self._ending:
-            ending.cancel()
+        if self._going_on:
+            await asyncio.wait(self._going_on, timeout=grace)
+        for left in self._going_on:
+            left.cancel()
         await self._ledger.drained()
 
     async def _deliver_for_ever(self) -> None:

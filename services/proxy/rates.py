@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import redis.asyncio
 import redis.exceptions
@@ -41,6 +41,8 @@ _LOCAL_ENTRIES = 100_000
 # After Redis has failed it is left alone for this long: calls do not each wait for it.
 _RETRY_SECONDS = 1.0
 _MOST_CORRECTIONS = 10_000
+# A correction goes before the next call that this replica counts; others may see the guess for so long.
+_CORRECTED_WITHIN_SECONDS = 0.05
 
 _DROPPED = Counter("tollkeeper_rate_corrections_dropped_total", "Token counts left as guessed")
 _FAILURES = (TimeoutError, redis.exceptions.RedisError, OSError)
@@ -120,8 +122,7 @@ end
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(NamedTuple):
     """One limit of a call: `subject` says whose, `unit` is `requests` or `tokens`, `cost` is what the call counts.
 
     An `amount` of 0 or less is no limit.
@@ -139,8 +140,7 @@ class Limit:
         return f"tollkeeper:rates:{{{self.account_id}}}:{self.subject}:{self.unit}"
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """How one limit stands: what counts of it now, and in how many milliseconds nothing will."""
 
     limit: Limit
@@ -153,8 +153,7 @@ class Standing:
         return max(self.limit.amount - self.used, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class RateStanding:
+class RateStanding(NamedTuple):
     """How the limits of a call stand after it was counted, or refused.
 
     `second` and `shared` say where it was counted: in Redis or in this process, by whose clock.
@@ -262,7 +261,8 @@ class RateLimits:
     def _corrected(self, second: int, changed: list[tuple[Limit, int]]) -> asyncio.Future[bytes | None] | None:
         """A correction on its way to Redis; None while that is left alone."""
         arguments = [number for _, more in changed for number in (second, more)]
-        return self._asked(self._correct, [limit.key for limit, _ in changed], arguments)
+        keys = [limit.key for limit, _ in changed]
+        return self._asked(self._correct, keys, arguments, within_seconds=_CORRECTED_WITHIN_SECONDS)
 
     def _correction_ended(self, corrected: asyncio.Future[bytes | None]) -> None:
         self._corrections.discard(corrected)
@@ -285,11 +285,13 @@ class RateLimits:
         assert answer is not None
         return [int(number) for number in answer.split()]
 
-    def _asked(self, script: Script, keys: list[str], arguments: list[int]) -> asyncio.Future[bytes | None] | None:
+    def _asked(
+        self, script: Script, keys: list[str], arguments: list[int], *, within_seconds: float = 0.0
+    ) -> asyncio.Future[bytes | None] | None:
         """A script on its way to Redis; None while that is left alone."""
         if self._scripts is None or time.monotonic() < self._retry_at:
             return None
-        return self._scripts.run(script, keys, arguments)
+        return self._scripts.run(script, keys, arguments, within_seconds=within_seconds)
 
     def _failed(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + _RETRY_SECONDS

@@ -156,7 +156,7 @@ class Answer:
         return json.loads(self.body)
 
     def events(self):
-        found = [piece.decode().removeprefix("data: ").strip() for piece in self.pieces]
+        found = [event.removeprefix("data: ").strip() for event in re.split(r"\r?\n\r?\n", self.body.decode()) if event]
         return [text if text == "[DONE]" else json.loads(text) for text in found if not text.startswith(":")]
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from secrets import token_hex
+from typing import Any, NamedTuple
 
 import orjson
 from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
 from tollkeeper.ledger.v1 import resources_pb2 as ledger_resources_pb
 
 from services import rating
-from services.kit.amounts import credits as as_credits
+from services.kit.amounts import NANOS_PER_CREDIT
 from services.kit.logs import get_logger
 from services.proxy.admission import Admitted
 from services.proxy.calls.delivery import Delivery, Metadata
@@ -36,6 +36,7 @@ FALLBACK_HEADER = "x-tollkeeper-fallback"
 OK, CUT, FAILED = "ok", "cut", "failed"
 
 _PLAIN = frozenset({"input", "output"})
+_CREDIT_DIGITS = len(str(NANOS_PER_CREDIT - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Call:
     asked: Asked
     request: Request
     provider: str = ""
-    call_id: str = field(default_factory=lambda: f"call-{uuid.uuid4().hex}")
+    call_id: str = field(default_factory=lambda: f"call-{token_hex(16)}")
     arrived: float = field(default_factory=time.monotonic)
     started_at: datetime = field(default_factory=utc_now)
     delivery: Delivery = field(default_factory=Delivery)
@@ -131,8 +132,7 @@ class Call:
         return (self.identified(), *standing, *(self.fallback() if answered else ()))
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """What a call cost the customer, and what is available after it; None where the ledger has not answered yet."""
 
     hold_id: str
@@ -156,8 +156,9 @@ class Settled:
 
 def _plain(nanos: int) -> str:
     """Credits as a plain decimal: 65 000 000 nanos are 6.5."""
-    text = f"{as_credits(nanos):f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    whole, rest = divmod(abs(nanos), NANOS_PER_CREDIT)
+    text = f"{whole}.{rest:0{_CREDIT_DIGITS}}".rstrip("0") if rest else str(whole)
+    return f"-{text}" if nanos < 0 else text
 
 
 def settlement(call: Call, admitted: Admitted, status: str) -> ledger_pb.SettleHoldRequest:
@@ -186,7 +187,8 @@ def settlement(call: Call, admitted: Admitted, status: str) -> ledger_pb.SettleH
         service_tier=tier,
         units=_units(cost.parts),
     )
-    report.started_at.FromDatetime(call.started_at)
+    report.started_at.seconds = int(call.started_at.timestamp())
+    report.started_at.nanos = 1000 * call.started_at.microsecond
     return ledger_pb.SettleHoldRequest(
         account_id=call.key.account_id,
         hold_id=call.hold_id,

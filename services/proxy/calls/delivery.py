@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.proxy.errors import ClientStalled
 
 _WAITING_PIECES = 64
+# What waits goes out together up to this: a message costs as much as thousands of bytes in it.
+_JOINED_BYTES = 64 * 1024
 
 Metadata = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """What comes before the body: response headers, and the body's content type."""
 
     metadata: Metadata
@@ -25,12 +27,16 @@ class Delivery:
     """Carries a head, then pieces of the body, then the end; or, before the head, a failure.
 
     A client that reads slowly slows the call down. One that has left, or has read nothing for `stall_seconds`, does
-    not: what is sent then is dropped.
+    not: what is sent then is dropped. There is one call that sends, and one client that reads.
     """
+
+    __slots__ = ("_ended", "_items", "_something", "_stall_seconds", "_taken", "abandoned", "begun")
 
     def __init__(self, stall_seconds: float = 60) -> None:
         self._stall_seconds = stall_seconds
-        self._queue: asyncio.Queue[Head | bytes | Exception | None] = asyncio.Queue(_WAITING_PIECES)
+        self._items: deque[Head | bytes | Exception | None] = deque()
+        self._something: asyncio.Future[None] | None = None  # the client waits for this
+        self._taken: asyncio.Future[None] | None = None  # the call waits for this, for room
         self._ended = False
         self.abandoned = False
         self.begun = False  # something of the answer has been sent
@@ -38,42 +44,87 @@ class Delivery:
     async def send(self, item: Head | bytes) -> None:
         """Send the next thing."""
         self.begun = True
-        await self._put(item)
+        if len(self._items) >= _WAITING_PIECES:
+            await self._room()
+        if not self.abandoned:
+            self._add(item)
 
     async def end(self, failure: Exception | None = None) -> None:
         """Say that nothing more comes, and why where it is not the answer's end. Only the first time counts."""
         if not self._ended:
             self._ended = True
-            await self._put(failure)
+            if not self.abandoned:
+                self._add(failure)
 
-    async def _put(self, item: Head | bytes | Exception | None) -> None:
-        if self.abandoned:
-            return
+    def _add(self, item: Head | bytes | Exception | None) -> None:
+        self._items.append(item)
+        _wake(self._something)
+
+    async def _room(self) -> None:
+        """Wait until the client takes something, or has left; one that does neither has stalled."""
+        self._taken = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(self._stall_seconds if self._queue.full() else None):
-                await self._queue.put(item)
+            async with asyncio.timeout(self._stall_seconds):
+                await self._taken
         except TimeoutError:
             self.abandon()
-            self._queue.put_nowait(ClientStalled("the client stopped reading"))
+            self._add(ClientStalled("the client stopped reading"))
+        finally:
+            self._taken = None
 
     def abandon(self) -> None:
         """Say that nobody reads any more."""
         self.abandoned = True
-        while not self._queue.empty():
-            self._queue.get_nowait()
+        self._items.clear()
+        _wake(self._taken)
+
+    async def _next(self) -> Head | bytes | None:
+        """The next thing. Raises the failure where it is one."""
+        if not self._items:
+            self._something = asyncio.get_running_loop().create_future()
+            try:
+                await self._something
+            finally:
+                self._something = None
+        item = self._items.popleft()
+        _wake(self._taken)
+        if isinstance(item, Exception):
+            raise item
+        return item
 
     async def head(self) -> Head:
         """The head. Raises the call's failure where there is none."""
-        item = await self._queue.get()
-        if isinstance(item, Exception):
-            raise item
-        assert isinstance(item, Head)
-        return item
+        head = await self._next()
+        assert isinstance(head, Head)
+        return head
+
+    async def piece(self) -> bytes | None:
+        """The next piece of the body as it was sent, None at the end. Raises what broke it off."""
+        piece = await self._next()
+        assert not isinstance(piece, Head)
+        return piece
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The body. Raises what broke it off."""
-        while (item := await self._queue.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            assert isinstance(item, bytes)
-            yield item
+        """The body, piece by piece. Raises what broke it off."""
+        while (piece := await self.piece()) is not None:
+            yield piece
+
+    async def waiting(self) -> bytes | None:
+        """What waits of the body, together: at least a piece, and no more than 64 KiB of several; None at the end.
+
+        Raises what broke it off.
+        """
+        piece, items = await self.piece(), self._items
+        if piece is None or not items or not isinstance(items[0], bytes):
+            return piece
+        joined, size = [piece], len(piece)
+        while items and isinstance(item := items[0], bytes) and size + len(item) <= _JOINED_BYTES:
+            joined.append(item)
+            size += len(item)
+            items.popleft()
+        return b"".join(joined)
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

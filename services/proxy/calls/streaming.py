@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
+import orjson
 from pyreqwest.exceptions import PyreqwestError
 
 from services.kit.logs import get_logger
@@ -16,7 +17,7 @@ from services.proxy.calls.delivery import Head
 from services.proxy.converse.exchange import ReadableAnswer
 from services.proxy.errors import ProviderUnavailable
 from services.proxy.formats.answer import Event
-from services.proxy.sse import EventSplitter, EventTooLargeError
+from services.proxy.sse import DONE, EventSplitter, EventTooLargeError, data_of
 
 _log = get_logger(__name__)
 
@@ -45,20 +46,10 @@ async def relay(
     held has its hold extended; where that is refused, the stream ends there. Raises ProviderUnavailable where nothing
     came.
     """
-    stream = _Relay(call, end_hold)
-    held = output_tokens
+    stream = _Relay(call, end_hold, cancel_on_disconnect=cancel_on_disconnect)
     async with aclosing(answer.pieces()) as pieces:
         try:
-            async with aclosing(_events(pieces)) as events:
-                async for event in events:
-                    await stream.take(event)
-                    if stream.done or (cancel_on_disconnect and call.delivery.abandoned):
-                        break
-                    if stream.said_at_least > held:
-                        if not await extend_hold(output_tokens):
-                            stream.cut_short = True
-                            break
-                        held += output_tokens
+            await stream.pass_on(pieces, extend_hold, output_tokens)
         except (PyreqwestError, EventTooLargeError, ProviderUnavailable) as error:
             _log.warning("a stream broke off", call_id=call.call_id, error=repr(error))
             stream.broken = True
@@ -68,13 +59,18 @@ async def relay(
 
 
 class _Relay:
-    """One stream being passed on. `waiting` is an event that may be the last one to carry the credits."""
+    """One stream being passed on. `waiting` is an event that may be the last one to carry the credits.
 
-    def __init__(self, call: Call, end_hold: EndHold) -> None:
+    `behind` it are comments that came after it.
+    """
+
+    def __init__(self, call: Call, end_hold: EndHold, *, cancel_on_disconnect: bool) -> None:
         self._call = call
         self._end_hold = end_hold
+        self._cancel_on_disconnect = cancel_on_disconnect
         self._waiting: Event | None = None
         self._headed = False
+        self._behind = b""
         self._last = b""
         self._chars = 0
         self._counted_pieces = 0
@@ -82,12 +78,33 @@ class _Relay:
         self.broken = False
         self.cut_short = False
 
+    async def pass_on(self, pieces: AsyncGenerator[bytes], extend_hold: ExtendHold, output_tokens: int) -> None:
+        """Pass on the events of a stream until it is done, or nobody waits for it, or its hold is not extended.
+
+        The last event is one also where the blank line after it is missing; half of one is not.
+        """
+        splitter, held = EventSplitter(_MAX_EVENT_BYTES), output_tokens
+        async for piece in pieces:
+            for event in splitter.feed(piece):
+                await self.take(event)
+                if self.done or (self._cancel_on_disconnect and self._call.delivery.abandoned):
+                    return
+                if self.said_at_least > held:
+                    if not await extend_hold(output_tokens):
+                        self.cut_short = True
+                        return
+                    held += output_tokens
+        rest = splitter.rest().rstrip()
+        if rest and _is_whole(rest):
+            await self.take(rest + b"\n\n")
+
     @property
     def said_at_least(self) -> int:
         """How many tokens the model has said at the least: one in each piece, and so many for so many characters."""
         reader = self._call.reader
-        while self._counted_pieces < len(reader.said):
-            self._chars += len(reader.said[self._counted_pieces])
+        said = reader.said
+        while self._counted_pieces < len(said):
+            self._chars += len(said[self._counted_pieces])
             self._counted_pieces += 1
         return max(reader.pieces, self._chars // _MAX_CHARS_PER_TOKEN)
 
@@ -101,6 +118,9 @@ class _Relay:
         if not self._headed:
             self._headed = True
             await self._call.delivery.send(Head(self._call.head(), self._call.reader.content_type))
+        if self._waiting is not None and self._call.reader.finished and not data_of(raw):
+            self._behind += raw  # a comment at the end says nothing of which event is the last
+            return
         await self._let_go()
         if event.chunk is not None:
             self._waiting = event
@@ -133,6 +153,12 @@ class _Relay:
         if self._waiting is not None:
             await self._send(self._waiting.raw)
             self._waiting = None
+            await self._let_comments_go()
+
+    async def _let_comments_go(self) -> None:
+        behind, self._behind = self._behind, b""
+        if behind:
+            await self._send(behind)
 
     async def _say_cost(self, settled: Settled | None) -> None:
         """Send the last events, the credits in the last that can carry them."""
@@ -143,22 +169,25 @@ class _Relay:
             await self._let_go()  # the provider said no more than that it failed, or nothing can carry them
         else:
             await self._send(told)
+            await self._let_comments_go()
         if self._last:
             await self._send(self._last)
 
 
+def _is_whole(event: bytes) -> bool:
+    """Whether an event without its blank line has come to its end: all data are JSON, but for OpenAI's end."""
+    data = data_of(event)
+    if data in {b"", DONE}:
+        return True
+    try:
+        orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
 def _credits(settled: Settled | None) -> dict[str, Any] | None:
     return settled.credits() if settled is not None else None
-
-
-async def _events(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """The events of a stream; the last one also where the blank line after it is missing."""
-    splitter = EventSplitter(_MAX_EVENT_BYTES)
-    async for piece in pieces:
-        for event in splitter.feed(piece):
-            yield event
-    if rest := splitter.rest().rstrip():
-        yield rest + b"\n\n"
 
 
 async def _read_to_end(pieces: AsyncGenerator[bytes]) -> None:

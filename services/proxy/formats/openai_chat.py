@@ -14,13 +14,12 @@ from services.proxy import converse
 from services.proxy.formats import reading, tokens
 from services.proxy.formats.answer import BROKEN, AnswerReader, Event, believed
 from services.proxy.formats.request import AUDIO_COMPONENTS, IMAGE_COMPONENTS, TEXT_COMPONENTS, Request
-from services.proxy.sse import event_of
+from services.proxy.sse import DONE, event_of
 from services.proxy.upstream import Outgoing, Provider
 from services.rating import accounting
 
 CONVERSE = "converse"
 
-_DONE = b"[DONE]"
 # What OpenAI and Bedrock bill besides the tokens, and others who speak this form: searches of xAI, plug-ins of routers.
 _BILLED_APART = ("web_search_options", "guardrailConfig", "performanceConfig", "search_parameters", "plugins")
 _BILLED_TOOLS = (
@@ -164,7 +163,7 @@ class ChatReader(AnswerReader):
         open_ones = [index for index, ended in self._ended.items() if not ended]
         ends = [{"index": index, "delta": {}, "finish_reason": "length"} for index in open_ones or [0]]
         length = self._chunk_of(choices=ends)
-        return length + self._chunk_of(choices=[], credits=credits_object) + event_of(_DONE)
+        return length + self._chunk_of(choices=[], credits=credits_object) + event_of(DONE)
 
     def broken(self, credits_object: Mapping[str, Any] | None) -> bytes:
         """See AnswerReader."""
@@ -177,7 +176,7 @@ class ChatReader(AnswerReader):
         return event_of(orjson.dumps({**self._head, "object": "chat.completion.chunk", **fields}))
 
     def _other(self, raw: bytes, data: bytes) -> Event:
-        if data != _DONE:
+        if data != DONE:
             return Event(raw)
         self._finish()
         return Event(raw, done=True)

@@ -74,7 +74,7 @@ class Answer:
 
     def __init__(self, response: Response, idle_seconds: float | None = None) -> None:
         """With `idle_seconds` a piece is waited for no longer than that; else the connection's own limit holds."""
-        self._response = response
+        self._reader = response.body_reader
         self._ahead: list[bytes | None] = []
         self._idle_seconds = idle_seconds
         self.content_type = response.get_header("content-type") or "application/json"
@@ -101,22 +101,22 @@ class Answer:
 
     async def whole(self, limit_bytes: int) -> bytes:
         """The whole body. Raises ProviderUnavailable where it is above the limit."""
-        body = bytearray()
-        async for piece in self.pieces():
-            body += piece
-            if len(body) > limit_bytes:
+        pieces, size = [], 0
+        while (piece := self._ahead.pop() if self._ahead else await self._piece(self._idle_seconds)) is not None:
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit_bytes:
                 raise ProviderUnavailable(f"the provider's answer is above {limit_bytes} bytes")
-        return bytes(body)
+        return b"".join(pieces)
 
     async def _piece(self, seconds: float | None) -> bytes | None:
         """The next piece, None at the end; waited for so long at most. Raises PyreqwestError."""
-        reader = self._response.body_reader
         if seconds is None:
-            piece = await reader.read_chunk()
+            piece = await self._reader.read_chunk()
         else:
             try:
                 async with asyncio.timeout(seconds):
-                    piece = await reader.read_chunk()
+                    piece = await self._reader.read_chunk()
             except TimeoutError as error:
                 if isinstance(error, PyreqwestError):
                     raise

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache, lru_cache
 
 from prometheus_client import Counter, Histogram
 from pyreqwest.client import Client, ClientBuilder
@@ -50,6 +51,11 @@ _FIRST_BYTE = Histogram(
     ["provider"],
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320),
 )
+
+# What is looked up for each call, of few providers and paths: kept, since each look-up costs more than what it is for.
+_PATHS_KEPT = 1024
+_attempts = cache(_ATTEMPTS.labels)
+_first_byte = cache(_FIRST_BYTE.labels)
 
 Key = str | AwsKey
 
@@ -125,7 +131,7 @@ class Sender:
                 outcome = result.meaning.name.lower()
             else:
                 outcome = "answered"
-                _FIRST_BYTE.labels(provider.name).observe(time.monotonic() - begun)
+                _first_byte(provider.name).observe(time.monotonic() - begun)
         except PyreqwestError as error:
             outcome = "timeout" if timed_out(error) else "unreachable"
             return _broken(provider, credential, error, deadline)
@@ -134,7 +140,7 @@ class Sender:
         finally:
             if outcome == "abandoned":
                 credential.abandoned()
-            _ATTEMPTS.labels(provider.name, outcome).inc()
+            _attempts(provider.name, outcome).inc()
 
     async def _begun(
         self,
@@ -158,7 +164,7 @@ class Sender:
 
     def _built(self, provider: Provider, outgoing: Outgoing, key: Key, seconds: float) -> StreamRequest:
         base = provider.bases[outgoing.form]
-        url = _url(base, outgoing.path)
+        url = _url(base.url, outgoing.path)
         accepted = _STREAMS.get(outgoing.form, _EVENTS) if outgoing.stream else _JSON
         builder = (
             self._client.post(url)
@@ -176,12 +182,13 @@ class Sender:
         return builder.build_streamed()
 
 
-def _url(base: Base, path: str) -> str:
+@lru_cache(_PATHS_KEPT)
+def _url(base: str, path: str) -> str:
     """The address as it is sent. Raises ValueError where the HTTP client would send another one.
 
     It mends what is not encoded and folds `..`; then a signature would be of another path, or the route another one.
     """
-    url = f"{base.url}/{path}"
+    url = f"{base}/{path}"
     sent = str(Url(url))
     if "#" in path or sent.partition("://")[2].partition("/")[2] != url.partition("://")[2].partition("/")[2]:
         raise ValueError(f"not a path as it is sent: {path!r}")

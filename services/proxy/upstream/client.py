@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from services.proxy.errors import ProviderCredentialRefused, ProviderNotConfigured, ProviderTimeout, ProviderUnavailable
 from services.proxy.settings import ProxySettings
@@ -33,6 +32,22 @@ class _Course:
     last: Failed | None = None
 
 
+class Posted:
+    """The context of one request and its answer; see `Upstreams.post`."""
+
+    def __init__(self, opening: Coroutine[Any, Any, Opened]) -> None:
+        self._opening = opening
+
+    async def __aenter__(self) -> Answer:
+        """Send it and wait until the answer begins."""
+        self._opened = await self._opening
+        return self._opened.answer
+
+    async def __aexit__(self, *_: object) -> None:
+        """Give the connection back, or close it."""
+        await self._opened.close()
+
+
 class Upstreams:
     """Calls providers. Nothing is sent again once the first byte of an answer's body has come."""
 
@@ -43,6 +58,7 @@ class Upstreams:
         self._credentials: dict[str, Credentials[Key]] = {
             name: Credentials(name, provider.keys, settings) for name, provider in self._providers.items()
         }
+        self._speaking: dict[frozenset[str], frozenset[str]] = {}  # by the forms asked for, which are few
         self._sender = Sender(settings)
 
     @property
@@ -50,10 +66,13 @@ class Upstreams:
         """The providers that may be called."""
         return frozenset(self._providers)
 
-    def speaking(self, forms: Iterable[str]) -> frozenset[str]:
+    def speaking(self, forms: frozenset[str]) -> frozenset[str]:
         """The providers that may be called in one of these forms."""
-        asked = frozenset(forms)
-        return frozenset(name for name, provider in self._providers.items() if provider.forms & asked)
+        found = self._speaking.get(forms)
+        if found is None:
+            found = frozenset(name for name, provider in self._providers.items() if provider.forms & forms)
+            self._speaking[forms] = found
+        return found
 
     def provider(self, name: str) -> Provider:
         """A provider that may be called. Raises ProviderNotConfigured."""
@@ -68,22 +87,18 @@ class Upstreams:
         for credentials in self._credentials.values():
             credentials.close()
 
-    @asynccontextmanager
-    async def post(self, provider: Provider, outgoing: Outgoing, *, deadline: float) -> AsyncIterator[Answer]:
-        """Send a request, again where that may help; the answer's body is read inside the context.
+    def post(self, provider: Provider, outgoing: Outgoing, *, deadline: float) -> Posted:
+        """Send a request, again where that may help; the answer's body is read inside the context that this gives.
 
         The context begins when the first piece of the body has come. `deadline` (in `time.monotonic` seconds) is for
         all attempts together and for the reading of the answer.
 
-        Raises ProviderRefusalError for a provider's error answer about the request or, where that was its last word,
-        about its own state; ProviderCredentialRefused where it takes none of our credentials; ProviderTimeout and
-        ProviderUnavailable where there was no answer, the latter without a call while all circuits are open.
+        Entering it raises ProviderRefusalError for a provider's error answer about the request or, where that was its
+        last word, about its own state; ProviderCredentialRefused where it takes none of our credentials;
+        ProviderTimeout and ProviderUnavailable where there was no answer, the latter without a call while all circuits
+        are open.
         """
-        opened = await self._open(provider, outgoing, _Course(deadline))
-        try:
-            yield opened.answer
-        finally:
-            await opened.close()
+        return Posted(self._open(provider, outgoing, _Course(deadline)))
 
     async def _open(self, provider: Provider, outgoing: Outgoing, course: _Course) -> Opened:
         """Try until an answer begins or nothing is left to try. Raises what `post` does."""

@@ -48,6 +48,11 @@ class Books:
         """Expect that an account has so much more credit, given once."""
         self._given[customer.account_id] += nanos
 
+    def paid_by(self, customer):
+        """What an account was billed so far."""
+        statement = "SELECT coalesce(sum(billed), 0) FROM usage WHERE account_id = %s"
+        return int(self.rows("ledger", statement, customer.account_id)[0][0])
+
     def rows(self, service, statement, *arguments):
         """What a statement finds in a service's database."""
         with psycopg.connect(self._suite.database(service)) as connection:
@@ -67,8 +72,14 @@ class Books:
         return {row[0] for row in self.rows("ledger", "SELECT hold_id FROM holds WHERE status = 'open'")}
 
     def settled(self):
-        """Whether no call is under way anywhere."""
-        return self.provider()["in_flight"] == 0 and not self.outbox() and not self.open_holds()
+        """Whether no call is under way anywhere, all credit has arrived, and no bill is in a proxy's memory alone."""
+        provider = self.provider()
+        if provider["in_flight"] or self.outbox() or self.open_holds():
+            return False
+        answered = sum(record["status"] == 200 for record in provider["records"])
+        return self.rows("ledger", "SELECT count(*) FROM usage")[0][0] >= answered and all(
+            sum(book) >= self._given[account_id] for account_id, book in self._balances().items()
+        )
 
     def audit(self):
         """Assert that provider, ledger and accounts agree to the token and the nano, and that the ledger verifies."""
@@ -85,11 +96,14 @@ class Books:
             if account in self._given:
                 assert nanos == billed_nanos(model, came, went) > 0
                 spent[account] += nanos
-        statement = "SELECT account_id, available, held, spent FROM accounts WHERE account_id = ANY(%s)"
-        kept = {row[0]: tuple(map(int, row[1:])) for row in self.rows("ledger", statement, list(self._given))}
-        assert kept == {name: (given - spent[name], 0, spent[name]) for name, given in self._given.items()}
+        assert self._balances() == {name: (given - spent[name], 0, spent[name]) for name, given in self._given.items()}
         verified = self._verified()
         assert verified.returncode == 0, verified.stdout + verified.stderr
+
+    def _balances(self):
+        """What each account has available, held and spent."""
+        statement = "SELECT account_id, available, held, spent FROM accounts WHERE account_id = ANY(%s)"
+        return {row[0]: tuple(map(int, row[1:])) for row in self.rows("ledger", statement, list(self._given))}
 
     def _verified(self):
         """What the ledger says when it derives every balance anew from its journal."""

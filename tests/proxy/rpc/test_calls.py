@@ -207,7 +207,7 @@ async def test_odd_chunking_gives_the_same_events(proxy, key):
         return [e if e == "[DONE]" else e["choices"] for e in answer.events()]
 
     assert said(odd) == said(plain)
-    assert len(odd.pieces) == len(plain.pieces)
+    assert len(odd.events()) == len(plain.events())
 
 
 async def test_usage_above_the_hold_is_settled_as_it_is(proxy, key, ledger):

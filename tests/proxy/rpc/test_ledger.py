@@ -25,7 +25,7 @@ async def make_ledger(fake):
         grpc.aio.insecure_channel(address) as channel,
     ):
         stub = ledger_service_pb2_grpc.LedgerServiceStub(channel)
-        yield lambda **settings: Ledger(stub, timeout_seconds=1, **settings)
+        yield lambda **settings: Ledger(stub, **{"timeout_seconds": 1} | settings)
 
 
 def hold(number, account="acme"):
@@ -37,6 +37,18 @@ async def test_operations_at_once_go_in_one_call_and_each_gets_its_own_result(ma
     results = await asyncio.gather(*(ledger.apply(hold(number)) for number in range(100)))
     assert [result[0].hold.hold.hold_id for result in results] == [f"h-{number}" for number in range(100)]
     assert len(fake.applies) <= 2
+
+
+async def test_few_wait_for_the_batch_under_way_but_not_for_one_that_is_held_up(make_ledger, fake, eventually):
+    ledger = make_ledger(timeout_seconds=30)
+    fake.delay_seconds = 60
+    held_up = asyncio.ensure_future(ledger.apply(hold(1)))
+    await eventually(lambda: fake.asked == 1)
+    fake.delay_seconds = 0
+    results = await asyncio.gather(*(ledger.apply(hold(number)) for number in (2, 3)))
+    assert [result[0].hold.hold.hold_id for result in results] == ["h-2", "h-3"]
+    assert (fake.asked, held_up.done()) == (2, False)
+    held_up.cancel()
 
 
 async def test_batches_are_bounded(make_ledger, fake):

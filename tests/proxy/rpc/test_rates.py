@@ -7,6 +7,9 @@ import pytest
 import redis as sync_redis
 import redis.asyncio as aio_redis
 import redis.crc
+import redis.exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from structlog.testing import capture_logs
 
 from deploy.local import ports
@@ -34,7 +37,8 @@ async def admitted(limits, *asked):
 
 def connected(url):
     """As `app.py` makes it, with more time: a busy machine is not what is tested here."""
-    return aio_redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, max_connections=64)
+    retry = Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
+    return aio_redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, max_connections=64, retry=retry)
 
 
 @pytest.fixture
@@ -147,6 +151,20 @@ async def test_scripts_are_loaded_again_where_redis_forgot_them(client, limits):
     await client.script_flush()
     assert (await limits.take([tokens(10, 0)])).limits[0].used == 3
     assert not limits._failing
+
+
+async def test_correction_counts_before_the_next_call(limits):
+    """It waits for that, or for a moment: a replica's own calls never see a guess that it knows better than."""
+    limits.correct(await limits.take([tokens(100, 20)]), 10)
+    await limits.drained()  # Redis knows the scripts now
+    limits.correct(await limits.take([tokens(100, 80)]), 20)
+    assert (await limits.take([tokens(100, 0)])).limits[0].used == 30
+
+
+async def test_many_at_once_each_get_their_own_answer(client, limits):
+    asked = [Limit("acme", f"key:{number}", "requests", number, 1) for number in range(1, 1501)]
+    standings = await asyncio.gather(*(limits.take([one]) for one in asked))
+    assert [standing.limits[0].remaining for standing in standings] == list(range(1500))
 
 
 async def test_correction_reaches_every_replica(client, limits):

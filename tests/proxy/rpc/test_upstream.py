@@ -194,7 +194,7 @@ async def test_provider_of_the_file_is_called_with_its_headers(upstreams, tmp_pa
         )
         way = upstreams(provider.url, providers_file=file)
         assert way.names == {"openai", "other"}
-        assert way.speaking({"responses"}) == {"openai"}
+        assert way.speaking(frozenset({"responses"})) == {"openai"}
         await read(way, chat(), "other")
     (seen,) = provider.requests
     assert seen.line == "POST /api/chat/completions HTTP/1.1"

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from services.kit.refusals import StorageUnavailable
 from services.proxy.cache import LookupCache
 
 
@@ -109,3 +110,16 @@ async def test_everything_is_forgotten_what_is_on_its_way_too():
     source.gate.set()
     await asking
     assert [await remembered.get(name) for name in ("a", "b", "absent")] == [10, 20, 30]
+
+
+async def test_lookup_that_gets_no_answer_is_refused_and_the_next_one_asks_anew():
+    source = Source(a=1)
+    source.gate = asyncio.Event()
+    remembered = LookupCache(source.load, lifetime_seconds=10.0, max_entries=100, load_seconds=0.05)
+    refused = await asyncio.gather(*(remembered.get("a") for _ in range(3)), return_exceptions=True)
+    assert [type(each) for each in refused] == [StorageUnavailable] * 3
+    assert source.asked == 1
+    hanging, source.gate = source.gate, None
+    assert await remembered.get("a") == 1
+    assert source.asked == 2
+    hanging.set()

@@ -57,3 +57,28 @@ async def test_failure_before_the_head_is_the_answer():
     await delivery.end(OSError())
     with pytest.raises(OSError):  # noqa: PT011
         await delivery.head()
+
+
+async def test_what_waits_goes_out_together_up_to_a_bound():
+    delivery = Delivery()
+    await delivery.send(HEAD)
+    assert await delivery.head() == HEAD
+    for size in (30_000, 30_000, 30_000, 90_000, 1):
+        await delivery.send(b"x" * size)
+    await delivery.end()
+    sizes = []
+    while (body := await delivery.waiting()) is not None:
+        sizes.append(len(body))
+    assert sizes == [60_000, 30_000, 90_000, 1]
+
+
+async def test_failure_comes_after_what_was_sent_before_it():
+    delivery = Delivery()
+    await delivery.send(HEAD)
+    await delivery.send(b"a")
+    await delivery.send(b"b")
+    await delivery.end(OSError())
+    await delivery.head()
+    assert await delivery.waiting() == b"ab"
+    with pytest.raises(OSError):  # noqa: PT011
+        await delivery.waiting()
