@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gateway import clusters, cors, http_filters, refusals, routes, tls
+from gateway import clusters, cors, http_filters, refusals, routes, tls, tracing
 from gateway.bindings import Binding
 from gateway.options import Address, Options
 
@@ -102,6 +102,7 @@ def _edge_manager(bindings: Sequence[Binding], contracts: bytes, options: Option
         **_limits(),
         "always_set_request_id_in_response": True,
         "early_header_mutation_extensions": [http_filters.reserved_headers_removed()],
+        **tracing.settings(options),
         "local_reply_config": refusals.local_reply_config(),
         "access_log": [_access_log()],
         "http_filters": http_filters.chain(bindings, contracts),

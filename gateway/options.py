@@ -76,6 +76,9 @@ class Options:
     trusted_hops: int = 0
     # Where Prometheus scrapes (`/metrics`) and the orchestrator asks for readiness (`/ready`).
     metrics: Address | None = None
+    # A collector that takes traces by OTLP over gRPC, and the share of those that begin here which is kept.
+    traces: Address | None = None
+    trace_percent: int = 100
     max_heap_bytes: int = 1024 * 1024 * 1024
     max_connections: int = 20_000
     # Under way at once, for each service; what comes on top is a 503.
@@ -93,6 +96,8 @@ class Options:
             _check_origin(origin)
         if not 0 <= self.trusted_hops <= MAX_TRUSTED_HOPS:
             raise ValueError(f"trusted_hops: not between 0 and {MAX_TRUSTED_HOPS}")
+        if not 0 <= self.trace_percent <= 100:  # noqa: PLR2004
+            raise ValueError("trace_percent: not between 0 and 100")
         if self.max_heap_bytes < MINIMUM_HEAP_BYTES:
             raise ValueError(f"max_heap_bytes: below {MINIMUM_HEAP_BYTES}, which Envoy needs at rest")
         for name in ("max_connections", "max_requests_per_service"):

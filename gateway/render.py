@@ -18,7 +18,7 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import FileDescriptor
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from gateway import clusters, http_filters, listeners, overload, tls
+from gateway import clusters, http_filters, listeners, overload, tls, tracing
 from gateway.bindings import read_bindings
 from gateway.options import Address, Options
 
@@ -87,6 +87,7 @@ def configuration(
             "clusters": [
                 *(clusters.service(name, addresses, options) for name, addresses in services.items()),
                 *([clusters.admin(admin)] if admin and options.metrics else []),
+                *tracing.clusters(options),
             ],
         },
         "overload_manager": overload.overload_manager(options),
@@ -130,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--configuration-folder", metavar="FOLDER", help="where Envoy will find the files; default: --output")
     add("--cors-origin", action="append", default=[], dest="cors_origins", metavar="https://HOST", help="may be many")
     add("--trusted-hops", type=int, metavar="N", help="proxies before this one whose x-forwarded-for is believed")
+    add("--traces", type=Address.parse, metavar="HOST:PORT", help="a collector that takes traces by OTLP over gRPC")
+    add("--trace-percent", type=int, metavar="N", help="of traces that begin here, how many are kept; default: all")
     add("--max-heap-bytes", type=int, metavar="N", help="of Envoy; set it to about 0.8 of the container's limit")
     add("--max-connections", type=int, metavar="N")
     add("--max-requests-per-service", type=int, metavar="N")

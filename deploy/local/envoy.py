@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from deploy.local import ports, wheels
 from deploy.local.process import Program
-from gateway.render import Address, configuration
+from gateway.render import Address, Options, configuration
 
 
 def script() -> Path:
@@ -28,11 +29,16 @@ def script() -> Path:
 
 
 def render(
-    *, port: int, admin_port: int, services: Mapping[str, int | Sequence[int]], descriptor_set: bytes | None = None
+    *,
+    port: int,
+    admin_port: int,
+    services: Mapping[str, int | Sequence[int]],
+    descriptor_set: bytes | None = None,
+    traces: str = "",
 ) -> str:
     """Envoy's configuration for a gateway on 127.0.0.1 and services there, as JSON text.
 
-    `services` says for each its port, or that of each of its replicas.
+    `services` says for each its port, or that of each of its replicas; `traces` is the address of a collector.
     """
     addresses = {
         name: [Address(ports.HOST, found) for found in ([held] if isinstance(held, int) else held)]
@@ -43,6 +49,7 @@ def render(
         admin=Address(ports.HOST, admin_port),
         services=addresses,
         descriptor_set=descriptor_set,
+        options=Options(traces=Address.parse(urlsplit(traces).netloc) if traces else None),
     )
     return json.dumps(document, indent=1)
 

@@ -231,7 +231,8 @@ class Suite:
     def _envoy(self) -> Part:
         admin = self.port("envoy-admin")
         ports = {service: [self.port(name) for name in self.replicas(service)] for service in SERVICES}
-        configuration = envoy.render(port=self.gateway_port, admin_port=admin, services=ports)
+        traces = self._environ.get("TOLLKEEPER_OTLP_ENDPOINT", "")
+        configuration = envoy.render(port=self.gateway_port, admin_port=admin, services=ports, traces=traces)
         return Part(
             name="envoy",
             port=self.gateway_port,

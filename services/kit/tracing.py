@@ -7,8 +7,7 @@ what was asked or answered. Batches of several callers' work belong to the trace
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from services.kit.call import CURRENT
@@ -79,21 +78,26 @@ def end_span(span: Span, code: str, reason: str = "") -> None:
     span.end()
 
 
-@contextlib.contextmanager
-def outgoing_span(name: str, **attributes: str) -> Iterator[None]:
-    """A span around a call to a third party, within the RPC being served; nothing while tracing is off."""
+def outgoing_span(name: str, **attributes: str) -> Span | None:
+    """The span of a call to a third party now beginning, within the RPC being served; None while tracing is off."""
+    if _tracer is None:
+        return None
     call = CURRENT.get()
-    if _tracer is None or call is None or call.span is None:
-        yield
-        return
+    if call is None or call.span is None:
+        return None
     from opentelemetry.trace import SpanKind, set_span_in_context  # noqa: PLC0415
 
-    parent = set_span_in_context(call.span)
-    # An exception is noted by its type alone: its words may be of what was asked.
-    with _tracer.start_as_current_span(
-        name, context=parent, kind=SpanKind.CLIENT, attributes=attributes, record_exception=False
-    ):
-        yield
+    return _tracer.start_span(name, set_span_in_context(call.span), SpanKind.CLIENT, attributes)
+
+
+def end_outgoing_span(span: Span, outcome: str, *, failed: bool) -> None:
+    """End a span of a call to a third party with one word for how it went."""
+    from opentelemetry.trace import StatusCode  # noqa: PLC0415
+
+    span.set_attribute("tollkeeper.outcome", outcome)
+    if failed:
+        span.set_status(StatusCode.ERROR, outcome)
+    span.end()
 
 
 def traceparent() -> str:

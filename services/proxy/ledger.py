@@ -16,6 +16,7 @@ from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
 from services.kit.errors import Kind, RemoteError, ServiceError
 from services.kit.logs import get_logger
+from services.kit.tracing import TRACEPARENT_KEY, traceparent
 from services.proxy.errors import LedgerUnavailable
 
 _log = get_logger(__name__)
@@ -34,7 +35,8 @@ _PASSING = {
 # is held up does not hold up all. At the ledger they would wait no less, in a batch that costs both sides as much.
 _PATIENCE_SECONDS = 0.05
 
-_Group = tuple[tuple[pb.Operation, ...], "asyncio.Future[list[pb.OperationResult]]"]
+# What is asked for, who waits for it, and the trace that it belongs to.
+_Group = tuple[tuple[pb.Operation, ...], "asyncio.Future[list[pb.OperationResult]]", str]
 
 
 class Ledger:
@@ -73,7 +75,7 @@ class Ledger:
         if self._waiting_count + len(operations) > self._waiting_operations:
             raise LedgerUnavailable("too many operations wait for the ledger", retry_after_seconds=1)
         answered: asyncio.Future[list[pb.OperationResult]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((operations, answered))
+        self._waiting.append((operations, answered, traceparent()))
         self._waiting_count += len(operations)
         if not self._senders or self._waiting_count >= self._batch_operations // 4:
             self._begin()
@@ -112,14 +114,15 @@ class Ledger:
 
     async def _send_batch(self, groups: list[_Group]) -> None:
         try:
-            results = await self._sent([operation for operations, _ in groups for operation in operations])
+            asked = [operation for operations, _, _ in groups for operation in operations]
+            results = await self._sent(asked, groups[0][2] if groups else "")
         except LedgerUnavailable as error:
-            for _, answered in groups:
+            for _, answered, _ in groups:
                 if not answered.done():
                     answered.set_exception(LedgerUnavailable(error.message, retry_after_seconds=1))
             return
         at = 0
-        for operations, answered in groups:
+        for operations, answered, _ in groups:
             if not answered.done():
                 answered.set_result(results[at : at + len(operations)])
             at += len(operations)
@@ -137,11 +140,14 @@ class Ledger:
             size += len(group[0])
         return groups
 
-    async def _sent(self, operations: list[pb.Operation]) -> list[pb.OperationResult]:
+    async def _sent(self, operations: list[pb.Operation], trace: str) -> list[pb.OperationResult]:
+        """The results of a batch, which belongs to the trace of the first who asked."""
         if not operations:
             return []
+        request = pb.ApplyRequest(operations=operations)
+        metadata = ((TRACEPARENT_KEY, trace),) if trace else None
         try:
-            answer = await self._stub.Apply(pb.ApplyRequest(operations=operations), timeout=self._timeout_seconds)
+            answer = await self._stub.Apply(request, timeout=self._timeout_seconds, metadata=metadata)
         except grpc.RpcError as error:
             refusal = RemoteError.from_rpc(error)
             _log.warning("ledger gave no answer", code=refusal.code.name, message=refusal.message)

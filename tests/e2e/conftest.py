@@ -18,6 +18,7 @@ import grpc
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "subscriptions" / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "kit" / "support"))
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from subscriptions_stripe import StripeSandbox

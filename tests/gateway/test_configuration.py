@@ -48,6 +48,13 @@ def secrets(tmp_path_factory):
     return str(folder)
 
 
+MORE = {
+    "traces": render.Address("collector", 4317),
+    "metrics": render.Address("0.0.0.0", 9902),
+    "trusted_hops": 2,
+}
+
+
 def test_every_shipped_file_is_valid():
     for folder in ("deploy", "gateway"):
         for path in sorted((REPOSITORY / folder).rglob("envoy*.*")):
@@ -57,7 +64,10 @@ def test_every_shipped_file_is_valid():
 
 @pytest.mark.parametrize("certificate", [False, True])
 @pytest.mark.parametrize("mutual", [False, True])
-@pytest.mark.parametrize("more", [{}, {"metrics": render.Address("0.0.0.0", 9902), "trusted_hops": 2}])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"traces": render.Address("collector", 4317), "metrics": render.Address("0.0.0.0", 9902), "trusted_hops": 2}],
+)
 @pytest.mark.parametrize("origins", [(), ("https://app.example.com", "http://localhost:3000")])
 def test_every_combination_of_options_is_valid(*, tmp_path, secrets, certificate, mutual, more, origins):
     options = render.Options(

@@ -16,6 +16,7 @@ from pyreqwest.request import StreamRequest
 from pyreqwest.response import Response
 
 from services.kit.logs import get_logger
+from services.kit.tracing import end_outgoing_span, outgoing_span
 from services.proxy.errors import ProviderCredentialRefused, ProviderUnavailable
 from services.proxy.settings import ProxySettings
 from services.proxy.upstream.answer import (
@@ -115,6 +116,7 @@ class Sender:
         """
         begun = time.monotonic()
         outcome = "abandoned"
+        span = outgoing_span(f"provider {provider.name}", **{"gen_ai.provider.name": provider.name})
         try:
             request = self._built(provider, outgoing, credential.key, deadline - begun)
             response = await request.__aenter__()
@@ -141,6 +143,8 @@ class Sender:
             if outcome == "abandoned":
                 credential.abandoned()
             _attempts(provider.name, outcome).inc()
+            if span is not None:
+                end_outgoing_span(span, outcome, failed=outcome != "answered")
 
     async def _begun(
         self,

@@ -12,7 +12,7 @@ from kit_collector import Collector
 from services.kit.channels import aio_channel
 from services.kit.errors import Kind, ServiceError
 from services.kit.serving import AioServer
-from services.kit.tracing import outgoing_span
+from services.kit.tracing import end_outgoing_span, outgoing_span
 
 ADD = kit_echo_pb2_grpc.add_EchoServiceServicer_to_server
 CALLER = "0af7651916cd43dd8448eb211c80319c"
@@ -38,8 +38,10 @@ class Relay(kit_echo_pb2_grpc.EchoServiceServicer):
             return await kit_echo_pb2_grpc.EchoServiceStub(self.following).Public(request)
         if request.text == "refuse":
             raise NotReady("not yet")
-        with outgoing_span("POST provider", **{"server.address": "provider.example"}):
-            return pb.EchoResponse(text=request.text)
+        span = outgoing_span("POST provider")
+        if span is not None:
+            end_outgoing_span(span, "answered", failed=False)
+        return pb.EchoResponse(text=request.text)
 
 
 @pytest.fixture
