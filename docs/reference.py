@@ -16,6 +16,7 @@ import tollkeeper
 import services
 from docs.pages.errors import errors_page
 from docs.pages.metrics import metrics_page
+from docs.pages.rpcs import rpcs_page
 from docs.pages.settings import settings_page
 from docs.pages.status import status_page
 
@@ -23,6 +24,7 @@ FOLDER = Path(__file__).parent / "reference"
 PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors_page,
     "metrics.md": metrics_page,
+    "rpcs.md": rpcs_page,
     "settings.md": settings_page,
     "status.md": status_page,
 }
