@@ -76,7 +76,7 @@ class Options:
     trusted_hops: int = 0
     # Where Prometheus scrapes (`/metrics`) and the orchestrator asks for readiness (`/ready`).
     metrics: Address | None = None
-    # A collector that takes traces by OTLP over gRPC, and the share of those that begin here which is kept.
+    # A collector that takes traces by OTLP over HTTP, and the share of those that begin here which is kept.
     traces: Address | None = None
     trace_percent: int = 100
     max_heap_bytes: int = 1024 * 1024 * 1024

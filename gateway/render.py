@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--configuration-folder", metavar="FOLDER", help="where Envoy will find the files; default: --output")
     add("--cors-origin", action="append", default=[], dest="cors_origins", metavar="https://HOST", help="may be many")
     add("--trusted-hops", type=int, metavar="N", help="proxies before this one whose x-forwarded-for is believed")
-    add("--traces", type=Address.parse, metavar="HOST:PORT", help="a collector that takes traces by OTLP over gRPC")
+    add("--traces", type=Address.parse, metavar="HOST:PORT", help="a collector that takes traces by OTLP over HTTP")
     add("--trace-percent", type=int, metavar="N", help="of traces that begin here, how many are kept; default: all")
     add("--max-heap-bytes", type=int, metavar="N", help="of Envoy; set it to about 0.8 of the container's limit")
     add("--max-connections", type=int, metavar="N")

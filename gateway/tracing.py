@@ -1,4 +1,4 @@
-"""Owns the gateway's traces: spans of requests, sent by OTLP to a collector. Off unless one is named."""
+"""Owns the gateway's traces: spans of requests, sent to a collector by OTLP over HTTP. Off unless one is named."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ def settings(options: Options) -> Json:
                 "typed_config": {
                     "@type": _TYPES + "config.trace.v3.OpenTelemetryConfig",
                     "service_name": "tollkeeper-gateway",
-                    "grpc_service": {"envoy_grpc": {"cluster_name": COLLECTOR}, "timeout": "1s"},
+                    "http_service": {
+                        "http_uri": {
+                            "uri": f"http://{options.traces.host}:{options.traces.port}/v1/traces",
+                            "cluster": COLLECTOR,
+                            "timeout": "1s",
+                        }
+                    },
                 },
             },
         }
@@ -40,18 +46,11 @@ def clusters(options: Options) -> list[Json]:
     if options.traces is None:
         return []
     endpoint = {"endpoint": {"address": options.traces.as_envoy()}}
-    protocol = "extensions.upstreams.http.v3.HttpProtocolOptions"
     return [
         {
             "name": COLLECTOR,
             "type": "STRICT_DNS",
             "connect_timeout": "1s",
             "load_assignment": {"cluster_name": COLLECTOR, "endpoints": [{"lb_endpoints": [endpoint]}]},
-            "typed_extension_protocol_options": {
-                "envoy." + protocol: {
-                    "@type": _TYPES + protocol,
-                    "explicit_http_config": {"http2_protocol_options": {}},
-                }
-            },
         }
     ]

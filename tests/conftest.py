@@ -122,7 +122,8 @@ def database_url(postgres_server: EmbeddedPostgres, make_database: MakeDatabase)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep on one worker, where several run, what shares one suite of processes."""
+    """Keep on one worker, where several run, what shares one suite of processes: the session's, or a module's own."""
     for item in items:
         if "e2e" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("e2e"))
+            shares_the_sessions = "suite" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("e2e" if shares_the_sessions else item.path.stem))

@@ -2,7 +2,8 @@
 
 Both have the same surface: `register` servicers, add `on_start` and `on_stop` hooks, then `run()`, or `start()` and
 `stop()` (as tests do). Health answers SERVING only after the start hooks have ended well. On SIGTERM or SIGINT it
-answers NOT_SERVING, no new call is taken, those running get `grace_seconds`, then the stop hooks run, last added first.
+answers NOT_SERVING; after `drain_seconds`, in which balancers look elsewhere, no new call is taken, those running get
+`grace_seconds`, then the stop hooks run, last added first.
 """
 
 from __future__ import annotations
@@ -302,6 +303,8 @@ class AioServer(_Server):
             _collect_garbage_seldom()
             await asked.wait()
         # From here on a second signal has its usual effect: it ends the process at once.
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(self.settings.drain_seconds)
         _log.info("draining", running=self._gate.running, grace_seconds=self.settings.grace_seconds)
         await self.stop()
         _log.info("stopped")
@@ -387,6 +390,8 @@ class SyncServer(_Server):
         with _signals_on_thread(asked):
             self.start()
             asked.wait()
+        self._health.enter_graceful_shutdown()
+        time.sleep(self.settings.drain_seconds)
         _log.info("draining", running=self._gate.running, grace_seconds=self.settings.grace_seconds)
         self.stop()
         if self._gate.running:

@@ -42,6 +42,9 @@ class ServiceSettings(BaseSettings):
     otlp_endpoint: str = Field(default="", description="http(s)://host:port that takes traces by OTLP; empty for none")
     trace_share: float = Field(default=1, ge=0, le=1, description="of traces that begin here, the share that is kept")
 
+    drain_seconds: float = Field(
+        default=0, ge=0, le=60, description="how long calls are still taken after SIGTERM, health saying that it ends"
+    )
     grace_seconds: float = Field(default=20, ge=0, description="how long running calls may take after SIGTERM")
     deadline_seconds: float = Field(default=30, gt=0, description="given to unary calls that come without a deadline")
     max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, description="largest message taken or sent")

@@ -1,4 +1,4 @@
-"""Owns traces: a span for each RPC that is served and each call made to a third party, sent by OTLP over gRPC.
+"""Owns traces: a span for each RPC that is served and each call made to a third party, sent by OTLP over HTTP.
 
 Off unless `OTLP_ENDPOINT` is set, and then one test an RPC is all it costs. Trace contexts come and go in W3C's form,
 the header `traceparent`, as the gateway writes it. A span says which RPC it was, its request id and how it ended; never
@@ -30,11 +30,12 @@ def start_tracing(settings: ServiceSettings) -> Callable[[], None]:
     if not settings.otlp_endpoint:
         return lambda: None
     # Imported by whoever uses it: it takes a tenth of a second and some megabytes.
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
     from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio  # noqa: PLC0415
+
+    from services.kit.otlp import JsonSpanExporter  # noqa: PLC0415
 
     global _tracer  # noqa: PLW0603 (one process, one destination)
     provider = TracerProvider(
@@ -42,7 +43,7 @@ def start_tracing(settings: ServiceSettings) -> Callable[[], None]:
         sampler=ParentBasedTraceIdRatio(settings.trace_share),
         shutdown_on_exit=False,
     )
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint)))
+    provider.add_span_processor(BatchSpanProcessor(JsonSpanExporter(settings.otlp_endpoint)))
     _tracer = provider.get_tracer("tollkeeper")
 
     def stop() -> None:

@@ -11,6 +11,8 @@ import psycopg
 import pytest
 
 SERVICES = ("ledger", "pricing", "subscriptions", "proxy")
+# Both replicas of those that a call passes, one of the others.
+ROLLED = ("ledger", "ledger-2", "pricing", "subscriptions", "proxy", "proxy-2")
 CALLERS = 6
 CREDIT_NANOS = 10**12
 QUESTION = [{"role": "user", "content": "What is a toll?"}]
@@ -22,7 +24,9 @@ LONG = QUESTION[0] | {"content": "What is a toll? [[sandbox delay_ms=1500]]"}
 @pytest.fixture(scope="module")
 def doubled(own_suite):
     """A suite with two of each service."""
-    return own_suite(**{f"TOLLKEEPER_{service.upper()}_REPLICAS": "2" for service in SERVICES})
+    replicas = {f"TOLLKEEPER_{service.upper()}_REPLICAS": "2" for service in SERVICES}
+    # Two of Envoy's health checks, and a little.
+    return own_suite(TOLLKEEPER_DRAIN_SECONDS="5", **replicas)
 
 
 class Load:
@@ -65,7 +69,8 @@ class Load:
     def _stream(self, _number):
         body = {"model": "gpt-4o", "messages": QUESTION, "max_tokens": 8, "stream": True}
         status, raw = self.suite.raw("/v1/chat/completions", body, self.customer.key)
-        assert status == 200, raw
+        if status != 200:
+            raise ValueError(f"{status} {raw}")
         if b'"credits"' not in raw or b"[DONE]" not in raw:
             raise ValueError(f"the stream broke off: {raw[-200:]}")
         with self._counting:
@@ -106,17 +111,16 @@ def test_rolling_restart_of_every_service_fails_no_request(doubled):
     customer = doubled.customer(credit_nanos=CREDIT_NANOS)
     load = Load(doubled, customer)
     try:
-        for service in SERVICES:
-            for name in (service, f"{service}-2"):
-                done = load.calls
-                restart(doubled, name)
-                assert load.calls > done, "there was no load meanwhile"
+        for name in ROLLED:
+            done = load.calls
+            restart(doubled, name)
+            assert load.calls > done, "there was no load meanwhile"
     finally:
         load.stop()
     assert load.failures == []
     with psycopg.connect(doubled.database("ledger")) as connection:
         billed, cost = connection.execute(
-            "SELECT count(*), coalesce(sum(billed_nanos), 0) FROM usage WHERE account_id = %s", (customer.account_id,)
+            "SELECT count(*), coalesce(sum(billed), 0) FROM usage WHERE account_id = %s", (customer.account_id,)
         ).fetchone()
         open_holds = connection.execute("SELECT count(*) FROM holds WHERE status = 'open'").fetchone()
     assert billed == load.calls

@@ -41,6 +41,11 @@ def running(settings, *arguments):
         process.stderr.close()
 
 
-def logged(process, words):
-    """The first line of its log that holds these words; those before are read and gone."""
-    return next(line for line in process.stderr if words in line)
+def logged(process, *words):
+    """The first lines of its log that hold these words, in whatever order they come; one line for one."""
+    found = {}
+    for line in process.stderr:
+        found |= {one: line for one in words if one in line and one not in found}
+        if len(found) == len(words):
+            break
+    return found[words[0]] if len(words) == 1 else [found[one] for one in words]
