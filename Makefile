@@ -82,7 +82,7 @@ test: $(READY) ## all tests, against real Postgres, Redis and Envoy; ARGS='-k na
 check: lint types test ## everything that continuous integration checks
 
 litellm: $(READY) ## LiteLLM as a client of the suite that is up, in an environment of its own (two minutes the first time)
-	@test -x .local/litellm/bin/litellm || { $(PYTHON) -m venv .local/litellm && .local/litellm/bin/pip install --quiet litellm==1.106.2; }
+	@test -x .local/litellm/bin/litellm || { $(PYTHON) -m venv .local/litellm && .local/litellm/bin/pip install --quiet litellm==1.106.2 mcp; }
 	@set -a; . .local/dev.env; .local/litellm/bin/python -m tests.clients.litellm_client
 
 simulate: $(READY) ## ledgers under attack, held against their shadow; SECONDS=600, SEED=n for one run again

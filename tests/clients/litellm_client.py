@@ -19,7 +19,7 @@ litellm.telemetry = False
 URL, ADMIN = os.environ["TOLLKEEPER_URL"], os.environ["TOLLKEEPER_ADMIN_KEY"]
 OPENAI = {"model": "openai/gpt-4o", "api_base": f"{URL}/v1"}
 ANTHROPIC = {"model": "anthropic/claude-3-haiku", "api_base": URL, "max_tokens": 100}
-GEMINI = {"model": "gemini/gemini-1.5-pro", "api_base": f"{URL}/v1beta/models/gemini-1.5-pro"}
+GEMINI = {"model": "gemini/gemini-1.5-pro", "api_base": f"{URL}/v1beta"}
 # Nanos a token, in and out, of the shipped catalogue.
 RATES = {"openai": (5000, 15_000), "anthropic": (800, 4000), "gemini": (1250, 5000)}
 QUESTION = [{"role": "user", "content": "What is a toll?"}]
