@@ -68,7 +68,7 @@ class BillingServicer(BillingServiceServicer):
         kept = self._stripe.kept_subscription(account.account_id)
         if kept is None:
             return resources.Subscription(account_id=account.account_id, plan=account.plan_id, status="none")
-        return stripe_messages.kept_subscription(kept)
+        return stripe_messages.subscription(kept)
 
     def UpdateSubscription(self, request: pb.UpdateSubscriptionRequest, context: Any) -> resources.Subscription:
         """See the contract."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import stripe
 from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.subscriptions.v1 import billing_service_pb2 as billing_pb
 from tollkeeper.subscriptions.v1 import resources_pb2 as pb
 
+from services.kit.times import timestamp
 from services.subscriptions.stripe.current import SubscriptionView
 from services.subscriptions.stripe.invoices import InvoiceWithLines
 from services.subscriptions.stripe.model import Mirror
@@ -16,51 +15,25 @@ from services.subscriptions.stripe.names import NANOS_PER_CENT
 from services.subscriptions.stripe.recharge_rules import RechargeRule
 
 
-def _timestamp(moment: datetime | None) -> Timestamp | None:
-    if moment is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
-
-
 def _of_seconds(seconds: int) -> Timestamp:
     return Timestamp(seconds=seconds)
 
 
-def subscription(view: SubscriptionView) -> pb.Subscription:
-    """A subscription as Stripe has it now."""
+def subscription(view: SubscriptionView | Mirror) -> pb.Subscription:
+    """A subscription as Stripe has it now, or as it last told of it."""
     return pb.Subscription(
         account_id=view.account_id,
         plan=view.plan_id,
         status=view.status,
         interval=view.interval,
         price_nanos=view.price_nanos,
-        current_period_start=_timestamp(view.period_start),
-        current_period_end=_timestamp(view.period_end),
+        current_period_start=timestamp(view.period_start),
+        current_period_end=timestamp(view.period_end),
         cancel_at_period_end=view.cancel_at_period_end,
-        trial_end=_timestamp(view.trial_end),
+        trial_end=timestamp(view.trial_end),
         stripe_subscription_id=view.subscription_id,
-        grace_until=_timestamp(view.grace_until),
+        grace_until=timestamp(view.grace_until),
         pending_plan=view.pending_plan_id,
-    )
-
-
-def kept_subscription(mirror: Mirror) -> pb.Subscription:
-    """A subscription as Stripe last told of it."""
-    return pb.Subscription(
-        account_id=mirror.account_id,
-        plan=mirror.plan_id,
-        status=mirror.status,
-        interval=mirror.interval,
-        price_nanos=mirror.price_nanos,
-        current_period_start=_timestamp(mirror.period_start),
-        current_period_end=_timestamp(mirror.period_end),
-        cancel_at_period_end=mirror.cancel_at_period_end,
-        trial_end=_timestamp(mirror.trial_end),
-        stripe_subscription_id=mirror.subscription_id,
-        grace_until=_timestamp(mirror.grace_until),
-        pending_plan=mirror.pending_plan_id,
     )
 
 
