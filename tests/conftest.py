@@ -119,11 +119,3 @@ def database_url(postgres_server: EmbeddedPostgres, make_database: MakeDatabase)
     yield make
     for url in made:
         postgres.drop_database(postgres_server.url(), urlsplit(url).path.lstrip("/"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep on one worker, where several run, what shares one suite of processes: the session's, or a module's own."""
-    for item in items:
-        if "e2e" in item.path.parts:
-            shares_the_sessions = "suite" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("e2e" if shares_the_sessions else item.path.stem))

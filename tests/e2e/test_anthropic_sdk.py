@@ -147,7 +147,7 @@ def test_providers_own_errors_are_the_sdks_own_and_cost_nothing(suite, client, s
     assert suite.available(customer.key) == 10**9
 
 
-def test_error_within_a_stream_is_raised_after_what_was_said_and_that_is_billed(suite, client):
+def test_error_within_a_stream_is_raised_after_what_was_said_and_that_is_billed(suite, client, eventually):
     customer = suite.customer(credit_nanos=10**9)
     messages = [{"role": "user", "content": "[[sandbox fault=stream-error after=4]]"}]
     said = []
@@ -156,6 +156,8 @@ def test_error_within_a_stream_is_raised_after_what_was_said_and_that_is_billed(
     with pytest.raises(anthropic.APIStatusError):
         said.extend(event.delta.text for event in events if event.type == "content_block_delta")
     assert len(said) == 4
+    # The provider's error goes out as it comes; the bill follows.
+    eventually(lambda: suite.get("/api/billing/usage", customer.key).body["records"])
     (record,) = suite.get("/api/billing/usage", customer.key).body["records"]
     assert (record["status"], record["estimated"]) == ("failed", True)
     assert 10**9 - suite.available(customer.key) == int(record["billedNanos"]) > 0
