@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import pytest
+import structlog
 
 from deploy.local import ports, postgres
 from deploy.local.postgres import EmbeddedPostgres
@@ -34,6 +36,20 @@ class MakeDatabase(Protocol):
     """Makes a database for `service`, empty or a copy of another one nobody is connected to. Gives its URL."""
 
     def __call__(self, service: str, template: str | None = None) -> str: ...
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test may configure its process's logs, or run a command that does: the next test finds them as they were."""
+    configure, before = structlog.configure, structlog.get_config()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    # A logger that is kept from its first use on would stay with the one test's configuration.
+    monkeypatch.setattr(structlog, "configure", lambda **told: configure(**told | {"cache_logger_on_first_use": False}))
+    yield
+    structlog.configure(**before)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

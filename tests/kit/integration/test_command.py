@@ -7,7 +7,6 @@ import kit_service
 import pytest
 
 from services.kit.command import Command, CommandError, main
-from services.kit.logs import configure_logs
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +16,6 @@ def environment(monkeypatch, jwks_file):
             monkeypatch.delenv(name)
     monkeypatch.setenv("TOLLKEEPER_IDENTITY_JWKS_FILE", str(jwks_file))
     monkeypatch.setenv("TOLLKEEPER_KITTEST_LISTEN", "127.0.0.1:0")
-    yield
-    configure_logs("kittest", "warning")
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ from services.kit.logs import configure_logs, get_logger
 def log():
     stream = io.StringIO()
     configure_logs("ledger", "info", stream)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    configure_logs("kittest", "warning")
+    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 def test_each_line_is_one_object(log):

@@ -227,7 +227,7 @@ async def test_providers_refusal_charges_nothing(generate, stream, ledger, refus
 
 @pytest.mark.parametrize("fault", ["cut-stream", "stream-error"])
 async def test_stream_that_breaks_off_is_unavailable_after_what_was_said_and_billed_for_that(
-    proxy, stub, ledger, refused, fault
+    proxy, stub, ledger, refused, eventually, fault
 ):
     said = []
 
@@ -238,6 +238,7 @@ async def test_stream_that_breaks_off_is_unavailable_after_what_was_said_and_bil
 
     assert (await refused(read())).reason == "PROVIDER_UNAVAILABLE"
     assert len([text for text in said if text]) == 4
+    await eventually(lambda: ledger.settled)  # the answer does not wait for it
     assert ledger.usages[0].estimated
     assert 4 <= ledger.usages[0].output_tokens <= 6
 
