@@ -226,7 +226,7 @@ async def test_providers_refusal_charges_nothing(generate, stream, ledger, refus
 
 
 @pytest.mark.parametrize("fault", ["cut-stream", "stream-error"])
-async def test_stream_that_breaks_off_is_unavailable_after_what_was_said_and_billed_for_that(
+async def test_stream_that_breaks_off_is_unavailable_after_what_was_said_and_billed_for_that(  # noqa: PLR0917 (fixtures)
     proxy, stub, ledger, refused, eventually, fault
 ):
     said = []
