@@ -49,7 +49,7 @@ def test_process_migrates_serves_and_stops(environment):
             plan = stub.GetPlan(request, timeout=20, wait_for_ready=True)
         assert plan.multiplier_millionths == 1_500_000
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

@@ -95,13 +95,13 @@ def circuit(credential="1"):
 
 async def test_circuit_opens_after_failures_in_a_row_and_closes_by_a_probe(upstreams):
     async with scripted(*[answer(status=500)] * 4, WHOLE) as provider:
-        way = upstreams(provider.url, upstream_attempts=2, upstream_breaker_failures=4, upstream_breaker_seconds=0.3)
+        way = upstreams(provider.url, upstream_attempts=2, upstream_breaker_failures=4, upstream_breaker_seconds=2)
         with structlog.testing.capture_logs() as logs:
             for _ in range(2):
                 assert (await refused(ProviderRefusalError, read(way, chat()))).status == 500
             assert circuit() == 2
             unavailable = await refused(ProviderUnavailable, read(way, chat()))
-            assert 0 < unavailable.retry_after_seconds <= 0.3
+            assert 0 < unavailable.retry_after_seconds <= 2
             assert len(provider.requests) == 4
             await asyncio.sleep(unavailable.retry_after_seconds)
             assert circuit() == 1

@@ -101,7 +101,7 @@ def test_without_a_key_the_process_starts_serves_and_stops(settings, connect):
         made = caller(caller.customers.CreateAccount, operator_pb.CreateAccountRequest(account_id="acme"))
         assert made.provisioned
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 # Wrong keys
