@@ -1,4 +1,4 @@
-"""Owns how a service reaches its Postgres: URLs, and SQLAlchemy engines with bounded pools and statements."""
+"""Owns how a service reaches its Postgres: URLs, what connections are opened with, engines with bounded pools."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ from services.kit.settings import ServiceSettings
 _CONNECT_TIMEOUT_SECONDS = 5
 _POOL_TIMEOUT_SECONDS = 5
 _RECYCLE_SECONDS = 1800
+# After how long a peer that vanished without a word (a host without power, a link that drops all) is given up.
+_VANISHED_SECONDS = 15
+# Silence is asked into after so long, again each so many seconds, so often: all within the time above.
+_PROBE_AFTER_SECONDS, _PROBE_EACH_SECONDS, _PROBES = 5, 5, 2
+_SERVER_OPTIONS = (
+    f"-c tcp_user_timeout={_VANISHED_SECONDS * 1000} -c tcp_keepalives_idle={_PROBE_AFTER_SECONDS}"
+    f" -c tcp_keepalives_interval={_PROBE_EACH_SECONDS} -c tcp_keepalives_count={_PROBES}"
+)
 
 
 class DatabaseUrlError(ValueError):
@@ -46,22 +54,39 @@ def session_options(settings: ServiceSettings) -> str:
     )
 
 
+def connection_words(database_url: str, application_name: str, options: str = "") -> dict[str, Any]:
+    """Libpq's words that every connection is opened with besides its URL, for psycopg or SQLAlchemy's `connect_args`.
+
+    Both ends give up a peer that vanished within 15 seconds, where the kernel's defaults are a quarter of an hour for
+    what was sent and two hours for silence: this end by libpq's words (postgresql.org/docs/current/libpq-connect.html),
+    the server by settings of the session, as it would else keep the locks of a client that is gone, a leader's among
+    them. A server that is there and does not answer is not meant: its statements end by `options`, calls by deadlines.
+
+    What the URL says itself wins. Raises DatabaseUrlError.
+    """
+    asked = dict(parsed_url(database_url).normalized_query)
+    # Of two settings of one name the last one wins.
+    spoken = " ".join(filter(None, [_SERVER_OPTIONS, options, *asked.pop("options", ())]))
+    words = {
+        "application_name": application_name,
+        "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
+        "tcp_user_timeout": _VANISHED_SECONDS * 1000,
+        "keepalives_idle": _PROBE_AFTER_SECONDS,
+        "keepalives_interval": _PROBE_EACH_SECONDS,
+        "keepalives_count": _PROBES,
+    }
+    return {name: value for name, value in words.items() if name not in asked} | {"options": spoken}
+
+
 def _engine_arguments(settings: ServiceSettings) -> tuple[URL, dict[str, Any]]:
-    url = parsed_url(settings.database_url)
-    own = url.query.get("options", "")
-    url = url.difference_update_query(["options"])
-    return url, {
+    words = connection_words(settings.database_url, f"tollkeeper-{settings.service}", session_options(settings))
+    return parsed_url(settings.database_url), {
         "pool_size": settings.database_pool_size,
         "max_overflow": 0,
         "pool_timeout": _POOL_TIMEOUT_SECONDS,
         "pool_recycle": _RECYCLE_SECONDS,
         "pool_pre_ping": True,
-        "connect_args": {
-            "application_name": f"tollkeeper-{settings.service}",
-            "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
-            # What the URL asks for comes last, so it wins.
-            "options": f"{session_options(settings)} {own if isinstance(own, str) else ' '.join(own)}".strip(),
-        },
+        "connect_args": words,
     }
 
 

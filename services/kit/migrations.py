@@ -19,7 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, NullPool, create_engine, text
 
-from services.kit.db import parsed_url
+from services.kit.db import connection_words, parsed_url
 from services.kit.logs import get_logger
 
 _log = get_logger(__name__)
@@ -118,7 +118,7 @@ def _connected(database_url: str) -> Iterator[Connection]:
     engine = create_engine(
         parsed_url(database_url),
         poolclass=NullPool,
-        connect_args={"application_name": "tollkeeper-migrate", "connect_timeout": 5},
+        connect_args=connection_words(database_url, "tollkeeper-migrate"),
     )
     with engine.connect() as connection:
         yield connection

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 from prometheus_client import Counter, Gauge
 
-from services.kit.db import async_engine, connection_string, session_options
+from services.kit.db import async_engine, connection_string, connection_words, session_options
 from services.kit.errors import ServiceError
 from services.kit.logs import get_logger
 from services.kit.metrics import serve_metrics
@@ -54,9 +54,7 @@ async def _connected(settings: LedgerSettings) -> AsyncIterator[Connection]:
     async with await psycopg.AsyncConnection.connect(
         connection_string(settings.database_url),
         autocommit=True,
-        connect_timeout=5,
-        application_name="tollkeeper-ledger-worker",
-        options=session_options(settings),
+        **connection_words(settings.database_url, "tollkeeper-ledger-worker", session_options(settings)),
     ) as connection:
         yield connection
 

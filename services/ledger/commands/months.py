@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.kit.command import Command, CommandError
-from services.kit.db import connection_string
+from services.kit.db import connection_string, connection_words
 from services.kit.serving import run_async
 from services.ledger.archive import write_archive
 from services.ledger.settings import LedgerSettings
@@ -91,9 +91,7 @@ async def _connected(settings: LedgerSettings) -> AsyncIterator[Connection]:
     async with await psycopg.AsyncConnection.connect(
         connection_string(settings.database_url),
         autocommit=True,
-        connect_timeout=5,
-        application_name="tollkeeper-ledger-months",
-        options=_OPTIONS,
+        **connection_words(settings.database_url, "tollkeeper-ledger-months", _OPTIONS),
     ) as connection:
         yield connection
 

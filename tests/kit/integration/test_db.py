@@ -1,10 +1,14 @@
-"""Owns the tests of engines on a real Postgres: bounded statements, bounded pools, connections that come back."""
+"""Owns the tests of connections to a real Postgres: bounded statements, bounded pools, peers that are gone."""
 
+import os
+import socket
+
+import psutil
 import psycopg
 import pytest
 import sqlalchemy as sa
 
-from services.kit.db import async_engine, connection_string, sync_engine
+from services.kit.db import async_engine, connection_string, connection_words, sync_engine
 from services.kit.refusals import StorageUnavailable, as_refusal
 from services.kit.settings import ServiceSettings
 
@@ -74,3 +78,52 @@ def test_a_connection_cut_while_idle_is_replaced(settings):
     with engine.connect() as connection:
         assert connection.scalar(sa.text("SELECT pg_backend_pid()")) != pid
     engine.dispose()
+
+
+def gives_up_after(connection):
+    """What a psycopg connection's own end, and the server's, do about a peer that is silent."""
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as own:
+        names = ("TCP_USER_TIMEOUT", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+        mine = [own.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
+        assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    return mine
+
+
+# The server gives what its own socket has, not what it was asked for.
+SERVERS_END = (
+    "SELECT current_setting('tcp_user_timeout'), current_setting('tcp_keepalives_idle'),"
+    " current_setting('tcp_keepalives_interval'), current_setting('tcp_keepalives_count')"
+)
+OWN_END = [15_000, 5, 5, 2]
+ITS_END = ("15000", "5", "5", "2")
+
+
+def test_both_ends_of_an_engines_connection_give_up_a_peer_that_vanished(settings):
+    engine = sync_engine(settings)
+    with engine.connect() as connection:
+        assert gives_up_after(connection.connection.driver_connection) == OWN_END
+        assert tuple(connection.execute(sa.text(SERVERS_END)).one()) == ITS_END
+    engine.dispose()
+
+
+async def test_both_ends_of_an_async_connection_give_up_a_peer_that_vanished(settings):
+    engine = async_engine(settings)
+    async with engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        assert gives_up_after(raw.driver_connection) == OWN_END
+        assert tuple((await connection.execute(sa.text(SERVERS_END))).one()) == ITS_END
+    await engine.dispose()
+
+
+def test_a_server_that_takes_nothing_more_is_given_up(settings, monkeypatch):
+    monkeypatch.setattr("services.kit.db._VANISHED_SECONDS", 1)
+    url = connection_string(settings.database_url)
+    with psycopg.connect(url, autocommit=True, **connection_words(url, "stuck")) as connection:
+        server = psutil.Process(connection.info.backend_pid)
+        server.suspend()
+        try:
+            # More than the buffers on the way hold: the rest is never taken, as by a host that is gone.
+            with pytest.raises(psycopg.OperationalError):
+                connection.execute("SELECT length(%s)", ("x" * 2**26,))
+        finally:
+            server.resume()

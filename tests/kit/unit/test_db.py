@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.kit.db import DatabaseUrlError, connection_string, parsed_url
+from services.kit.db import DatabaseUrlError, connection_string, connection_words, parsed_url
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
@@ -34,3 +34,12 @@ def test_other_urls_are_refused_without_repeating_them(url, complaint):
     with pytest.raises(DatabaseUrlError, match=complaint) as caught:
         parsed_url(url)
     assert "hunter2" not in str(caught.value)
+
+
+def test_what_the_url_says_of_its_connections_wins():
+    words = connection_words(
+        "postgresql://h/d?connect_timeout=9&keepalives_idle=60&options=-c%20a%3Db", "named", "-c a=c"
+    )
+    assert words.keys().isdisjoint({"connect_timeout", "keepalives_idle"})
+    assert (words["application_name"], words["tcp_user_timeout"]) == ("named", 15_000)
+    assert words["options"].endswith("-c a=c -c a=b")
