@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import psycopg
 from prometheus_client import Counter, Histogram
 
-from services.kit.db import connection_string, session_options
+from services.kit.db import connection_string, connection_words, session_options
 from services.kit.logs import get_logger
 from services.kit.refusals import Overloaded, StorageUnavailable
 from services.ledger.errors import LedgerError
@@ -26,7 +26,8 @@ from services.ledger.model.operations import Operation, Result
 from services.ledger.settings import LedgerSettings
 from services.ledger.store.loading import load
 from services.ledger.store.pipeline import Connection
-from services.ledger.store.writing import take_slot, write
+from services.ledger.store.remembered import Remembered, RememberedAccount
+from services.ledger.store.writing import NotAsRememberedError, take_slot, write
 
 _log = get_logger(__name__)
 
@@ -36,6 +37,11 @@ _BATCH_SIZE = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1000),
 )
 _QUEUE_WAIT = Histogram("tollkeeper_ledger_queue_wait_seconds", "How long a unit waited for its batch to begin.")
+_BATCHES = Counter(
+    "tollkeeper_ledger_batches_total",
+    "Batches committed: their accounts as this process remembered them, read, or read since others had changed them.",
+    ("accounts",),
+)
 _LOAD = Histogram("tollkeeper_ledger_load_seconds", "Locking a batch's accounts and reading what it needs.")
 _COMMIT = Histogram("tollkeeper_ledger_commit_seconds", "Writing a batch and committing it.")
 # For graphs: Prometheus adds in floats. The journal is what is billed by.
@@ -95,8 +101,9 @@ def _operations(call: _Call, places: Sequence[int]) -> list[Operation]:
 class _Line:
     """A writer's connection: opened when it is first needed, and again when it was lost."""
 
-    def __init__(self, settings: LedgerSettings) -> None:
+    def __init__(self, settings: LedgerSettings, remembered: Remembered) -> None:
         self._settings = settings
+        self._remembered = remembered
         self._connection: Connection | None = None
         # This writer's own in the usage feed, so that none waits for another's.
         self.slot = 0
@@ -104,18 +111,12 @@ class _Line:
     async def connected(self) -> Connection:
         """The connection, idle. Raises psycopg.OperationalError where the database cannot be reached."""
         if self._connection is None or self._connection.closed:
-            self._connection = await Connection.opened(
-                connection_string(self._settings.database_url),
-                application_name="tollkeeper-ledger-writer",
-                connect_timeout=5,
-                # A database host that vanished is noticed in seconds, not hours.
-                tcp_user_timeout=15_000,
-                keepalives_idle=10,
-                keepalives_interval=5,
-                keepalives_count=3,
-                options=session_options(self._settings),
-            )
+            url = self._settings.database_url
+            words = connection_words(url, "tollkeeper-ledger-writer", session_options(self._settings))
+            self._connection = await Connection.opened(connection_string(url), **words)
             self.slot = await take_slot(self._connection)
+            # This may be another database, to which not all that was committed has come.
+            self._remembered.clear()
         return self._connection
 
     async def rolled_back(self) -> None:
@@ -144,6 +145,7 @@ class GroupCommit:
 
     def __init__(self, settings: LedgerSettings) -> None:
         self._settings = settings
+        self._remembered = Remembered(settings.remembered_rows)
         self._waiting: deque[_Call] = deque()
         self._waiting_operations = 0
         self._busy: set[str] = set()
@@ -156,7 +158,8 @@ class GroupCommit:
 
     def start(self) -> None:
         """Start the writers, in the running loop. They connect when there is something to write."""
-        self._writers = [asyncio.create_task(self._write_forever()) for _ in range(self._settings.writers)]
+        lines = [_Line(self._settings, self._remembered) for _ in range(self._settings.writers)]
+        self._writers = [asyncio.create_task(self._write_forever(line)) for line in lines]
 
     async def stop(self) -> None:
         """Commit what waits, then end the writers."""
@@ -222,8 +225,7 @@ class GroupCommit:
                 idle.set_result(None)
                 return
 
-    async def _write_forever(self) -> None:
-        line = _Line(self._settings)
+    async def _write_forever(self, line: _Line) -> None:
         try:
             while True:
                 parts = self._take()
@@ -336,27 +338,46 @@ class GroupCommit:
 
     async def _tried(self, line: _Line, parts: list[_Part], *, hurried: bool) -> list[list[Result]]:
         connection = await line.connected()
-        operations = [operation for call, places in parts for operation in _operations(call, places)]
-        begun = time.perf_counter()
+        groups = [call.groups[at] for call, places in parts for at in places]
+        operations = [operation for group in groups for operation in group]
         # After the wait for this writer, so that a hold lives as long as was asked for.
-        now = datetime.now(UTC)
-        patience = _HURRIED_LOCK_MILLISECONDS if hurried else None
-        loaded = await load(connection, operations, now, lock_milliseconds=patience)
-        read = time.perf_counter()
-        batch = Batch(loaded, now)
-        results = [batch.run(call.groups[at]) for call, places in parts for at in places]
-        if batch.changes:
-            await write(connection, batch.changes, line.slot)
-            _SPENT.inc(sum(entry.spent for entry in batch.changes.entries if entry.spent > 0))
-        else:
-            await connection.execute("ROLLBACK")
+        remembered = self._remembered.take(operations, datetime.now(UTC))
+        try:
+            results = await self._booked(line, connection, groups, {} if hurried else remembered, hurried=hurried)
+        except NotAsRememberedError:
+            await line.rolled_back()
+            self._remembered.doubt()
+            results = await self._booked(line, await line.connected(), groups, {}, hurried=hurried)
         _BATCH_SIZE.observe(len(operations))
-        _LOAD.observe(read - begun)
-        _COMMIT.observe(time.perf_counter() - read)
         for group in results:
             for result in group:
                 if isinstance(result.outcome, LedgerError):
                     _REFUSED.labels(result.outcome.reason).inc()
+        return results
+
+    async def _booked(
+        self,
+        line: _Line,
+        connection: Connection,
+        groups: Sequence[Group],
+        remembered: Mapping[str, RememberedAccount],
+        *,
+        hurried: bool,
+    ) -> list[list[Result]]:
+        """Do a batch, all of it in one transaction. Raises NotAsRememberedError, only where something is remembered."""
+        operations = [operation for group in groups for operation in group]
+        begun, now = time.perf_counter(), datetime.now(UTC)
+        patience = _HURRIED_LOCK_MILLISECONDS if hurried else None
+        loaded = await load(connection, operations, now, remembered, lock_milliseconds=patience)
+        read = time.perf_counter()
+        batch = Batch(loaded, now)
+        results = [batch.run(group) for group in groups]
+        version = await write(connection, batch.changes, line.slot, loaded.unconfirmed)
+        _BATCHES.labels("remembered" if loaded.unconfirmed else "outdated" if loaded.outdated else "read").inc()
+        self._remembered.put(operations, loaded, batch.changes, version, remembered)
+        _SPENT.inc(sum(entry.spent for entry in batch.changes.entries if entry.spent > 0))
+        _LOAD.observe(read - begun)
+        _COMMIT.observe(time.perf_counter() - read)
         return results
 
 

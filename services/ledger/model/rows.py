@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -37,6 +38,10 @@ class Loaded:
     """What was read for a batch, under the accounts' locks."""
 
     books: dict[str, Book] = field(default_factory=dict)
+    # The versions of those books that were remembered, and are not locked yet; else nothing.
+    unconfirmed: dict[str, int] = field(default_factory=dict)
+    # Whether something that was remembered had changed since.
+    outdated: bool = False
     # The holds that operations name, and those that have lapsed.
     holds: dict[HoldKey, Hold] = field(default_factory=dict)
     # Of accounts where something is due: open holds that have lapsed, the same objects as in `holds`.
@@ -55,6 +60,11 @@ class Loaded:
     usage: dict[str, list[UsageRow]] = field(default_factory=dict)
     # When the next open hold that has not lapsed yet will, of accounts where something is due.
     next_lapse: dict[str, datetime | None] = field(default_factory=dict)
+
+    def forget(self, accounts: Collection[str]) -> None:
+        """Leave out the holds and limits of these accounts: they are to be read anew."""
+        self.holds = {key: hold for key, hold in self.holds.items() if key[0] not in accounts}
+        self.subjects = {key: limits for key, limits in self.subjects.items() if key[0] not in accounts}
 
 
 @dataclass(slots=True)

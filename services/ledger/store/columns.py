@@ -116,6 +116,11 @@ def literals(rows: Sequence[tuple[Any, ...]]) -> list[bytes]:
     return [texts(column) if isinstance(column[0], str) else _plain(column) for column in columns]
 
 
+# Which transaction wrote an account's row last: it is another one after every change of anything of the account.
+VERSION = "xmin::text::bigint"
+# The version of what this transaction writes: its number's lower 32 bits.
+WRITTEN_VERSION = "pg_current_xact_id()::text::bigint & 4294967295"
+
 # In the order of their objects' fields.
 ACCOUNT = Columns(
     (

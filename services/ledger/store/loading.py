@@ -1,4 +1,4 @@
-"""Owns the SQL that begins a batch: locks its accounts and reads what its operations need.
+"""Owns the SQL that begins a batch: locks its accounts and reads what its operations need and is not remembered.
 
 The locks on account rows, taken in the order of their ids so that two batches never wait for each other in a circle,
 guard everything else of an account.
@@ -6,8 +6,7 @@ guard everything else of an account.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -43,6 +42,7 @@ from services.ledger.store.columns import (
     ENTRY,
     HOLD,
     USAGE,
+    VERSION,
     book_of,
     entry_of,
     hold_of,
@@ -52,18 +52,23 @@ from services.ledger.store.columns import (
 )
 from services.ledger.store.documents import limits_of
 from services.ledger.store.pipeline import Asked, Connection, Statement
+from services.ledger.store.remembered import RememberedAccount, subject_keys
 
-_LOCKED = Histogram("tollkeeper_ledger_lock_wait_seconds", "How long a batch waited for its accounts' locks.")
+LOCK_WAIT = Histogram("tollkeeper_ledger_lock_wait_seconds", "How long a batch waited for its accounts' locks.")
 
 _BEGIN = Statement("BEGIN")
 _WAIT_AT_MOST = Statement("SELECT set_config('lock_timeout', %s::text, true)")  # for each lock, until the commit
-# FOR UPDATE in the order of ids, and how long the locks were waited for: the transaction began right before. NO KEY:
-# nothing refers to the key.
+# The transaction began right before its locks.
+LOCKED_SECONDS = "extract(epoch FROM clock_timestamp() - now())::float8"
+# FOR UPDATE in the order of ids, and how long the locks were waited for. NO KEY: nothing refers to the key. Rows that
+# are as they are remembered are locked, and not given.
 _LOCK_ACCOUNTS = Statement(f"""
     WITH locked AS MATERIALIZED (
-        SELECT {ACCOUNT.names} FROM accounts WHERE account_id = ANY(%s::text[]) ORDER BY account_id FOR NO KEY UPDATE
+        SELECT {ACCOUNT.names}, {VERSION} AS version FROM accounts
+        WHERE account_id = ANY(%s::text[]) ORDER BY account_id FOR NO KEY UPDATE
     )
-    SELECT *, extract(epoch FROM clock_timestamp() - now())::float8 FROM locked
+    SELECT *, {LOCKED_SECONDS} FROM locked
+    WHERE (account_id, version) NOT IN (SELECT * FROM unnest(%s::text[], %s::bigint[]))
 """)  # noqa: S608 (names are columns.py's own)
 # Holds that are there, and the names of those that ended long ago, as a status of its own.
 _NAMED_HOLDS = "(account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
@@ -133,22 +138,23 @@ _READ_NEXT_LAPSE = Statement(
 MAX_LAPSED = 1000
 
 
-@dataclass(slots=True)
 class _Named:
     """The keys of the rows that operations name."""
 
-    holds: set[HoldKey] = field(default_factory=set)
-    created: set[HoldKey] = field(default_factory=set)
-    requests: set[RequestKey] = field(default_factory=set)
-    subjects: set[SubjectKey] = field(default_factory=set)
-    originals: set[EntryKey] = field(default_factory=set)
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        self.holds: set[HoldKey] = set()
+        self.created: set[HoldKey] = set()
+        self.requests: set[RequestKey] = set()
+        self.subjects: set[SubjectKey] = set()
+        self.originals: set[EntryKey] = set()
+        for operation in operations:
+            self._add(operation)
 
-    def add(self, operation: Operation) -> None:
-        """Note what one operation names."""
+    def _add(self, operation: Operation) -> None:
         match operation:
             case CreateHold():
                 self.created.add((operation.account_id, operation.hold_id))
-                self.subjects.update(_subjects(operation.account_id, operation.key_id, operation.workspace))
+                self.subjects.update(subject_keys(operation.account_id, operation.key_id, operation.workspace))
                 return
             case SettleHold() | ReleaseHold():
                 self.holds.add((operation.account_id, operation.hold_id))
@@ -158,7 +164,7 @@ class _Named:
             case ExtendHold():
                 self.holds.add((operation.account_id, operation.hold_id))
             case Debit():
-                self.subjects.update(_subjects(operation.account_id, operation.key_id, operation.workspace))
+                self.subjects.update(subject_keys(operation.account_id, operation.key_id, operation.workspace))
             case Undo():
                 self.originals.add((operation.account_id, operation.sequence))
             case SetLimit() | DeleteLimit() if operation.subject:
@@ -168,39 +174,48 @@ class _Named:
 
 
 async def load(
-    connection: Connection, operations: Sequence[Operation], now: datetime, *, lock_milliseconds: int | None = None
+    connection: Connection,
+    operations: Sequence[Operation],
+    now: datetime,
+    remembered: Mapping[str, RememberedAccount],
+    *,
+    lock_milliseconds: int | None = None,
 ) -> Loaded:
     """Begin a transaction, lock the accounts of these operations, and read what they need.
 
+    What is remembered of an account is not read again, unless its row has changed since. Where everything is
+    remembered, nothing is begun: `Loaded.unconfirmed` says what `write` has to confirm.
     `lock_milliseconds`: wait no longer for each lock, where the session's own timeout is too long.
     """
     accounts = sorted({operation.account_id for operation in operations})
-    named = _Named()
-    for operation in operations:
-        named.add(operation)
-    loaded = Loaded()
-    _, _, locked, held, limited, asked, undone = await connection.ask(
+    loaded = Loaded(books={account_id: account.book for account_id, account in remembered.items()})
+    unknown = [x for x in operations if not _recalled(x, remembered.get(x.account_id), loaded)]
+    if not unknown:
+        loaded.unconfirmed = {account_id: remembered[account_id].version for account_id in accounts}
+        return loaded
+    named = _Named(unknown)
+    # Whether a hold is there already, or ended long ago, is read of all.
+    named.created.update((x.account_id, x.hold_id) for x in operations if isinstance(x, CreateHold))
+    known = literals([(account_id, each.version) for account_id, each in remembered.items()]) or [b"{}"] * 2
+    _, _, locked, *rows = await connection.ask(
         (_BEGIN, ()),
         (_WAIT_AT_MOST, (b"%dms" % lock_milliseconds,)) if lock_milliseconds is not None else None,
-        (_LOCK_ACCOUNTS, (texts(accounts),)),
-        _by(_READ_HOLDS, named.holds | named.created, again=True),
-        _all_subjects(named),
-        _by(_READ_REQUESTS, named.requests),
-        _by(_READ_UNDONE, named.originals),
+        (_LOCK_ACCOUNTS, (texts(accounts), *known)),
+        *_reads(named),
     )
     for row in locked:
-        loaded.books[row[0]] = book_of(row[:-1])
+        loaded.books[row[0]] = book_of(row[:-2])
     if locked:
-        _LOCKED.observe(locked[-1][-1])  # as long as for the last of them
-    for row in held:
-        if row[2] == "ended":
-            loaded.ended.add((row[0], row[1]))
-        else:
-            loaded.holds[row[0], row[1]] = hold_of(row)
-    for row in limited:
-        loaded.subjects[row[0], row[1], row[2]] = limits_of(row[3])
-    loaded.requests = {(row[0], row[1]): PastRequest(row[2], row[3]) for row in asked}
-    loaded.undone = {(row[0], row[1]): row[2] for row in undone}
+        LOCK_WAIT.observe(locked[-1][-1])  # as long as for the last of them
+    _take_in(loaded, rows)
+    outdated = {row[0] for row in locked if row[0] in remembered}
+    if outdated:
+        loaded.outdated = True
+        loaded.forget(outdated)
+        for account_id in outdated:
+            remembered[account_id].forget()
+        again = _Named([x for x in operations if x.account_id in outdated])
+        _take_in(loaded, await connection.ask(*_reads(again)))
     # An account's time never goes back, also where another replica's clock, which touched it last, is ahead of ours.
     moments = {account_id: max(now, book.touched_at) for account_id, book in loaded.books.items()}
     due = {
@@ -215,6 +230,37 @@ async def load(
     return loaded
 
 
+def _recalled(operation: Operation, account: RememberedAccount | None, loaded: Loaded) -> bool:
+    """Take in the rows that an operation names from what is remembered of its account; whether that is all of them."""
+    if account is None or not isinstance(operation, CreateHold | SettleHold | ReleaseHold):
+        return False
+    return account.recall(operation, loaded)
+
+
+def _reads(named: _Named) -> list[Asked | None]:
+    """The reads of what is named, as `_take_in` takes their rows."""
+    return [
+        _by(_READ_HOLDS, named.holds | named.created, again=True),
+        _all_subjects(named),
+        _by(_READ_REQUESTS, named.requests),
+        _by(_READ_UNDONE, named.originals),
+    ]
+
+
+def _take_in(loaded: Loaded, read: Sequence[Sequence[TupleRow]]) -> None:
+    """Take in the rows of `_reads`."""
+    held, limited, asked, undone = read
+    for row in held:
+        if row[2] == "ended":
+            loaded.ended.add((row[0], row[1]))
+        else:
+            loaded.holds[row[0], row[1]] = hold_of(row)
+    for row in limited:
+        loaded.subjects[row[0], row[1], row[2]] = limits_of(row[3])
+    loaded.requests |= {(row[0], row[1]): PastRequest(row[2], row[3]) for row in asked}
+    loaded.undone |= {(row[0], row[1]): row[2] for row in undone}
+
+
 async def _load_lapsed(connection: Connection, loaded: Loaded, due: dict[str, datetime]) -> None:
     """Of accounts where something is due: the holds that have lapsed, their limits, and when the next will."""
     moments = literals(list(due.items()))
@@ -223,7 +269,7 @@ async def _load_lapsed(connection: Connection, loaded: Loaded, due: dict[str, da
     for row in lapsed:
         hold = loaded.holds.setdefault((row[0], row[1]), hold_of(row))
         loaded.lapsed.setdefault(hold.account_id, []).append(hold)
-        subjects.update(_subjects(hold.account_id, hold.key_id, hold.workspace))
+        subjects.update(subject_keys(hold.account_id, hold.key_id, hold.workspace))
     loaded.next_lapse.update({account_id: moment for account_id, moment in upcoming})  # noqa: C416
     for account_id, holds in loaded.lapsed.items():
         if len(holds) == MAX_LAPSED:  # there may be more: look again at once
@@ -281,11 +327,6 @@ def _is_new(loaded: Loaded, operation: SetLimit) -> bool:
     there = row if operation.subject else book.limits
     wanted = (operation.scope, operation.unit, operation.window)
     return all((limit.scope, limit.unit, limit.window) != wanted for limit in there)
-
-
-def _subjects(account_id: str, key_id: str, workspace: str) -> list[SubjectKey]:
-    found = [(account_id, "key", key_id)] if key_id else []
-    return [*found, (account_id, "workspace", workspace)] if workspace else found
 
 
 def _by(statement: Statement, keys: Collection[tuple[Any, ...]], *, again: bool = False) -> Asked | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import psycopg
 
 from services.ledger.model.book import Book
 from services.ledger.model.rows import Changes
@@ -20,8 +23,12 @@ from services.ledger.store.columns import (
     SUBJECT,
     UNDONE,
     USAGE,
+    VERSION,
+    WRITTEN_VERSION,
     Columns,
+    literals,
 )
+from services.ledger.store.loading import LOCK_WAIT, LOCKED_SECONDS
 from services.ledger.store.pipeline import Asked, Connection, Statement
 
 
@@ -38,27 +45,39 @@ def _update(table: str, columns: Columns, *, key: int) -> str:
     return f"UPDATE {table} t SET {columns.changes(key)} FROM {_rows(columns)} WHERE {same}"  # noqa: S608 (likewise)
 
 
-# What nearly every batch writes, as one statement: a statement's own cost is that of many rows. The usage records take
-# their writer's place in the feed there too, at its end: the slot's row is locked until the commit, so that within a
-# slot positions are in commit order, also where two writers share one.
-_CHANGE = Statement(f"""
-    WITH changed_accounts AS ({_update("accounts", ACCOUNT_CHANGES, key=1)}),
-    changed_limits AS (
-        {_insert("subject_limits", SUBJECT)}
-        ON CONFLICT (account_id, scope, subject) DO UPDATE SET limits = excluded.limits
-    ),
-    new_holds AS ({_insert("holds", HOLD)}),
-    changed_holds AS ({_update("holds", HOLD_CHANGES, key=2)}),
-    entries AS ({_insert("journal", ENTRY)}),
-    place AS (
-        UPDATE feed_slots SET position = position + n.added, fed_at = greatest(fed_at, clock_timestamp())
-        FROM (SELECT %s::integer AS added, %s::smallint AS writer) n WHERE slot = n.writer AND n.added > 0
-        RETURNING slot, position - n.added AS before, fed_at
-    )
+# What nearly every batch writes goes as one statement: a statement's own cost is that of many rows, and that of each of
+# these parts is that of some. So a batch's statement has the parts that it needs: most are of holds alone, or of their
+# settlements.
+_ACCOUNTS = f"accounts_changed AS ({_update('accounts', ACCOUNT_CHANGES, key=1)})"
+_ENTRIES = f"entries AS ({_insert('journal', ENTRY)})"
+_LIMITS = f"""limits_changed AS (
+    {_insert("subject_limits", SUBJECT)} ON CONFLICT (account_id, scope, subject) DO UPDATE SET limits = excluded.limits
+)"""
+_HOLDS_MADE = f"holds_made AS ({_insert('holds', HOLD)})"
+_HOLDS_CHANGED = f"holds_changed AS ({_update('holds', HOLD_CHANGES, key=2)})"
+# The usage records take their writer's place in the feed at the statement's end: the slot's row is locked until the
+# commit, so that within a slot positions are in commit order, also where two writers share one.
+_RECORDS = f"""place AS (
+    UPDATE feed_slots SET position = position + n.added, fed_at = greatest(fed_at, clock_timestamp())
+    FROM (SELECT %s::integer AS added, %s::smallint AS writer) n WHERE slot = n.writer
+    RETURNING slot, position - n.added AS before, fed_at
+), records AS (
     INSERT INTO usage ({USAGE.names}, feed_slot, feed_position, fed_at)
     SELECT {USAGE.selected}, place.slot, place.before + c.ordinality, place.fed_at
     FROM place, unnest({USAGE.unnest}) WITH ORDINALITY AS c({USAGE.names}, ordinality)
-""")  # noqa: S608 (names are columns.py's own)
+)"""  # noqa: S608 (names are columns.py's own)
+# After the locks, which retention takes, too: fails where a hold that is made has the name of one that ended long ago.
+# One that is there still shows when it is written.
+_NAMES_ARE_NEW = """, 1 / (NOT EXISTS (
+    SELECT FROM ended_holds WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
+))::integer"""
+
+
+@functools.cache
+def _change(parts: tuple[str, ...], end: str) -> Statement:
+    """The statement of these parts. It answers with the version of what it wrote."""
+    return Statement(f"WITH {', '.join(parts)} SELECT {WRITTEN_VERSION}{end}")
+
 
 _INSERT_ACCOUNTS = Statement(_insert("accounts", ACCOUNT))
 _UPDATE_WORDS = Statement(_update("accounts", ACCOUNT_WORDS, key=1))
@@ -71,7 +90,17 @@ _UPSERT_UNDONE = Statement(
     _insert("undone", UNDONE) + " ON CONFLICT (account_id, sequence) DO UPDATE SET amount = excluded.amount"
 )
 _INSERT_REQUESTS = Statement(_insert("requests", REQUEST))
+_BEGIN = Statement("BEGIN")
 _COMMIT = Statement("COMMIT")
+_ROLLBACK = Statement("ROLLBACK")
+# Locks accounts in the order of ids, as batches that read do, and fails where not all are as they are remembered.
+_CONFIRM = Statement(f"""
+    SELECT 1 / (count(*) = %s::integer)::integer, {LOCKED_SECONDS} FROM (
+        SELECT FROM accounts a JOIN unnest(%s::text[], %s::bigint[]) AS r(account_id, version) USING (account_id)
+        WHERE a.{VERSION} = r.version ORDER BY account_id FOR NO KEY UPDATE OF a
+    ) AS confirmed
+""")  # noqa: S608 (names are columns.py's own)
+_NOT_AS_REMEMBERED = (psycopg.errors.DivisionByZero, psycopg.errors.UniqueViolation)
 
 FEED_SLOTS = 64
 
@@ -94,22 +123,43 @@ async def take_slot(connection: Connection) -> int:
     return int(row[0])
 
 
-async def write(connection: Connection, changes: Changes, slot: int) -> None:
-    """Write what a batch changed, and commit the transaction that `load` began. `slot`: the writer's in the feed."""
+class NotAsRememberedError(Exception):
+    """Something of a batch's accounts is not as it was remembered. Nothing is written."""
+
+
+async def write(connection: Connection, changes: Changes, slot: int, unconfirmed: Mapping[str, int]) -> int:
+    """Write what a batch changed, and commit the transaction that `load` began; the version of all rows it wrote.
+
+    `unconfirmed`: where `load` began none, the accounts that the batch took as they are remembered, also those that it
+    has not changed. `slot`: the writer's in the feed. Raises NotAsRememberedError.
+    """
     books = [book for account_id, book in changes.books.items() if account_id not in changes.opened]
     reworded = [book for book in books if book.account_id in changes.reworded]
     requests = [(key, past, changes.books[key[0]].touched_at) for key, past in changes.requests.items()]
     # In the order of ids, as the locks are taken.
-    await connection.ask(
+    asked = [
         _rows_by(_INSERT_ACCOUNTS, ACCOUNT, [book for _, book in sorted(changes.opened.items())]),
         _rows_by(_UPDATE_WORDS, ACCOUNT_WORDS, reworded),
         _rows_by(_INSERT_GRANTS, GRANT, list(changes.grants.items())),
         _rows_by(_ADD_EXPIRED, EXPIRED, list(changes.expired.items())),
         _rows_by(_UPSERT_UNDONE, UNDONE, list(changes.undone.items())),
         _rows_by(_INSERT_REQUESTS, REQUEST, requests),
-        (_CHANGE, _changed(changes, books, slot)) if changes.books else None,
-        (_COMMIT, ()),
-    )
+        _changed(changes, books, slot) if changes.books else None,
+        (_COMMIT, ()) if changes else (_ROLLBACK, ()),
+    ]
+    if not unconfirmed:
+        answers = await connection.ask(*asked)
+    else:
+        confirming: list[Asked] = [
+            (_BEGIN, ()),
+            (_CONFIRM, (b"%d" % len(unconfirmed), *literals(list(unconfirmed.items())))),
+        ]
+        try:
+            answers = await connection.ask(*confirming, *asked)
+        except _NOT_AS_REMEMBERED as error:
+            raise NotAsRememberedError from error
+        LOCK_WAIT.observe(answers[1][0][1])
+    return int(answers[-2][0][0]) if changes.books else 0
 
 
 def _rows_by(statement: Statement, columns: Columns, rows: Sequence[Any]) -> Asked | None:
@@ -117,15 +167,23 @@ def _rows_by(statement: Statement, columns: Columns, rows: Sequence[Any]) -> Ask
     return (statement, columns.literals(rows)) if rows else None
 
 
-def _changed(changes: Changes, books: Sequence[Book], slot: int) -> list[bytes]:
-    """The parameters of `_CHANGE`."""
-    return [
-        *ACCOUNT_CHANGES.literals(books),
-        *SUBJECT.literals(list(changes.subjects.items())),
-        *HOLD.literals(list(changes.made.values())),
-        *HOLD_CHANGES.literals(list(changes.holds.values())),
-        *ENTRY.literals(changes.entries),
-        b"%d" % len(changes.usage),
-        b"%d" % slot,
-        *USAGE.literals(changes.usage),
-    ]
+def _changed(changes: Changes, books: Sequence[Book], slot: int) -> Asked:
+    """The statement of what nearly every batch writes."""
+    parts, parameters, end = [_ACCOUNTS], ACCOUNT_CHANGES.literals(books), ""
+    if changes.entries:
+        parts.append(_ENTRIES)
+        parameters += ENTRY.literals(changes.entries)
+    if changes.subjects:
+        parts.append(_LIMITS)
+        parameters += SUBJECT.literals(list(changes.subjects.items()))
+    if changes.holds:
+        parts.append(_HOLDS_CHANGED)
+        parameters += HOLD_CHANGES.literals(list(changes.holds.values()))
+    if changes.usage:
+        parts.append(_RECORDS)
+        parameters += [b"%d" % len(changes.usage), b"%d" % slot, *USAGE.literals(changes.usage)]
+    if changes.made:
+        parts.append(_HOLDS_MADE)
+        parameters += HOLD.literals(list(changes.made.values())) + literals(list(changes.made))
+        end = _NAMES_ARE_NEW
+    return _change(tuple(parts), end), parameters

@@ -44,10 +44,10 @@ def once(monkeypatch, action):
     real = group_commit.write
     left = [action]
 
-    async def write(connection, changes, slot):
+    async def write(connection, changes, slot, unconfirmed):
         if left:
-            return await left.pop()(partial(real, slot=slot), connection, changes)
-        return await real(connection, changes, slot)
+            return await left.pop()(partial(real, slot=slot, unconfirmed=unconfirmed), connection, changes)
+        return await real(connection, changes, slot, unconfirmed)
 
     monkeypatch.setattr(group_commit, "write", write)
 
@@ -83,7 +83,7 @@ async def test_caller_that_goes_away_leaves_its_neighbours_their_answers(commits
     async def slow(real, connection, changes):
         begun.set()
         await go_on.wait()
-        await real(connection, changes)
+        return await real(connection, changes)
 
     once(monkeypatch, slow)
     units = [asyncio.create_task(commits.submit([[hold(10, f"h{number}")]])) for number in range(3)]

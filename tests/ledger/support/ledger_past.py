@@ -44,9 +44,9 @@ async def happened(connection, moment, *operations, slot=0):
     """Do operations, each in a batch of its own, as of a past moment; their outcomes. No account's time goes back."""
     outcomes = []
     for operation in operations:
-        batch = Batch(await load(connection, [operation], moment), moment)
+        batch = Batch(await load(connection, [operation], moment, {}), moment)
         (result,) = batch.run([operation])
-        await write(connection, batch.changes, slot)
+        await write(connection, batch.changes, slot, {})
         outcomes.append(result.outcome)
     return outcomes
 

@@ -1,0 +1,176 @@
+"""Owns what this process remembers of accounts between batches, so that most batches need not read what they change.
+
+An account is remembered as a batch left it, with the version of its row: the transaction that wrote it (`xmin`). All
+that changes anything of an account writes its row, so while the version is the same, so is all that is remembered. The
+next batch confirms it under the account's lock, before anything is written (`writing.py`) or with what it reads
+(`loading.py`); where another replica, or an operator, has changed the account meanwhile, it is read as if nothing had
+been remembered. So this is never trusted, and losing it costs a read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from services.ledger.model.book import Book, Hold, Limit
+from services.ledger.model.operations import CreateHold, Operation, ReleaseHold, SettleHold
+from services.ledger.model.rows import Changes, HoldKey, Loaded, SubjectKey
+
+# What goes with every model call. Others are few, and name more than is remembered.
+_REMEMBERED = (CreateHold, SettleHold, ReleaseHold)
+
+# Where two replicas write to the same accounts, what one remembers is mostly old. Then it leaves its memory alone, for
+# longer each time it was wrong again soon.
+_FIRST_DOUBT_SECONDS = 1.0
+_LONGEST_DOUBT_SECONDS = 64.0
+
+# About what an account's row, its grants and its limits are.
+_ROWS_OF_ITS_OWN = 8
+
+
+@dataclass(slots=True)
+class RememberedAccount:
+    """An account's row, and of its keys, workspaces and open holds those that operations have named."""
+
+    book: Book
+    version: int = 0
+    # An empty list: there is no row.
+    subjects: dict[SubjectKey, list[Limit]] = field(default_factory=dict)
+    holds: dict[HoldKey, Hold] = field(default_factory=dict)
+    rows: int = 0
+
+    def recall(self, operation: CreateHold | SettleHold | ReleaseHold, loaded: Loaded) -> bool:
+        """Add the rows that an operation names to what is loaded; whether all of them are remembered."""
+        key = (operation.account_id, operation.hold_id)
+        hold = self.holds.get(key)
+        if isinstance(operation, CreateHold):
+            if hold is not None:
+                return False  # it was made before: how, is read
+            subjects = subject_keys(operation.account_id, operation.key_id, operation.workspace)
+        elif hold is None:
+            return False
+        else:
+            loaded.holds[key] = hold
+            subjects = subject_keys(hold.account_id, hold.key_id, hold.workspace)
+        for subject in subjects:
+            limits = self.subjects.get(subject)
+            if limits is None:
+                return False
+            loaded.subjects[subject] = limits
+        return True
+
+    def note(self, key: HoldKey, hold: Hold, *, limits_read: bool) -> None:
+        """Remember a hold while it is open. `limits_read`: those of its key and workspace, so there are no others."""
+        if hold.status != "open":
+            self.holds.pop(key, None)
+            return
+        self.holds[key] = hold
+        if limits_read:
+            for subject in subject_keys(hold.account_id, hold.key_id, hold.workspace):
+                self.subjects.setdefault(subject, [])
+
+    def forget(self) -> None:
+        """What was remembered beside the book is out of date."""
+        self.subjects, self.holds = {}, {}
+
+
+class Remembered:
+    """The accounts most lately written, of up to `most_rows` rows in all. `clock` gives seconds that never go back."""
+
+    def __init__(self, most_rows: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most_rows = most_rows
+        self._clock = clock
+        self._accounts: dict[str, RememberedAccount] = {}  # the one longest not written first
+        self._rows = 0
+        self._doubted_until = 0.0
+        self._doubt_seconds = _FIRST_DOUBT_SECONDS
+
+    def take(self, operations: Iterable[Operation], now: datetime) -> dict[str, RememberedAccount]:
+        """What is remembered of these operations' accounts, where it serves for all of an account's operations.
+
+        It is forgotten here: a batch changes it, and remembers it anew when it is committed.
+        """
+        unfit: set[str] = set()
+        found: dict[str, RememberedAccount | None] = {}
+        for operation in operations:
+            account_id = operation.account_id
+            if account_id not in found:
+                found[account_id] = self._pop(account_id)
+            if not isinstance(operation, _REMEMBERED):
+                unfit.add(account_id)
+        return {
+            account_id: account
+            for account_id, account in found.items()
+            if account is not None and account_id not in unfit and not _is_due(account.book, now)
+        }
+
+    def put(
+        self,
+        operations: Sequence[Operation],
+        loaded: Loaded,
+        changes: Changes,
+        version: int,
+        before: Mapping[str, RememberedAccount],
+    ) -> None:
+        """Remember the accounts that a batch has written, as it left them. `before`: what it had taken.
+
+        `version`: the transaction that wrote them.
+        """
+        if loaded.outdated:
+            self.doubt()
+        if self._clock() < self._doubted_until:
+            return
+        # Answers of other operations may still show a part of the book.
+        others = {operation.account_id for operation in operations if not isinstance(operation, _REMEMBERED)}
+        accounts: dict[str, RememberedAccount] = {}
+        for account_id in changes.books.keys() - others:
+            book = changes.books[account_id]
+            account = accounts[account_id] = before.get(account_id) or RememberedAccount(book)
+            account.book, account.version = book, version
+        for subject, limits in loaded.subjects.items():
+            if subject[0] in accounts:
+                accounts[subject[0]].subjects[subject] = limits
+        for key, hold in loaded.holds.items():
+            if key[0] in accounts:
+                accounts[key[0]].note(key, hold, limits_read=not loaded.unconfirmed)
+        for account in accounts.values():
+            self._keep(account)
+
+    def _keep(self, account: RememberedAccount) -> None:
+        """Remember an account; what was longest not written makes room for it."""
+        account.rows = _ROWS_OF_ITS_OWN + len(account.subjects) + len(account.holds)
+        self._accounts[account.book.account_id] = account
+        self._rows += account.rows
+        while self._rows > self._most_rows:
+            self._pop(next(iter(self._accounts)))
+
+    def doubt(self) -> None:
+        """What was remembered was not so: forget all of it, and remember nothing for a while."""
+        now = self._clock()
+        soon = now - self._doubted_until < 2 * self._doubt_seconds
+        self._doubt_seconds = min(2 * self._doubt_seconds, _LONGEST_DOUBT_SECONDS) if soon else _FIRST_DOUBT_SECONDS
+        self._doubted_until = now + self._doubt_seconds
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: the database may be another one now, restored from before."""
+        self._accounts.clear()
+        self._rows = 0
+
+    def _pop(self, account_id: str) -> RememberedAccount | None:
+        account = self._accounts.pop(account_id, None)
+        if account is not None:
+            self._rows -= account.rows
+        return account
+
+
+def subject_keys(account_id: str, key_id: str, workspace: str) -> list[SubjectKey]:
+    """The rows of limits that a call with this key in this workspace counts against, besides the account's own."""
+    found = [(account_id, "key", key_id)] if key_id else []
+    return [*found, (account_id, "workspace", workspace)] if workspace else found
+
+
+def _is_due(book: Book, now: datetime) -> bool:
+    return book.next_event_at is not None and book.next_event_at <= max(now, book.touched_at)

@@ -1,0 +1,254 @@
+"""What a writer remembers of accounts is never trusted: whatever others do meanwhile, it answers as the database is.
+
+Two group commits on one database are two replicas. `mine` remembers, `theirs` changes what it remembers.
+"""
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from prometheus_client import REGISTRY
+
+from services.ledger.errors import (
+    AccountSuspended,
+    IdempotencyConflict,
+    InsufficientCredit,
+    LedgerError,
+    LimitExceeded,
+    ResultArchived,
+)
+from services.ledger.group_commit import GroupCommit
+from services.ledger.store import remembered
+from services.ledger.store.retention import BEGINNING, forget_holds
+from tests.ledger.support.ledger_audit import audit, rows
+from tests.ledger.support.ledger_memory import (
+    credit,
+    debit,
+    hold,
+    opened,
+    release,
+    set_limit,
+    settle,
+    suspend,
+)
+from tests.ledger.support.ledger_past import connected
+
+
+@asynccontextmanager
+async def replica(settings, **changes):
+    commits = GroupCommit(settings.model_copy(update={"writers": 1} | changes))
+    commits.start()
+    try:
+        yield commits
+    finally:
+        await commits.stop()
+
+
+@pytest.fixture
+async def mine(ledger_settings):
+    """A replica that remembers the account: 100 of credit, of which `open` holds 10."""
+    async with replica(ledger_settings) as commits:
+        await commits.submit([[opened()]])
+        await commits.submit([[credit(100, "c1")]])
+        await done(commits, hold(10, "open", key_id="k1", workspace="w1"))
+        yield commits
+    if not rows(ledger_settings.database_url, "SELECT FROM ended_holds"):
+        audit(ledger_settings.database_url)
+
+
+@pytest.fixture
+async def theirs(ledger_settings):
+    async with replica(ledger_settings) as commits:
+        yield commits
+
+
+@pytest.fixture(autouse=True)
+def never_in_doubt(monkeypatch):
+    """What was wrong once is remembered again at once, so that each test can be of several mistakes."""
+    monkeypatch.setattr(remembered, "_FIRST_DOUBT_SECONDS", 0.0)
+    monkeypatch.setattr(remembered, "_LONGEST_DOUBT_SECONDS", 0.0)
+
+
+async def done(commits, *group):
+    """Do operations, as a linked group where they are several; the outcome of the first. Raises its refusal."""
+    results = await commits.submit([group])
+    if isinstance(results[0].outcome, LedgerError):
+        raise results[0].outcome
+    return results[0].outcome
+
+
+def batches(kind):
+    return REGISTRY.get_sample_value("tollkeeper_ledger_batches_total", {"accounts": kind}) or 0.0
+
+
+async def test_calls_of_a_remembered_account_read_nothing(mine, ledger_settings):
+    before, read = batches("remembered"), batches("read")
+    for number in range(5):
+        assert (await done(mine, hold(10, f"h{number}", key_id="k1"))).available == 80
+        assert (await done(mine, settle(0, f"h{number}"))).available == 90
+    assert (await done(mine, settle(4, "open"))).available == 96
+    assert (batches("remembered") - before, batches("read") - read) == (11, 0)
+    (account,) = rows(ledger_settings.database_url, "SELECT available, held, spent FROM accounts")
+    assert tuple(account) == (96, 0, 4)
+
+
+async def test_credit_that_another_replica_spent_is_not_spent_again(mine, theirs):
+    await done(theirs, debit(85, "d1"))
+    with pytest.raises(InsufficientCredit):
+        await done(mine, hold(10, "h1"))
+    assert (await done(mine, hold(5, "h2"))).available == 0
+
+
+async def test_credit_that_another_replica_gave_is_not_refused(mine, theirs):
+    with pytest.raises(InsufficientCredit):
+        await done(mine, hold(100, "h1"))
+    await done(mine, hold(90, "h2"))
+    await done(theirs, credit(50, "c2"))
+    assert (await done(mine, hold(50, "h3"))).available == 0
+
+
+async def test_refusal_from_memory_is_confirmed(mine, theirs):
+    await done(mine, hold(90, "h1"))
+    await done(theirs, release("h1"))
+    assert (await done(mine, hold(90, "h2"))).available == 0
+
+
+async def test_limit_of_a_key_that_another_replica_set_holds_at_once(mine, theirs):
+    await done(mine, hold(1, "h1", key_id="k1"))
+    await done(theirs, set_limit(15, scope="key", subject="k1"))
+    with pytest.raises(LimitExceeded):  # 11 are held
+        await done(mine, hold(5, "h2", key_id="k1"))
+    await done(mine, hold(4, "h3", key_id="k1"))
+    await done(theirs, settle(1, "open"))
+    assert (await done(mine, hold(9, "h4", key_id="k1"))).hold.amount == 9
+
+
+async def test_limit_that_this_replica_set_holds_at_once(mine):
+    await done(mine, set_limit(15, scope="workspace", subject="w1"))
+    with pytest.raises(LimitExceeded):
+        await done(mine, hold(6, "h1", workspace="w1"))
+    await done(mine, hold(5, "h2", workspace="w1"))
+    with pytest.raises(LimitExceeded):
+        await done(mine, hold(1, "h3", workspace="w1"))
+    await done(mine, settle(3, "h2"))
+    assert (await done(mine, hold(2, "h4", workspace="w1"))).hold.amount == 2
+
+
+async def test_account_that_another_replica_suspended_is_refused(mine, theirs):
+    await done(theirs, suspend("s1"))
+    with pytest.raises(AccountSuspended):
+        await done(mine, hold(1, "h1"))
+    assert (await done(mine, settle(3, "open"))).available == 97
+
+
+async def test_hold_that_another_replica_made_is_made_once(mine, theirs):
+    first = await done(theirs, hold(20, "h1"))
+    results = await mine.submit([[hold(20, "h1")], [hold(30, "h2")]])
+    assert [result.replayed for result in results] == [True, False]
+    assert results[0].outcome.available == first.available == 70
+    assert results[1].outcome.available == 40
+    with pytest.raises(IdempotencyConflict):
+        await done(mine, hold(21, "h1"))
+
+
+async def test_hold_that_this_replica_made_and_settled_is_made_once(mine):
+    first = await done(mine, hold(20, "h1"))
+    (again,) = await mine.submit([[hold(20, "h1")]])
+    assert (again.replayed, again.outcome.available) == (True, first.available)
+    booked = await done(mine, settle(5, "h1"))
+    (again,) = await mine.submit([[settle(5, "h1")]])
+    assert (again.replayed, again.outcome.available) == (True, booked.available)
+    (again,) = await mine.submit([[hold(20, "h1")]])
+    assert again.replayed
+    with pytest.raises(IdempotencyConflict):
+        await done(mine, settle(6, "h1"))
+
+
+async def test_hold_that_another_replica_settled_is_settled_once(mine, theirs):
+    booked = await done(theirs, settle(7, "open"))
+    (again,) = await mine.submit([[settle(7, "open")]])
+    assert (again.replayed, again.outcome.available) == (True, booked.available)
+    with pytest.raises(IdempotencyConflict):
+        await done(mine, settle(8, "open"))
+
+
+async def test_name_of_a_hold_that_ended_long_ago_is_not_used_again(mine, ledger_settings):
+    await done(mine, hold(10, "old"))
+    await done(mine, settle(1, "old"))
+    async with connected(ledger_settings) as connection:
+        await forget_holds(connection, datetime.now(UTC) + timedelta(days=1), BEGINNING)
+    before = batches("remembered")
+    await done(mine, hold(1, "h1"))
+    assert batches("remembered") > before
+    with pytest.raises(ResultArchived):
+        await done(mine, hold(10, "old"))
+    assert (await done(mine, settle(1, "h1"))).available == 88
+
+
+async def test_group_that_fails_leaves_what_is_remembered_as_it_was(mine):
+    for _ in range(2):
+        results = await mine.submit([[settle(4, "open"), hold(5000, "h1", key_id="k1")]])
+        assert all(isinstance(result.outcome, LedgerError) for result in results)
+        assert (await done(mine, hold(1, "h2"))).available == 89
+    assert (await done(mine, settle(4, "open"))).available == 95
+    assert (await done(mine, settle(1, "h2"))).available == 95
+
+
+async def test_several_accounts_of_which_one_is_out_of_date_are_each_right(mine, theirs):
+    await mine.submit([[opened("other")], [credit(100, "c2", "other")]])
+    await mine.submit([[hold(1, "h1")], [hold(1, "h1", "other")]])
+    await done(theirs, debit(50, "d1", "other"))
+    results = await mine.submit([[hold(1, "h2")], [hold(50, "h2", "other")], [settle(1, "h1", "other")]])
+    assert results[0].outcome.available == 88
+    assert isinstance(results[1].outcome, InsufficientCredit)
+    assert results[2].outcome.available == 49
+
+
+async def test_replicas_that_write_to_the_same_accounts_at_once_lose_nothing(mine, theirs, ledger_settings):
+    names = [f"a{number}" for number in range(4)]
+    await mine.submit([[opened(name)] for name in names])
+    await mine.submit([[credit(1000, "c1", name)] for name in names])
+
+    async def calls(commits, which, number):
+        name = names[number % 4]
+        for turn in range(10):
+            hold_id = f"{which}-{number}-{turn}"
+            assert (await done(commits, hold(5, hold_id, name, key_id="k1"))).hold.amount == 5
+            ending = release(hold_id, name) if turn % 2 else settle(3, hold_id, name)
+            await done(commits, ending)
+
+    known = batches("remembered")
+    work = [calls(commits, which, n) for which, commits in (("m", mine), ("t", theirs)) for n in range(12)]
+    await asyncio.gather(*work)
+    assert batches("remembered") > known
+    found = rows(ledger_settings.database_url, "SELECT available, held, spent FROM accounts WHERE account_id <> 'acme'")
+    assert [tuple(account) for account in found] == [(1000 - 90, 0, 90)] * 4
+
+
+async def test_row_that_was_changed_by_hand_is_read_again(mine, ledger_settings):
+    with psycopg.connect(ledger_settings.database_url, autocommit=True) as connection:
+        connection.execute("UPDATE accounts SET status = 'suspended'")
+    with pytest.raises(AccountSuspended):
+        await done(mine, hold(1, "h1"))
+
+
+async def test_lost_connection_forgets_everything(mine, ledger_settings):
+    rows(
+        ledger_settings.database_url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tollkeeper-ledger-writer'",
+    )
+    await mine.submit([[hold(1, "h1")]])
+    read = batches("read")
+    await mine.submit([[settle(1, "open")]])  # of an account that was written since, but not of this hold
+    assert batches("read") == read + 1
+
+
+async def test_nothing_is_remembered_where_none_may_be(ledger_settings):
+    async with replica(ledger_settings, remembered_rows=0) as commits:
+        await commits.submit([[opened()], [credit(100, "c1")]])
+        before = batches("remembered")
+        for number in range(3):
+            await done(commits, hold(1, f"h{number}"))
+        assert batches("remembered") == before
