@@ -26,6 +26,7 @@ from tollkeeper.proxy.v1 import resources_pb2 as proxy_pb
 from tollkeeper.proxy.v1.entitlement_service_pb2_grpc import EntitlementServiceStub
 
 from services.kit.errors import RemoteError
+from services.kit.logs import get_logger
 from services.kit.times import timestamp
 from services.subscriptions.alerts.model import CountedLimit
 from services.subscriptions.errors import AccountNotProvisioned, PlanNotFound
@@ -39,6 +40,8 @@ from services.subscriptions.model.delivery import (
     SetPlanLimits,
 )
 from services.subscriptions.model.plan import TOKENS_METRIC, Plan, PlanMetric, limit_id
+
+_log = get_logger(__name__)
 
 _PAGE_SIZE = 1000
 _MAX_PLANS = 10_000
@@ -200,13 +203,36 @@ class LedgerClient:
         self._journal = JournalServiceStub(channel)
 
     def open_account(self, opening: OpenLedgerAccount, *, timeout_seconds: float) -> None:
-        """Open an account's book; opening it again changes nothing."""
+        """Open an account's book; opening it again changes nothing.
+
+        One that is open under other words is taken over, with these: it is of an account that was made here, and lost
+        with what a restore has undone.
+        """
         request = ledger_pb.OpenAccountRequest(
             account_id=opening.account_id,
             display_name=opening.display_name,
             cycle_anchor=timestamp(opening.cycle_anchor),
         )
-        self._accounts.OpenAccount(request, timeout=timeout_seconds)
+        try:
+            self._accounts.OpenAccount(request, timeout=timeout_seconds)
+        except grpc.RpcError as error:
+            if RemoteError.from_rpc(error).code is not grpc.StatusCode.ALREADY_EXISTS:
+                raise
+            _log.warning("the ledger has a book of a new account, which is kept", account_id=opening.account_id)
+            self._take_over(opening, timeout_seconds)
+
+    def _take_over(self, opening: OpenLedgerAccount, timeout_seconds: float) -> None:
+        account = ledger_resources.Account(
+            account_id=opening.account_id,
+            display_name=opening.display_name,
+            cycle_anchor=timestamp(opening.cycle_anchor),
+        )
+        request = ledger_pb.UpdateAccountRequest(
+            account=account,
+            update_mask=FieldMask(paths=["display_name", "cycle_anchor"]),
+            request_id=f"open:{opening.cycle_anchor:%Y%m%dT%H%M%S.%f}",
+        )
+        self._apply([ledger_pb.Operation(update_account=request)], timeout_seconds)
 
     def set_plan_limits(self, change: SetPlanLimits, *, timeout_seconds: float) -> None:
         """Set and end a plan's limits. Raises RemoteError where the ledger refuses one of them."""

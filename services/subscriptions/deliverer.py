@@ -22,6 +22,7 @@ from services.subscriptions import store
 from services.subscriptions.clients import Peers
 from services.subscriptions.clock import Clock
 from services.subscriptions.model.delivery import (
+    PROMOTION,
     Delivery,
     GrantCredit,
     MoveCycle,
@@ -53,6 +54,9 @@ _REFUSALS = {
     grpc.StatusCode.OUT_OF_RANGE,
     grpc.StatusCode.UNIMPLEMENTED,
 }
+
+# What the ledger says of a request id that it knows from another request.
+_GIVEN_OTHERWISE = "IDEMPOTENCY_CONFLICT"
 
 _DELIVERIES = Counter(
     "tollkeeper_subscriptions_deliveries", "Deliveries to ledger and proxy attempted, by outcome", ["kind", "outcome"]
@@ -142,9 +146,7 @@ class Deliverer:
             case SetPlanLimits():
                 self._peers.ledger.set_plan_limits(delivery, timeout_seconds=timeout_seconds)
             case GrantCredit():
-                if not delivery.has_lapsed(self._clock()):
-                    return self._peers.ledger.grant(delivery, timeout_seconds=timeout_seconds)
-                _log.warning("grant lapsed undelivered", account_id=delivery.account_id, grant=delivery.request_id)
+                return self._grant(delivery, timeout_seconds)
             case ReverseGrant():
                 self._reverse(delivery, timeout_seconds)
             case SetEntitlement():
@@ -152,6 +154,19 @@ class Deliverer:
             case _:
                 assert_never(delivery)
         return ""
+
+    def _grant(self, delivery: GrantCredit, timeout_seconds: float) -> str:
+        if delivery.has_lapsed(self._clock()):
+            _log.warning("grant lapsed undelivered", account_id=delivery.account_id, grant=delivery.request_id)
+            return ""
+        try:
+            return self._peers.ledger.grant(delivery, timeout_seconds=timeout_seconds)
+        except RemoteError as refusal:
+            if delivery.source != PROMOTION or refusal.reason != _GIVEN_OTHERWISE:
+                raise
+            # One a cycle: this cycle's was given by what a restore has undone, on another plan.
+            _log.warning("a promotion was given before", account_id=delivery.account_id, grant=delivery.request_id)
+            return ""
 
     def _reverse(self, delivery: ReverseGrant, timeout_seconds: float) -> None:
         """Take back what a grant gave. That was delivered before, so its transaction is known, unless it had lapsed."""

@@ -67,6 +67,11 @@ class Settings(ServiceSettings):
     stripe_reconcile_hours: float = Field(
         default=6, gt=0, description="pause between searches for what Stripe has and we were not told"
     )
+    stripe_collect_renewals: bool = Field(
+        default=True,
+        description="have a renewal paid as soon as Stripe has drafted it, not about an hour later; off where others "
+        "add to drafts",
+    )
     grace_days: int = Field(
         default=14, ge=0, le=365, description="days of grace after a failed payment, where the plan says none"
     )

@@ -189,6 +189,19 @@ def has_waiting(connection: Connection, account_id: str) -> bool:
     return bool(connection.execute(select(waiting)).scalar_one())
 
 
+def tell_again(connection: Connection, account_id: str, kinds: Sequence[str]) -> int:
+    """Have deliveries of these kinds that were made, and are still kept, made again, and all that wait made now.
+
+    They keep their order. How many wait then. By primary key; the account's row is locked.
+    """
+    statement = (
+        update(outbox)
+        .where(outbox.c.account_id == account_id, outbox.c.delivered_at.is_(None) | outbox.c.kind.in_(kinds))
+        .values(delivered_at=None, next_attempt_at=func.now())
+    )
+    return connection.execute(statement).rowcount
+
+
 def waiting_summary(connection: Connection) -> tuple[int, float]:
     """How many deliveries wait, and the age of the oldest in seconds. By `outbox_waiting`."""
     statement = select(

@@ -45,6 +45,12 @@ class Suite:
             **settings,
         }
 
+        self._settings = settings
+
+    def elsewhere(self, home, **settings):
+        """A suite in another home, not started, set as this one but for `settings`."""
+        return Suite(home, **(self._settings | settings))
+
     def command(self, *words):
         """Run `python -m deploy.local …`; what it printed. Fails with that where it fails."""
         done = subprocess.run(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from services.kit.command import Command
 from services.subscriptions.commands.reconcile import RECONCILE, REPLAY
+from services.subscriptions.commands.redeliver import REDELIVER
 from services.subscriptions.commands.setup_stripe import SETUP_STRIPE
 from services.subscriptions.settings import Settings
 
-COMMANDS: tuple[Command[Settings], ...] = (SETUP_STRIPE, RECONCILE, REPLAY)
+COMMANDS: tuple[Command[Settings], ...] = (SETUP_STRIPE, RECONCILE, REPLAY, REDELIVER)

@@ -36,7 +36,7 @@ class AccountWords:
 class Account:
     """A customer on a version of a plan.
 
-    `created_as` is the fingerprint of its words. `revision` rises with each push of the plan's terms
+    `created_as` is the fingerprint of its words. `revision` (`fresh_revision`) rises with each push of the plan's terms
     to ledger and proxy. `granted_until` is the end of the last cycle whose promotion was granted, `renews_grant` says
     that the plan gives one in every cycle. `provisioned` is true when nothing of the account waits for delivery.
     """
@@ -67,6 +67,15 @@ class Account:
     def is_owed_grant(self, moment: datetime) -> bool:
         """Whether the cycle at `moment` has had no promotion yet."""
         return self.granted_until is None or self.granted_until <= moment
+
+
+def fresh_revision(now: datetime) -> int:
+    """A revision that was told to nobody: higher than any before, those of a time that a restore has undone among them.
+
+    The seconds since 1970. Where an account begins with it and then rises by one with each push, of which there are
+    less than one a second, what is told later is always higher.
+    """
+    return int(now.timestamp())
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ from services.subscriptions.model.account import Account
 from services.subscriptions.model.cycle import Cycle
 from services.subscriptions.model.plan import LIMITED_UNITS, Plan, PlanLimit, limits
 
+# The source of credit that a plan gives free.
+PROMOTION = "promotion"
+
 _FIRST_DELAY_SECONDS = 0.5
 _MAX_DELAY_SECONDS = 60.0
 _MAX_DOUBLINGS = 10
@@ -182,7 +185,7 @@ def promotion(account_id: str, plan: Plan, cycle: Cycle) -> GrantCredit:
         account_id=account_id,
         request_id=f"promo:{cycle.start.date().isoformat()}",
         amount_nanos=plan.promotional_grant_nanos,
-        source="promotion",
+        source=PROMOTION,
         description=f"Free credit of plan {plan.plan_id} for the cycle from {cycle.start.date().isoformat()}",
         expires_at=cycle.end,
         rollover_cap_nanos=plan.rollover_cap_nanos,

@@ -19,7 +19,7 @@ from services.subscriptions.errors import (
     PlanNotFound,
     PlanRetired,
 )
-from services.subscriptions.model.account import Account, AccountWords, PlanChange
+from services.subscriptions.model.account import Account, AccountWords, PlanChange, fresh_revision
 from services.subscriptions.model.delivery import Delivery, opening, plan_terms, with_promotion
 from services.subscriptions.model.plan import Plan
 
@@ -86,7 +86,7 @@ class Customers:
             cycle_anchor=now,
             created_at=now,
             created_as=words.fingerprint,
-            revision=1,
+            revision=fresh_revision(now),
             renews_grant=False,
             granted_until=None,
         )

@@ -29,6 +29,7 @@ from services.subscriptions.stripe.events_store import Lease, WaitingEvent
 from services.subscriptions.stripe.gathering import LASTING_FAULTS, Gathering, Seen
 from services.subscriptions.stripe.intake import count_event
 from services.subscriptions.stripe.reading import StripeReader
+from services.subscriptions.stripe.renewals import Outcome, Renewals
 
 _log = get_logger(__name__)
 
@@ -44,6 +45,8 @@ _JITTER = 0.2
 # What may well happen; anything else is a fault of ours.
 _FORESEEN = (ServiceError, grpc.RpcError, *LASTING_FAULTS)
 _PUT_OFF = timedelta(minutes=5)
+# After which a renewal is tried again that could not be collected: within the hour in which Stripe leaves it to others.
+_COLLECT_AGAIN = timedelta(minutes=1)
 
 _APPLIED_AFTER = Histogram(
     "tollkeeper_subscriptions_stripe_event_seconds",
@@ -88,12 +91,20 @@ class Application:
     """Applies events and, without any, what Stripe says now. Any number of them are safe side by side."""
 
     def __init__(
-        self, engine: Engine, reader: StripeReader, gathering: Gathering, effects: Effects, *, clock: Clock = utc_now
+        self,
+        engine: Engine,
+        reader: StripeReader,
+        gathering: Gathering,
+        effects: Effects,
+        *,
+        renewals: Renewals,
+        clock: Clock = utc_now,
     ) -> None:
         self._engine = engine
         self._reader = reader
         self._gathering = gathering
         self._effects = effects
+        self._renewals = renewals
         self._clock = clock
 
     def require_stripe(self) -> None:
@@ -219,7 +230,7 @@ class Application:
         return False
 
     def _apply(self, lease: Lease, batch: _Batch, references: Collection[Reference]) -> bool:
-        """Read, then write; False where the lease did not hold so long."""
+        """Read, have a renewal collected, then write; False where the lease did not hold so long."""
         with self._engine.connect() as connection:
             account = store.find_account(connection, lease.account_id)
             customer_id = mirror_store.customer_of(connection, lease.account_id)
@@ -228,6 +239,9 @@ class Application:
         if customer_id in batch.deleted_customers:
             customer_id = ""
         seen = self._gathering.gather(account, customer_id, references, known)
+        renewal = self._renewals.collect_waiting(account, seen)
+        if renewal is not None and renewal.is_news:
+            seen = self._gathering.gather(account, customer_id, references, known)
         now = self._clock()
         outcome = _sorted_out(batch, seen)
         with self._engine.begin() as connection:
@@ -237,6 +251,8 @@ class Application:
             for deleted in batch.deleted_customers:
                 mirror_store.end_customer(connection, deleted)
             self._effects.write(connection, lease.account_id, seen, now)
+            if renewal is Outcome.LATER:
+                mirror_store.look_by(connection, lease.account_id, now + _COLLECT_AGAIN)
             events_store.mark_applied(connection, [event.event_id for _, event in outcome.applied])
         for one, event in outcome.applied:
             count_event(event.type, "applied")

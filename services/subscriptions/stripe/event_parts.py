@@ -17,6 +17,7 @@ from services.subscriptions.stripe.intake import Intake
 from services.subscriptions.stripe.jobs import stripe_jobs
 from services.subscriptions.stripe.reading import StripeReader
 from services.subscriptions.stripe.reconcile import Reconciliation
+from services.subscriptions.stripe.renewals import Renewals
 from services.subscriptions.stripe.replay import EventLog
 from services.subscriptions.worker import ScheduledJob
 
@@ -53,6 +54,7 @@ class EventParts:
             reader,
             Gathering(reader, plans, seconds=_GATHER_SECONDS),
             Effects(grace_days=settings.grace_days),
+            renewals=Renewals(access, reader, enabled=settings.stripe_collect_renewals),
             clock=clock,
         )
         return cls(

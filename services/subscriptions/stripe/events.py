@@ -14,8 +14,9 @@ PENDING, APPLIED, IGNORED, FAILED = "pending", "applied", "ignored", "failed"
 STATUSES = (APPLIED, FAILED, IGNORED, PENDING)
 
 CUSTOMER_DELETED = "customer.deleted"
-# It is about a preview: there is no such invoice to be read, whatever id it has.
-_UPCOMING = "invoice.upcoming"
+# One is about a preview: there is no such invoice to be read, whatever id it has. The other is about a draft, mostly,
+# which gives nothing and may be deleted by now; a renewal's is found by its subscription.
+_UPCOMING, _CREATED = "invoice.upcoming", "invoice.created"
 APPLIED_TYPES = frozenset(
     {
         "charge.dispute.closed",
@@ -33,6 +34,7 @@ APPLIED_TYPES = frozenset(
         "customer.subscription.resumed",
         "customer.subscription.trial_will_end",
         "customer.subscription.updated",
+        _CREATED,
         "invoice.finalized",
         "invoice.marked_uncollectible",
         "invoice.paid",
@@ -116,7 +118,7 @@ def read_event(body: str) -> ReadEvent:
         type=event_type,
         created_at=_moment(event.get("created")),
         customer_id=object_id if kind == "customer" else _id_of(about.get("customer")),
-        reference=_reference(kind, object_id, about) if event_type != _UPCOMING else None,
+        reference=_reference(kind, object_id, about) if event_type not in (_UPCOMING, _CREATED) else None,
     )
 
 

@@ -102,6 +102,15 @@ def put_off(connection: Connection, account_id: str, until: datetime) -> None:
     )
 
 
+def look_by(connection: Connection, account_id: str, at: datetime) -> None:
+    """Look at an account's subscription again at `at`, not later. By primary key."""
+    connection.execute(
+        update(subscriptions)
+        .where(subscriptions.c.account_id == account_id, subscriptions.c.look_at > at)
+        .values(look_at=at)
+    )
+
+
 # Payments and their grants
 
 

@@ -32,7 +32,8 @@ class SubscriptionState:
     """A subscription as Stripe has it now; `status` is Stripe's word.
 
     `failing_since` is when the oldest invoice that was to be collected and is not paid was made final; None where all
-    are paid. `paid_invoice_id` is its newest invoice, where that is paid.
+    are paid. `paid_invoice_id` is its newest invoice, where that is paid; `renewal_id` the same, where that is a
+    renewal's which is still to be collected (`renewal_rules.py`).
     """
 
     subscription_id: str
@@ -48,6 +49,7 @@ class SubscriptionState:
     failing_since: datetime | None = None
     kept: KeptPlan | None = None
     paid_invoice_id: str = ""
+    renewal_id: str = ""
 
     @property
     def in_force(self) -> bool:

@@ -38,6 +38,7 @@ from services.subscriptions.stripe.names import (
     PriceName,
     read_price_key,
 )
+from services.subscriptions.stripe.renewal_rules import uncollected_renewal
 
 _PAGE_SIZE = 100
 _MAX_SUBSCRIPTIONS = 100
@@ -63,12 +64,12 @@ class UnreadableObjectError(Exception):
 
 
 class StripeReader:
-    """Reads. What a price is called is remembered: a price never changes."""
+    """Reads. What a price is called, and whether it is for use, is remembered: a price never changes."""
 
     def __init__(self, access: StripeAccess) -> None:
         self._access = access
         self._lock = threading.Lock()
-        self._prices: dict[str, PriceName | None] = {}
+        self._prices: dict[str, tuple[PriceName | None, bool]] = {}
 
     @property
     def configured(self) -> bool:
@@ -147,6 +148,9 @@ class StripeReader:
             failing_since=self._failing_since(found.id) if found.status == FAILING else None,
             kept=_kept(found.metadata.to_dict()),
             paid_invoice_id=newest.id if newest is not None and newest.status == "paid" else "",
+            renewal_id=uncollected_renewal(
+                found, newest, [item for item in found.items.data if _is_metered(item.price)]
+            ),
         )
 
     def _failing_since(self, subscription_id: str) -> datetime | None:
@@ -160,9 +164,17 @@ class StripeReader:
         made_final = [found.status_transitions.finalized_at for found in listed.data if found.attempted]
         return min((_moment(at) for at in made_final if at is not None), default=None)
 
+    def invoice(self, invoice_id: str) -> stripe.Invoice:
+        """An invoice, as Stripe gives it."""
+        return self._asked("read an invoice", lambda client: client.v1.invoices.retrieve(invoice_id))
+
+    def bills_use(self, invoice: stripe.Invoice) -> bool:
+        """Whether an invoice has lines for what was used."""
+        return any(self._price(price_id)[1] for _, price_id in self._priced_lines(invoice))
+
     def paid_invoice(self, invoice_id: str) -> PaidInvoice | None:
         """An invoice, where it is paid."""
-        invoice = self._asked("read an invoice", lambda client: client.v1.invoices.retrieve(invoice_id))
+        invoice = self.invoice(invoice_id)
         if invoice.status != "paid":
             return None
         _require_currency("invoice", invoice_id, invoice.currency)
@@ -184,14 +196,15 @@ class StripeReader:
         )
         return [found.id for found in listed.data]
 
+    def _priced_lines(self, invoice: stripe.Invoice) -> Iterator[tuple[stripe.InvoiceLineItem, str]]:
+        """An invoice's lines that are for a price, with its id."""
+        for line in self._all_lines(invoice.id) if invoice.lines.has_more else invoice.lines.data:
+            if line.pricing is not None and line.pricing.price_details is not None:
+                yield line, _id(line.pricing.price_details.price)
+
     def _lines(self, invoice: stripe.Invoice) -> Iterator[InvoiceLine]:
-        lines: list[stripe.InvoiceLineItem] = list(invoice.lines.data)
-        if invoice.lines.has_more:
-            lines = self._all_lines(invoice.id)
-        for line in lines:
-            if line.pricing is None or line.pricing.price_details is None:
-                continue
-            name = self._name_of(_id(line.pricing.price_details.price))
+        for line, price_id in self._priced_lines(invoice):
+            name, _ = self._price(price_id)
             if name is not None and name.is_base:
                 yield InvoiceLine(
                     plan=PlanKey(name.plan_id, name.plan_version),
@@ -208,13 +221,14 @@ class StripeReader:
 
         return self._asked("read an invoice's lines", pages)
 
-    def _name_of(self, price_id: str) -> PriceName | None:
+    def _price(self, price_id: str) -> tuple[PriceName | None, bool]:
+        """What a price is called (None: not one of ours), and whether it is for use."""
         if price_id not in self._prices:
             price = self._asked("read a price", lambda client: client.v1.prices.retrieve(price_id))
             with self._lock:
                 if len(self._prices) >= _MAX_PRICES:
                     self._prices.clear()
-                self._prices[price_id] = _price_name(price)
+                self._prices[price_id] = _price_name(price), _is_metered(price)
         return self._prices[price_id]
 
     def paid_top_up(self, payment_intent_id: str) -> PaidTopUp | None:

@@ -14,15 +14,24 @@ from sqlalchemy import Connection
 from services.kit.amounts import format_usd
 from services.kit.call import new_request_id
 from services.kit.logs import get_logger
+from services.subscriptions import store
 from services.subscriptions.alerts.model import payment_failed_alert
 from services.subscriptions.alerts.store import raise_alert
 from services.subscriptions.clients import LedgerClient
 from services.subscriptions.errors import AccountNotProvisioned, PaymentMethodMissing, SubscriptionsError
-from services.subscriptions.stripe import names, recharge_store
+from services.subscriptions.stripe import mirror_store, names, recharge_store
 from services.subscriptions.stripe.checkout import usable
 from services.subscriptions.stripe.client import is_retryable, refusal, stripe_errors
 from services.subscriptions.stripe.parts import StripeParts
-from services.subscriptions.stripe.recharge_rules import Decision, Recharge, RechargeRule, decide, lifts, month_start
+from services.subscriptions.stripe.recharge_rules import (
+    Decision,
+    Recharge,
+    RechargeRule,
+    decide,
+    is_renewing,
+    lifts,
+    month_start,
+)
 
 _log = get_logger(__name__)
 
@@ -80,8 +89,11 @@ class AutoRecharges:
             under_way = recharge_store.find_open(connection, rule.account_id)
             month = month_start(self._parts.clock())
             bought = recharge_store.bought_since(connection, rule.account_id, month)
+            credit_comes = self._credit_comes(connection, rule.account_id)
         if under_way is not None:
             self._go_on(under_way)
+            return
+        if credit_comes:
             return
         available = self._ledger.balance(rule.account_id).available_nanos
         match decide(rule, available, bought):
@@ -126,9 +138,16 @@ class AutoRecharges:
         account_id, month = seen.account_id, month_start(self._parts.clock())
         return (
             recharge_store.lock_rule(connection, account_id) == seen
+            and not self._credit_comes(connection, account_id)
             and recharge_store.find_open(connection, account_id) is None
             and recharge_store.bought_since(connection, account_id, month) == bought_nanos
         )
+
+    def _credit_comes(self, connection: Connection, account_id: str) -> bool:
+        """Whether a renewal's credit is on its way, or something that was committed has still to reach the ledger."""
+        account = store.find_account(connection, account_id)
+        mirror = mirror_store.find_mirror(connection, account_id)
+        return is_renewing(mirror, self._parts.clock()) or (account is not None and not account.provisioned)
 
     def _go_on(self, recharge: Recharge) -> None:
         """Take a purchase that was begun before a step further."""

@@ -3,13 +3,21 @@
 Credit is bought once for each time that the balance falls below the threshold. A purchase disarms the rule; it is armed
 again when the balance is seen at or above the threshold, or when the credit has arrived and was enough to lift the
 balance there: between two looks it may have been there and fallen again.
+
+Credit that is already on its way is waited for: at a renewal the balance is without the ended cycle's credit for
+seconds, and nobody wants to buy some for that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
+
+from services.subscriptions.stripe.model import Mirror
+
+# Within which Stripe begins the next period and tells of it, when all is well.
+_RENEWS_WITHIN = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,13 @@ def decide(rule: RechargeRule, available_nanos: int, bought_this_month_nanos: in
 def lifts(rule: RechargeRule, available_nanos: int) -> bool:
     """Whether a purchase lifts this balance to the threshold."""
     return available_nanos + rule.amount_nanos >= rule.threshold_nanos
+
+
+def is_renewing(mirror: Mirror | None, now: datetime) -> bool:
+    """Whether a subscription's period has just ended, and the one that follows is not known here yet."""
+    if mirror is None or not mirror.in_force or mirror.cancel_at_period_end:
+        return False
+    return mirror.period_end <= now < mirror.period_end + _RENEWS_WITHIN
 
 
 def month_start(now: datetime) -> datetime:

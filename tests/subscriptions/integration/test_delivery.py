@@ -130,7 +130,7 @@ def test_two_deliverers_deliver_in_order(parts, ledger, proxy, database):
         revisions = [
             x.entitlement.revision for x in proxy.named("SetEntitlement") if x.entitlement.account_id == account_id
         ]
-        assert revisions == [1, 2, 3, 4, 5, 6]
+        assert revisions == list(range(revisions[0], revisions[0] + 6))
         steps = [what for account, what in ledger.applied if account == account_id]
         assert steps[0] == "open"
         numbers = [int(step.split(":")[1]) for step in steps if step.startswith("plan-limit")]

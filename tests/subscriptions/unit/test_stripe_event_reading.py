@@ -20,6 +20,7 @@ def body(kind="invoice.paid", **about):
         ("invoice.paid", {"object": "invoice", "id": "in_1", "customer": "cus_1"}, "cus_1", ("invoice", "in_1")),
         ("invoice.upcoming", {"object": "invoice", "id": "upcoming_in_1", "customer": "cus_1"}, "cus_1", None),
         ("invoice.upcoming", {"object": "invoice", "customer": "cus_1"}, "cus_1", None),
+        ("invoice.created", {"object": "invoice", "id": "in_1", "customer": "cus_1"}, "cus_1", None),
         ("charge.refunded", {"object": "charge", "id": "ch_1", "customer": None}, "", ("charge", "ch_1")),
         ("charge.dispute.created", {"object": "dispute", "id": "du_1", "charge": "ch_1"}, "", ("charge", "ch_1")),
         ("charge.dispute.closed", {"object": "dispute", "charge": {"id": "ch_1"}}, "", ("charge", "ch_1")),

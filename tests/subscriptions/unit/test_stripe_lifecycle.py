@@ -121,6 +121,16 @@ def test_cycle_that_begins_in_a_moment_is_taken_when_it_has_begun():
     assert at(ahead, now=soon).cycle_anchor == soon
 
 
+def test_renewal_is_looked_for_soon_after_the_period_ends_and_again_when_stripe_was_late():
+    ends = STATE.period_end
+    looks, now = [], NOW
+    for _ in range(4):
+        now = at(STATE, now=now).mirror.look_at
+        looks.append(now - ends)
+    minute = timedelta(minutes=1)
+    assert looks == [minute, 10 * minute, 120 * minute, 180 * minute]
+
+
 states = st.builds(
     SubscriptionState,
     subscription_id=st.sampled_from(["sub_1", "sub_2"]),

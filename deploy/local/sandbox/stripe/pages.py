@@ -282,7 +282,7 @@ def _pay_invoice(world: World, invoice: Obj, number: str) -> None:
     method = payment_methods.new_method(world, card)["id"]
     if card.decline is None:
         payment_methods.attach_to(world, method, invoice["customer"])
-    decline = collecting.pay(world, invoice["id"], method=method, off_session=False)
+    decline = collecting.pay(world, invoice["id"], method=method, off_session=False, by_hand=True)
     if decline is not None:
         raise payments.card_error(world, decline)
 

@@ -16,9 +16,18 @@ _DAY: Final = 86_400
 
 
 def pay(
-    world: World, invoice: str, *, method: str | None = None, off_session: bool = True, out_of_band: bool = False
+    world: World,
+    invoice: str,
+    *,
+    method: str | None = None,
+    off_session: bool = True,
+    out_of_band: bool = False,
+    by_hand: bool = False,
 ) -> cards.Decline | None:
     """Try to collect an open invoice with `method`, or its default. None where it is paid, else why not.
+
+    The first attempt is counted and followed by others as planned, whoever makes it; one made `by_hand` later is not
+    (source: docs.stripe.com/api/invoices/object, on `attempt_count`).
 
     Raises:
         Refusal: it is not open.
@@ -35,14 +44,18 @@ def pay(
         mark_paid(world, invoice, by_charge=False)
         return None
     edited = world.edit("invoice", invoice)
+    beside_the_plan = by_hand and edited["attempted"]
     edited["attempted"] = True
-    edited["attempt_count"] += 1
+    edited["attempt_count"] += 0 if beside_the_plan else 1
     chosen = method or default_method(world, edited)
     decline = payments.attempt(world, edited["_intent"], chosen, off_session=off_session)
     if decline is None:
         mark_paid(world, invoice, by_charge=True)
         return None
-    _failed(world, invoice)
+    if beside_the_plan:
+        emit(world, "invoice.payment_failed", world.edit("invoice", invoice))
+    else:
+        _failed(world, invoice)
     return decline
 
 

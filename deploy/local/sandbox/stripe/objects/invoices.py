@@ -162,6 +162,7 @@ def pay(call: Call) -> Obj:
         method=method,
         off_session=call.get("off_session", True),
         out_of_band=call.get("paid_out_of_band", False),
+        by_hand=True,
     )
     if decline is not None:
         raise payments.card_error(world, decline, payment_intent=world.get("payment_intent", found["_intent"]))

@@ -1,0 +1,134 @@
+"""After a restore of one of them, subscriptions, ledger and proxy agree again; nothing is given twice."""
+
+import copy
+from datetime import timedelta
+
+import pytest
+from subscriptions_peers import USD
+
+from services.subscriptions.__main__ import main
+from services.subscriptions.commands import COMMANDS
+from services.subscriptions.model.account import AccountWords
+from services.subscriptions.service.redelivery import Redelivered, Redelivery
+from services.subscriptions.settings import Settings
+
+
+@pytest.fixture
+def made(parts):
+    return parts()
+
+
+@pytest.fixture
+def redeliver(made, clock):
+    """Tell ledger and proxy again, as some time after what was done before."""
+
+    def run():
+        clock.forward(timedelta(minutes=5))
+        return Redelivery(made.engine, made.plans, made.deliverer, clock=clock).run()
+
+    return run
+
+
+def create(made, plan_id="free", account_id="acme"):
+    return made.customers.create(AccountWords(account_id, "", "", plan_id)).account
+
+
+def limits_of(ledger, account_id="acme"):
+    return {limit_id: limit.amount for limit_id, limit in ledger.books[account_id]["limits"].items()}
+
+
+def credit_of(ledger, account_id="acme"):
+    return [(grant.request_id, grant.amount_nanos) for grant in ledger.books[account_id]["grants"]]
+
+
+def test_ledger_and_proxy_of_an_earlier_moment_are_told_what_they_lack(made, redeliver, ledger, proxy):
+    create(made, "payg")
+    books, entitlements = copy.deepcopy(ledger.books), dict(proxy.entitlements)
+    applied = list(ledger.applied)
+    made.customers.set_plan("acme", "starter", "m1")
+    made.customers.set_plan("acme", "free", "m2")
+    create(made, account_id="newcomer")
+    expected = [
+        (limits_of(ledger, name), credit_of(ledger, name), proxy.entitlements[name].plan_id)
+        for name in ("acme", "newcomer")
+    ]
+    ledger.books, ledger.applied, proxy.entitlements = books, applied, entitlements
+    assert redeliver() == Redelivered(accounts=2, without_plan=0, waiting=0)
+    assert [
+        (limits_of(ledger, name), credit_of(ledger, name), proxy.entitlements[name].plan_id)
+        for name in ("acme", "newcomer")
+    ] == expected
+
+
+def test_ledger_and_proxy_of_a_later_moment_take_back_a_move_that_is_lost(made, redeliver, ledger, proxy, database):
+    first = create(made, "starter")
+    starter = limits_of(ledger)
+    made.customers.set_plan("acme", "free", "m1")
+    undo = "UPDATE accounts SET plan_id = 'starter', revision = :revision, outbox_sequence = 3"
+    database.rows(undo + ", renews_grant = false, granted_until = NULL", revision=first.revision)
+    database.rows("DELETE FROM plan_changes")
+    database.rows("DELETE FROM outbox WHERE sequence > 3")
+    assert redeliver().waiting == 0
+    assert (proxy.entitlements["acme"].plan_id, limits_of(ledger)) == ("starter", starter)
+    # What is done from now on takes effect, and the cycle's promotion is not given again.
+    assert made.customers.set_plan("acme", "free", "m1").account.provisioned
+    assert proxy.entitlements["acme"].plan_id == "free"
+    assert [nanos for _, nanos in credit_of(ledger)] == [5 * USD]
+
+
+def test_account_that_is_lost_is_made_again_on_the_book_that_the_ledger_has(made, clock, ledger, proxy, database):
+    create(made, "free")
+    for table in ("outbox", "accounts"):
+        database.rows(f"DELETE FROM {table}")
+    clock.forward(timedelta(minutes=5))
+    again = create(made, "free")
+    assert again.provisioned
+    assert ledger.books["acme"]["anchor"] == again.cycle_anchor
+    assert [nanos for _, nanos in credit_of(ledger)] == [5 * USD]
+    for table in ("outbox", "accounts"):
+        database.rows(f"DELETE FROM {table}")
+    clock.forward(timedelta(minutes=5))
+    assert create(made, "starter").provisioned
+    assert proxy.entitlements["acme"].plan_id == "starter"
+
+
+def test_told_again_any_number_of_times_changes_nothing(made, redeliver, ledger, proxy):
+    create(made, "free")
+    made.customers.set_plan("acme", "starter", "m1")
+
+    def standing():
+        return limits_of(ledger), credit_of(ledger), ledger.books["acme"]["anchor"], proxy.entitlements["acme"].plan_id
+
+    before = standing()
+    for _ in range(3):
+        assert redeliver().waiting == 0
+    assert standing() == before
+
+
+def test_account_on_a_plan_that_is_lost_is_named_and_holds_up_no_other(made, peers, parts, clock):
+    create(made, "payg", "stuck")
+    create(made, "starter", "fine")
+    revision = peers.proxy.entitlements["fine"].revision
+    del peers.pricing.versions["payg"]
+    fresh = parts()  # a process that has not seen the plan
+    clock.forward(timedelta(minutes=5))
+    done = Redelivery(fresh.engine, fresh.plans, fresh.deliverer, clock=clock).run()
+    assert done == Redelivered(accounts=2, without_plan=1, waiting=0)
+    assert peers.proxy.entitlements["fine"].revision > revision
+
+
+def test_command_says_what_waits_and_exits_with_1_until_nothing_does(made, settings, ledger, monkeypatch, capsys):
+    create(made)
+    told = settings()
+    for name in ("database_url", "identity_jwks_file", "service_token", "ledger_addr", "pricing_addr", "proxy_addr"):
+        monkeypatch.setenv(f"TOLLKEEPER_SUBSCRIPTIONS_{name.upper()}", str(getattr(told, name)))
+
+    def run():
+        return main(Settings, serve=lambda _: None, own=COMMANDS, arguments=["redeliver"]), capsys.readouterr().out
+
+    ledger.down = True
+    status, printed = run()
+    assert status == 1
+    assert printed.startswith("1 accounts told of again, ")
+    ledger.down = False
+    assert run() == (0, "1 accounts told of again, 0 deliveries wait\n")
