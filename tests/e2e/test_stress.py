@@ -19,8 +19,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
@@ -28,29 +26,13 @@ from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
-import psycopg
 import pytest
-
-from deploy.local.suite import of as local_suite
+from e2e_books import Books, billed_nanos
 
 CALLS = int(os.environ.get("TOLLKEEPER_STRESS_CALLS", "750"))
 WAVES = 3  # in each of them something is killed
 HOLD_TTL_SECONDS = 20
 CALL_SECONDS = 90
-PAYG_MULTIPLIER = Fraction(3, 2)
-# Dollars for a million tokens, in and out, of the shipped catalogue; the embedding's is published here.
-PRICES = {
-    "gpt-4o": ("5", "15"),
-    "gpt-4-turbo": ("10", "30"),
-    "gpt-3.5-turbo": ("0.5", "1.5"),
-    "claude-3-haiku": ("0.8", "4"),
-    "claude-3-opus": ("15", "75"),
-    "gemini-1.5-pro": ("1.25", "5"),
-    "gemini-2.0-flash": ("0.075", "0.3"),
-    "claude-sonnet": ("3", "15"),
-    "meta-llama/Llama-3.1-8B-Instruct": ("100", "200"),
-    "text-embedding-3-small": ("0.02", "0"),
-}
 REFUSING = "gpt-4-turbo"  # its provider is always busy with it, so its fallback answers
 FALLBACK = "anthropic/claude-3-haiku"
 ENOUGH = 10**12
@@ -64,13 +46,6 @@ class Answer:
     call_id: str = ""
     cost_nanos: int | None = None
     left: bool = False
-
-
-def billed_nanos(model, input_tokens, output_tokens):
-    """What a customer on payg pays, rounded half to even."""
-    usd_in, usd_out = PRICES[model]
-    exact = (input_tokens * Fraction(usd_in) + output_tokens * Fraction(usd_out)) * 1000 * PAYG_MULTIPLIER
-    return round(exact)
 
 
 # ------------------------------------------------------------------------------------------------------------- calls
@@ -189,61 +164,20 @@ class Callers:
 # ------------------------------------------------------------------------------------------------------ what is left
 
 
-class Books:
-    """What ledger, outbox and provider have of the calls."""
-
-    def __init__(self, suite):
-        self._suite = suite
-        self._provider = suite.env["TOLLKEEPER_SANDBOX_PROVIDER_URL"]
-
-    def _rows(self, service, statement, *arguments):
-        with psycopg.connect(self._suite.database(service)) as connection:
-            return connection.execute(statement, arguments).fetchall()
+class StressBooks(Books):
+    """The books of calls under which proxies are killed: those may be lost that were under way."""
 
     def in_flight(self):
         """The calls that have a hold, and no settlement that waits."""
-        held = {row[0] for row in self._rows("ledger", "SELECT hold_id FROM holds WHERE status = 'open'")}
-        return held - {row[0] for row in self._rows("proxy", "SELECT hold_id FROM outbox")}
+        return self.open_holds() - {row[0] for row in self.outbox()}
 
     def usage(self, accounts):
         columns = "hold_id, account_id, model, input_tokens, output_tokens, billed, estimated, status"
-        statement = f"SELECT {columns} FROM usage WHERE account_id = ANY(%s)"
-        return self._rows("ledger", statement, list(accounts))
-
-    def balances(self, accounts):
-        statement = "SELECT account_id, available, held, spent FROM accounts WHERE account_id = ANY(%s)"
-        return {row[0]: tuple(map(int, row[1:])) for row in self._rows("ledger", statement, list(accounts))}
-
-    def outbox(self):
-        return self._rows("proxy", "SELECT hold_id, kind, refused FROM outbox")
-
-    def provider(self, method="GET"):
-        request = urllib.request.Request(f"{self._provider}/sandbox/usage", method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            raw = answer.read()
-        return json.loads(raw) if method == "GET" else None
+        return self.rows("ledger", f"SELECT {columns} FROM usage WHERE account_id = ANY(%s)", list(accounts))
 
     def keep_refusing(self):
         """Have the provider say that it is busy whenever it is asked for REFUSING."""
-        body = {"match": {"model": REFUSING}, "fault": "status=429", "count": None}
-        request = urllib.request.Request(
-            f"{self._provider}/sandbox/faults", data=json.dumps(body).encode(), method="POST"
-        )
-        request.add_header("content-type", "application/json")
-        with urllib.request.urlopen(request, timeout=30):
-            pass
-
-    def verified(self):
-        """Whether the ledger derives every balance anew from its journal, and finds nothing wrong."""
-        local = local_suite(self._suite.environment, say=lambda _line: None)
-        return subprocess.run(
-            [sys.executable, "-m", "services.ledger", "verify", "--json"],
-            env={**os.environ, **local.settings("ledger")},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        self.provider("POST", "faults", {"match": {"model": REFUSING}, "fault": "status=429", "count": None})
 
 
 # ---------------------------------------------------------------------------------------------------------- the test
@@ -268,7 +202,7 @@ def stressed(own_suite):
 async def killed_midway(suite, name, number, callers, calls):
     """A wave of calls in the midst of which one process is ended by a signal, and then started again."""
     wave = asyncio.create_task(callers.wave(calls))
-    books, before = Books(suite), len(callers.answers)
+    books, before = StressBooks(suite), len(callers.answers)
     deadline = time.monotonic() + 30
     # Some are answered, most are under way.
     while sum(answer.status > 0 for answer in callers.answers[before:]) < calls // 10:
@@ -286,7 +220,7 @@ async def killed_midway(suite, name, number, callers, calls):
 
 def audit(suite, customers, credit, callers, lost_at_most):
     """Compare provider, ledger and clients; how many calls were lost."""
-    books = Books(suite)
+    books = StressBooks(suite)
     provider = books.provider()
     usage = books.usage(credit)
     asked = [record for record in provider["records"] if record["status"] == 200]
@@ -334,7 +268,7 @@ def audit(suite, customers, credit, callers, lost_at_most):
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
 def test_sum_billed_is_the_sum_used_whoever_leaves_and_whatever_is_killed(stressed, number, eventually):
-    suite, books = stressed, Books(stressed)
+    suite, books = stressed, StressBooks(stressed)
     credit = {}
     customers = []
     for given, key in ((ENOUGH, {}),) * 5 + ((10**6, {}), (ENOUGH, {"dailyLimitUsd": "0.02"})):

@@ -1,7 +1,4 @@
-"""Owns what must agree when an outage is over: provider, ledger and outbox, over all that a suite has done so far.
-
-It holds for a suite whose proxies were not killed: those may lose the bills of calls that were under way.
-"""
+"""Owns what provider, ledger and outbox have of a suite's calls, and that it agrees when an outage is over."""
 
 import json
 import os
@@ -16,12 +13,18 @@ import psycopg
 from deploy.local.suite import of as local_suite
 
 PAYG_MULTIPLIER = Fraction(3, 2)
-# Dollars for a million tokens, in and out, of the shipped catalogue.
+# Dollars for a million tokens, in and out, of the shipped catalogue; the embedding's is published where it is used.
 PRICES = {
     "gpt-4o": ("5", "15"),
+    "gpt-4-turbo": ("10", "30"),
     "gpt-3.5-turbo": ("0.5", "1.5"),
     "claude-3-haiku": ("0.8", "4"),
+    "claude-3-opus": ("15", "75"),
     "gemini-1.5-pro": ("1.25", "5"),
+    "gemini-2.0-flash": ("0.075", "0.3"),
+    "claude-sonnet": ("3", "15"),
+    "meta-llama/Llama-3.1-8B-Instruct": ("100", "200"),
+    "text-embedding-3-small": ("0.02", "0"),
 }
 
 
@@ -58,11 +61,14 @@ class Books:
         with psycopg.connect(self._suite.database(service)) as connection:
             return connection.execute(statement, arguments).fetchall()
 
-    def provider(self):
-        """The provider's own log of what reached it."""
-        url = self._suite.env["TOLLKEEPER_SANDBOX_PROVIDER_URL"] + "/sandbox/usage"
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            return json.load(answer)
+    def provider(self, method="GET", what="usage", body=None):
+        """The provider's own log of what reached it, or what else its administration is asked for."""
+        url = f"{self._suite.env['TOLLKEEPER_SANDBOX_PROVIDER_URL']}/sandbox/{what}"
+        sent = json.dumps(body).encode() if body is not None else None
+        request = urllib.request.Request(url, sent, {"content-type": "application/json"}, method=method)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            raw = answer.read()
+        return json.loads(raw) if raw else None
 
     def outbox(self):
         """The ends of holds that the ledger has not taken."""
@@ -78,11 +84,14 @@ class Books:
             return False
         answered = sum(record["status"] == 200 for record in provider["records"])
         return self.rows("ledger", "SELECT count(*) FROM usage")[0][0] >= answered and all(
-            sum(book) >= self._given[account_id] for account_id, book in self._balances().items()
+            sum(book) >= self._given[account_id] for account_id, book in self.balances(self._given).items()
         )
 
     def audit(self):
-        """Assert that provider, ledger and accounts agree to the token and the nano, and that the ledger verifies."""
+        """Assert that provider, ledger and accounts agree to the token and the nano, and that the ledger verifies.
+
+        It holds where no proxy was killed: one may lose the bills of calls that were under way.
+        """
         columns = "hold_id, account_id, model, input_tokens, output_tokens, billed, estimated"
         usage = self.rows("ledger", f"SELECT {columns} FROM usage")
         assert len({row[0] for row in usage}) == len(usage), "a call was billed twice"
@@ -96,16 +105,18 @@ class Books:
             if account in self._given:
                 assert nanos == billed_nanos(model, came, went) > 0
                 spent[account] += nanos
-        assert self._balances() == {name: (given - spent[name], 0, spent[name]) for name, given in self._given.items()}
-        verified = self._verified()
+        assert self.balances(self._given) == {
+            name: (given - spent[name], 0, spent[name]) for name, given in self._given.items()
+        }
+        verified = self.verified()
         assert verified.returncode == 0, verified.stdout + verified.stderr
 
-    def _balances(self):
+    def balances(self, accounts):
         """What each account has available, held and spent."""
         statement = "SELECT account_id, available, held, spent FROM accounts WHERE account_id = ANY(%s)"
-        return {row[0]: tuple(map(int, row[1:])) for row in self.rows("ledger", statement, list(self._given))}
+        return {row[0]: tuple(map(int, row[1:])) for row in self.rows("ledger", statement, list(accounts))}
 
-    def _verified(self):
+    def verified(self):
         """What the ledger says when it derives every balance anew from its journal."""
         local = local_suite(self._suite.environment, say=lambda _line: None)
         return subprocess.run(

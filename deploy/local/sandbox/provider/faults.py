@@ -1,4 +1,4 @@
-"""Owns the armed faults: what `POST /sandbox/faults` has laid in wait for the next matching requests."""
+"""Owns what faults of the sandbox provider are: which requests they match, and how those then behave."""
 
 from __future__ import annotations
 
@@ -6,105 +6,45 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from deploy.local.sandbox.armed import Armed, ArmedFault, ArmingError, times, wished
+
 from .behaviour import DirectiveError, Settings, parse
 from .refusal import Provider
 
-_MOST_ARMED: Final = 1000
 _MATCHED: Final = ("provider", "model", "api_key", "stream")
 
 
-class ArmingError(ValueError):
-    """A fault that cannot be armed: an unknown field, a value of the wrong type, or too many faults armed already."""
+@dataclass(slots=True, kw_only=True)
+class ProviderFault(ArmedFault):
+    """One fault in wait: `match` names what a request must have, `settings` are a directive's."""
 
-
-@dataclass(slots=True)
-class ArmedFault:
-    """One fault in wait. `remaining` is None where it stays until it is removed."""
-
-    number: int
     match: dict[str, Any]
     settings: Settings
-    every: int
-    remaining: int | None
-    seen: int = 0
-    applied: int = 0
 
     def public(self) -> dict[str, Any]:
         """What the administration address shows of it; of a key only the end."""
         match = dict(self.match)
         if "api_key" in match:
             match["api_key"] = f"…{match['api_key'][-4:]}"
-        return {
-            "id": self.number,
-            "match": match,
-            "fault": " ".join(f"{name}={value}" for name, value in self.settings.items()),
-            "every": self.every,
-            "remaining": self.remaining,
-            "applied": self.applied,
-        }
+        fault = " ".join(f"{name}={value}" for name, value in self.settings.items())
+        return {"match": match, "fault": fault} | ArmedFault.public(self)
 
 
-class Faults:
-    """All armed faults, in the order in which they were armed; the first that matches is the one that applies."""
+class Faults(Armed[ProviderFault]):
+    """The provider's armed faults."""
 
-    def __init__(self) -> None:
-        self._armed: dict[int, ArmedFault] = {}
-        self._next = 1
-
-    def arm(self, wish: Any) -> ArmedFault:
-        """Arm what an administrator's JSON asks for.
-
-        Raises:
-            ArmingError: it asks for something that is not there, or too many faults are armed.
-        """
-        if not isinstance(wish, Mapping):
-            raise ArmingError("the body must be a JSON object")
-        unknown = set(wish) - {"match", "fault", "count", "every"}
-        if unknown:
-            raise ArmingError(f"unknown field {', '.join(sorted(unknown))}; known are match, fault, count, every")
-        if len(self._armed) >= _MOST_ARMED:
-            raise ArmingError(f"{_MOST_ARMED} faults are armed already")
-        count = wish.get("count", 1)
-        fault = ArmedFault(
-            number=self._next,
-            match=_match(wish.get("match") or {}),
-            settings=_settings(wish.get("fault")),
-            every=_from_one("every", wish.get("every", 1)),
-            remaining=None if count is None else _from_one("count", count),
+    def arm(self, wish: Any) -> ProviderFault:
+        """Arm what an administrator's JSON asks for. Raises ArmingError."""
+        wish = wished(wish, {"match", "fault"})
+        return self.add(
+            ProviderFault(match=_match(wish.get("match") or {}), settings=_settings(wish.get("fault")), **times(wish))
         )
-        self._next += 1
-        self._armed[fault.number] = fault
-        return fault
 
-    def take(self, *, provider: Provider, model: str, api_key: str, stream: bool) -> Settings:
-        """The settings of the fault that applies to this request, which is counted; empty where none does."""
-        if not self._armed:
-            return {}
+    def settings_for(self, *, provider: Provider, model: str, api_key: str, stream: bool) -> Settings:
+        """The settings of the fault that strikes this request, which is counted; empty where none does."""
         request = {"provider": provider.value, "model": model, "api_key": api_key, "stream": stream}
-        for fault in self._armed.values():
-            if any(request[name] != value for name, value in fault.match.items()):
-                continue
-            fault.seen += 1
-            if fault.seen % fault.every:
-                continue
-            fault.applied += 1
-            if fault.remaining is not None:
-                fault.remaining -= 1
-                if fault.remaining == 0:
-                    del self._armed[fault.number]
-            return fault.settings
-        return {}
-
-    def listing(self) -> list[dict[str, Any]]:
-        """Every fault still in wait."""
-        return [fault.public() for fault in self._armed.values()]
-
-    def disarm(self, number: int | None = None) -> bool:
-        """Remove one fault, or all; false where there is no such fault."""
-        if number is None:
-            self._armed.clear()
-            return True
-        return self._armed.pop(number, None) is not None
+        fault = self.take(lambda fault: all(request[name] == value for name, value in fault.match.items()))
+        return fault.settings if fault is not None else {}
 
 
 def _match(wish: Any) -> dict[str, Any]:
@@ -128,9 +68,3 @@ def _settings(wish: Any) -> Settings:
         return parse(wish)
     except DirectiveError as error:
         raise ArmingError(str(error)) from error
-
-
-def _from_one(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ArmingError(f"{name} must be a whole number from 1")
-    return value

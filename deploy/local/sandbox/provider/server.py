@@ -15,11 +15,13 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
+from deploy.local.sandbox.armed import ArmingError
+
 from . import catalogue, refusal
 from .answer import compose
 from .behaviour import STREAM_ERROR, Behaviour, DirectiveError, build, parse, parse_message
 from .delivery import Delivery
-from .faults import ArmingError, Faults
+from .faults import Faults
 from .keys import Keyring, Presented
 from .prompt import Prompt
 from .refusal import Dialect, Provider, Refusal
@@ -134,7 +136,9 @@ class SandboxProvider:
     def _behaviour(self, request: web.BaseRequest, route: Route, prompt: Prompt, key: str) -> Behaviour:
         """What armed faults, header and message ask for; the message wins over the header, that over the fault."""
         assert route.provider is not None
-        settings = self._faults.take(provider=route.provider, model=prompt.model, api_key=key, stream=prompt.stream)
+        settings = self._faults.settings_for(
+            provider=route.provider, model=prompt.model, api_key=key, stream=prompt.stream
+        )
         header = request.headers.get("x-sandbox-fault")
         if header:
             settings = settings | parse(header)

@@ -11,9 +11,11 @@ from typing import Any, Final
 import orjson
 from aiohttp import web
 
+from deploy.local.sandbox.armed import ArmingError
+
 from .delivery import Deliverer
 from .engine import deliveries, disputes
-from .faults import ArmingError, Faults
+from .faults import Faults
 from .refusal import Obj, Refusal, invalid, no_such
 from .rendering import render
 from .world import World

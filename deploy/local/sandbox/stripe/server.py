@@ -144,7 +144,7 @@ class SandboxStripe:
                 return _json(idempotency.in_use(key).body(), HTTPStatus.CONFLICT, headers)
             self._in_progress.add(key)
         try:
-            fault = self._faults.take(request.method, path)
+            fault = self._faults.for_request(request.method, path)
             if fault is not None and (stopped := await self._before(request, fault, headers)) is not None:
                 return stopped
             status, body, replayed = self._carry_out(request, path, raw, request_id, key)
