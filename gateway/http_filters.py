@@ -28,6 +28,7 @@ _AUTHORIZATION = "envoy.filters.http.ext_authz"
 _REFUSALS = "envoy.filters.http.lua"
 _FIELDS = "tollkeeper.fields"
 _QUERY_KEY = "tollkeeper.query_key"
+_NO_QUERY = "tollkeeper.no_query"
 _API_TRANSCODER = "tollkeeper.transcoder.api"
 _WIRE_TRANSCODER = "tollkeeper.transcoder.wire"
 
@@ -55,8 +56,10 @@ def chain(bindings: Sequence[Binding], contracts: bytes) -> list[Json]:
     return [
         cors.http_filter(),
         _internal_headers_removed(),
+        # Scripts are the dearest of the filters by far, so a route switches on the one that it needs.
         {"name": _QUERY_KEY, "typed_config": _script("query_key.lua"), "disabled": True},
         {"name": _REFUSALS, "typed_config": _script("refusals.lua")},
+        {"name": _NO_QUERY, "typed_config": _script("no_query.lua"), "disabled": True},
         {
             "name": "envoy.filters.http.body_size_limit",
             "typed_config": {
@@ -145,17 +148,19 @@ def _without(*prefixes: str) -> list[Json]:
     return [{"remove_on_match": {"key_matcher": {"prefix": prefix, "ignore_case": True}}} for prefix in prefixes]
 
 
-def on_an_rpc(binding: Binding, fields: Mapping[str, object] | None) -> Json:
+def on_an_rpc(binding: Binding, fields: Mapping[str, object] | None, *, key_in_query: bool = False) -> Json:
     """What the filters are to do on the route of one RPC (`typed_per_filter_config`).
 
-    `fields`: what `filters/fields.lua` checks its body against; None where it is not checked.
+    `fields`: what `filters/fields.lua` checks its body against; None where it is not checked. `key_in_query`: whether
+    the route is the one of a model call whose query has a `key`.
     """
     api = binding.wire is Wire.API
     # Model calls authenticate at the proxy itself, which saves a hop.
     authorized_here = api and not binding.public
     return {
-        _REFUSALS: _speaking(binding.wire, query="refused" if binding.refuses_query else "allowed"),
-        **_without_key_in_query(binding.wire),
+        _REFUSALS: _speaking(binding.wire),
+        **({_QUERY_KEY: _switched(on=True)} if key_in_query else {}),
+        **({_NO_QUERY: _switched(on=True)} if binding.refuses_query else {}),
         (_API_TRANSCODER if api else _WIRE_TRANSCODER): _switched(on=True),
         **({} if fields is None else {_FIELDS: _switched(on=True, config=_with_context(fields))}),
         **({} if authorized_here else {_AUTHORIZATION: _unauthorized()}),
@@ -185,8 +190,8 @@ def _switched(*, on: bool, config: Json | None = None) -> Json:
     return {"@type": _TYPES + "config.route.v3.FilterConfig", "config": config or {}, "disabled": not on}
 
 
-def _speaking(wire: Wire, query: str = "allowed") -> Json:
-    return _with_context({"wire": wire.value, "query": query})
+def _speaking(wire: Wire) -> Json:
+    return _with_context({"wire": wire.value})
 
 
 def _with_context(context: Mapping[str, object]) -> Json:

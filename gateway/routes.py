@@ -37,7 +37,11 @@ def table(bindings: Sequence[Binding], contracts: bytes, options: Options) -> li
         _grpc_refused(),
         _two_hosts_refused(),
         *([_preflight(options)] if options.cors_origins else []),
-        *(_route(binding, request_fields.route_context(binding, pool)) for binding in ordered),
+        *(
+            _route(binding, request_fields.route_context(binding, pool), key_in_query=key_in_query)
+            for binding in ordered
+            for key_in_query in ((False,) if binding.wire is Wire.API else (True, False))
+        ),
         *_answered_here("healthz", "/healthz", '{"status":"SERVING"}'),
         *_answered_here("openapi", openapi.PATH, _document()),
         *map(_method_refused, allowed.values()),
@@ -51,7 +55,7 @@ def _path_match(binding: Binding) -> Json:
     return {"safe_regex": {"regex": binding.path_regex}}
 
 
-def _route(binding: Binding, fields: Mapping[str, object] | None) -> Json:
+def _route(binding: Binding, fields: Mapping[str, object] | None, *, key_in_query: bool) -> Json:
     # A stream may last; a model call is as slow as its provider.
     lasting = binding.streaming or binding.wire is not Wire.API
     return {
@@ -59,6 +63,7 @@ def _route(binding: Binding, fields: Mapping[str, object] | None) -> Json:
         "match": {
             **_path_match(binding),
             "headers": [{"name": ":method", "string_match": {"exact": binding.method}}],
+            **({"query_parameters": [{"name": "key", "present_match": True}]} if key_in_query else {}),
         },
         "route": {
             "cluster": binding.service,
@@ -75,7 +80,7 @@ def _route(binding: Binding, fields: Mapping[str, object] | None) -> Json:
         },
         # Model calls authenticate at the proxy, which needs the key. On any other route it ends here.
         **({} if binding.wire is not Wire.API else {"request_headers_to_remove": list(CREDENTIAL_HEADERS)}),
-        "typed_per_filter_config": http_filters.on_an_rpc(binding, fields),
+        "typed_per_filter_config": http_filters.on_an_rpc(binding, fields, key_in_query=key_in_query),
         # A whole body is read here before the transcoder, whose own limit is not yet in force.
         **({} if fields is None else {"request_body_buffer_limit": http_filters.MAX_REQUEST_BODY_BYTES}),
     }

@@ -151,25 +151,6 @@ local function asked_status(metadata)
   return status and status >= 400 and status <= 599 and status or nil
 end
 
--- A query parameter of the name of a field wins over the path and the body: where there are such, there is no query.
-function envoy_on_request(handle)
-  local headers = handle:headers()
-  if handle:filterContext():get("query") ~= "refused" or not headers:get(":path"):find("?", 1, true) then
-    return
-  end
-  local request_id = headers:get("x-request-id") or ""
-  -- Tells gateway/refusals.py that these words are whole.
-  headers:replace("x-tollkeeper-refused", "true")
-  handle:respond(
-    { [":status"] = "400", ["content-type"] = "application/json", ["x-request-id"] = request_id },
-    SHAPES.api({
-      code = 3,
-      message = "query: this call takes none; give the fields in the path and the body",
-      details = "[" .. error_info("INVALID_REQUEST") .. "]",
-    })
-  )
-end
-
 function envoy_on_response(handle)
   local headers = handle:headers()
   local asked = asked_status(headers)

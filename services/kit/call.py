@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,17 +16,23 @@ if TYPE_CHECKING:
 
 REQUEST_ID_KEY = "x-request-id"
 
+_NONE: Mapping[str, str | bytes] = MappingProxyType({})
+
 
 class Call:
     """One call being served. Tasks it starts see it too; after it ends its deadline no longer binds them.
 
-    `deadline` is in seconds of `time.monotonic()`, None where there is none.
+    `deadline` is in seconds of `time.monotonic()`, None where there is none. `metadata` are the caller's, by lower-case
+    name; a credential is among them.
     """
 
-    __slots__ = ("deadline", "finished", "identity", "method", "request_id", "span", "started")
+    __slots__ = ("deadline", "finished", "identity", "metadata", "method", "request_id", "span", "started")
 
-    def __init__(self, method: str, request_id: str, identity: Identity) -> None:
+    def __init__(
+        self, method: str, request_id: str, identity: Identity, metadata: Mapping[str, str | bytes] = _NONE
+    ) -> None:
         self.method = method
+        self.metadata = metadata
         self.request_id = request_id
         self.identity = identity
         self.started = time.monotonic()
@@ -34,6 +42,12 @@ class Call:
 
 
 CURRENT: ContextVar[Call | None] = ContextVar("tollkeeper_call", default=None)
+
+
+def current_metadata() -> Mapping[str, str | bytes]:
+    """What the caller of the call being served sent along, by lower-case name; empty outside of one."""
+    call = CURRENT.get()
+    return call.metadata if call is not None else _NONE
 
 
 def new_request_id() -> str:

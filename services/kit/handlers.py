@@ -113,7 +113,7 @@ class Rpc:
         request_id = metadata.get(REQUEST_ID_KEY)
         if not isinstance(request_id, str) or not _SANE_REQUEST_ID.fullmatch(request_id):
             request_id = new_request_id()
-        call = Call(self.rule.path, request_id, ANONYMOUS)
+        call = Call(self.rule.path, request_id, ANONYMOUS, metadata)
         call.span = rpc_span(self.rule.path, metadata, request_id)
         timeout = None
         left = context.time_remaining()

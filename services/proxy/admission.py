@@ -73,16 +73,13 @@ class Admitted(NamedTuple):
         """The most that so many output tokens more can cost, in nanos; 0 where the call is not paid for."""
         if not self.billable:
             return 0
-        most, less = (
-            rating.upper_bound(
-                self.card,
-                self.input_bound,
-                output,
-                service_tier=self.service_tier,
-                multiplier_millionths=self.multiplier_millionths,
-                components=self.components,
-            ).billed_nanos
-            for output in (self.cap * self.choices + output_tokens, self.cap * self.choices)
+        most, less = rating.most_billed(
+            self.card,
+            self.input_bound,
+            [self.cap * self.choices + output_tokens, self.cap * self.choices],
+            service_tier=self.service_tier,
+            multiplier_millionths=self.multiplier_millionths,
+            components=self.components,
         )
         return most - less
 
@@ -149,16 +146,13 @@ def admit(
     cap = _cap(entitlement, card, request, default_cap)
     billable = key.billable and not entitlement.metered
     try:
-        most, least = (
-            rating.upper_bound(
-                card,
-                request.input_bound,
-                each * request.choices,
-                service_tier=request.service_tier,
-                multiplier_millionths=entitlement.multiplier_millionths,
-                components=request.components,
-            ).billed_nanos
-            for each in (cap, min(cap, request.least_cap))
+        most, least = rating.most_billed(
+            card,
+            request.input_bound,
+            [each * request.choices for each in (cap, min(cap, request.least_cap))],
+            service_tier=request.service_tier,
+            multiplier_millionths=entitlement.multiplier_millionths,
+            components=request.components,
         )
     except rating.ComponentNotPriced as error:
         raise ModelNotPriced(str(error), model=card.model, component=error.component) from error

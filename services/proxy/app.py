@@ -22,6 +22,7 @@ from tollkeeper.proxy.v1 import (
 from services.kit.channels import aio_channel
 from services.kit.db import async_engine
 from services.kit.identity import KeyFileError, Role, TokenAuthenticator, TokenSigner, TokenVerifier
+from services.kit.logs import get_logger
 from services.kit.serving import AioServer
 from services.proxy.answers import Answers, AnswerStore
 from services.proxy.authorization import CHECK, AuthorizationServicer, IdentityTokens
@@ -45,6 +46,8 @@ from services.proxy.settings import ProxySettings
 from services.proxy.upstream import Upstreams
 from services.proxy.wire import PROVIDER_CHAT, WireServicer
 
+_log = get_logger(__name__)
+
 # A Redis that is slower than this is of no use on the way of a call.
 _REDIS_SECONDS = 0.25
 
@@ -52,6 +55,8 @@ _REDIS_SECONDS = 0.25
 async def serve(settings: ProxySettings) -> AioServer:
     """The proxy's server, all its parts made. Raises KeyFileError where there is no signing key."""
     server = AioServer(settings)
+    if settings.log_texts:
+        _log.warning("what model calls are asked and answered is written to this log", setting="LOG_TEXTS")
     signing_key = _signing_key(settings)
     own_secret = _own_secret(signing_key)
     engine = async_engine(settings)

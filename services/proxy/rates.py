@@ -26,6 +26,7 @@ import redis.exceptions
 from prometheus_client import Counter
 
 from services.kit.logs import get_logger
+from services.proxy.counting import CORRECT, NOW, TAKE
 from services.proxy.errors import RateLimited
 from services.proxy.scripts import Script, Scripts
 
@@ -46,80 +47,6 @@ _CORRECTED_WITHIN_SECONDS = 0.05
 
 _DROPPED = Counter("tollkeeper_rate_corrections_dropped_total", "Token counts left as guessed")
 _FAILURES = (TimeoutError, redis.exceptions.RedisError, OSError)
-
-NOW = """
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-"""
-# KEYS: one hash per limit, {second: what was counted in it}. ARGV: limit and cost of each.
-# Answers whole numbers, joined by spaces: the number of the limit that refuses or 0, milliseconds until it has room
-# or -1 where it never has, this second, then of each limit: what counts now, milliseconds until nothing does.
-TAKE = """
-local second = math.floor(now / 1000)
-local answer = {0, 0, second}
-local function joined()
-  for i, number in ipairs(answer) do answer[i] = string.format('%.0f', number) end
-  return table.concat(answer, ' ')
-end
-for i, key in ipairs(KEYS) do
-  local amount, cost = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
-  local found = redis.call('HGETALL', key)
-  local used, newest, counts = 0, second - 61, {}
-  for j = 1, #found, 2 do
-    local at, count = tonumber(found[j]), tonumber(found[j + 1])
-    if at <= second - 61 then
-      redis.call('HDEL', key, found[j])
-    else
-      if at > second then
-        redis.call('HDEL', key, found[j])
-        redis.call('HINCRBY', key, second, found[j + 1])
-        redis.call('PEXPIRE', key, 62000)
-        at = second
-      end
-      used = used + count
-      newest = math.max(newest, at)
-      counts[at] = (counts[at] or 0) + count
-    end
-  end
-  if used + cost > amount and answer[1] == 0 then
-    answer[1], answer[2] = i, -1
-    local left = used
-    for at = second - 60, second do
-      left = left - (counts[at] or 0)
-      if left + cost <= amount then
-        answer[2] = (at + 61) * 1000 - now
-        break
-      end
-    end
-  end
-  answer[2 + 2 * i] = used
-  answer[3 + 2 * i] = math.max((newest + 61) * 1000 - now, 0)
-end
-if answer[1] > 0 then return joined() end
-for i, key in ipairs(KEYS) do
-  local cost = tonumber(ARGV[2 * i])
-  if cost > 0 then
-    redis.call('HINCRBY', key, second, ARGV[2 * i])
-    redis.call('PEXPIRE', key, 62000)
-    answer[2 + 2 * i] = answer[2 + 2 * i] + cost
-    answer[3 + 2 * i] = (second + 61) * 1000 - now
-  end
-end
-return joined()
-"""
-# KEYS: hashes as above. ARGV: for each, the second in which was counted, and what is to be added (may be negative).
-CORRECT = """
-local second = math.floor(now / 1000)
-for i, key in ipairs(KEYS) do
-  local at, more = ARGV[2 * i - 1], tonumber(ARGV[2 * i])
-  if more > 0 then
-    redis.call('HINCRBY', key, second, ARGV[2 * i])
-    redis.call('PEXPIRE', key, 62000)
-  elseif redis.call('HEXISTS', key, at) == 1 and redis.call('HINCRBY', key, at, ARGV[2 * i]) <= 0 then
-    redis.call('HDEL', key, at)
-  end
-end
-"""
 
 
 class Limit(NamedTuple):

@@ -12,9 +12,11 @@ from hashlib import sha1
 from typing import Any, NamedTuple
 
 import redis.asyncio
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import ConnectionError as NotConnectedError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-_COMMANDS_AT_ONCE = 1000
+_COMMANDS_AT_ONCE = 256
+_DEFAULT_SECONDS = 1.0
 
 
 class Script:
@@ -27,16 +29,22 @@ class Script:
 
 class _Command(NamedTuple):
     script: Script
-    keys: Sequence[str]
-    arguments: Sequence[int]
+    packed: bytes
     answered: asyncio.Future[Any]
 
 
 class Scripts:
-    """Runs scripts over `client`, whose timeouts and retries hold."""
+    """Runs scripts over one connection of `client`'s, made when it is needed, and made again when it is lost.
+
+    The client's pipelines work about ten times as long for a command as Redis does; so its connection is used without
+    them. One write and its replies are waited for as long as the client's `socket_timeout`.
+    """
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._client = client
+        self._pool = client.connection_pool
+        self._socket_timeout: float | None = self._pool.connection_kwargs.get("socket_timeout")
+        self._seconds = self._socket_timeout or _DEFAULT_SECONDS
+        self._connection: Any = None
         self._waiting: list[_Command] = []
         self._sender: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -50,7 +58,8 @@ class Scripts:
         """
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append(_Command(script, keys, arguments, answered))
+        packed = _packed("EVALSHA", script.name, str(len(keys)), *keys, *map(str, arguments))
+        self._waiting.append(_Command(script, packed, answered))
         if not within_seconds:
             self._begin()
         elif self._sender is None and self._timer is None:
@@ -84,19 +93,64 @@ class Scripts:
 
         Raises RedisError, OSError.
         """
-        pipeline = self._client.pipeline(transaction=False)
         loaded = {command.script for command in commands} if load else set()
-        for script in loaded:
-            pipeline.script_load(script.text)
-        for command in commands:
-            pipeline.evalsha(command.script.name, len(command.keys), *command.keys, *map(str, command.arguments))
-        replies: list[Any] = (await pipeline.execute(raise_on_error=False))[len(loaded) :]
+        packed = [_packed("SCRIPT", "LOAD", script.text) for script in loaded]
+        packed += [command.packed for command in commands]
+        replies = (await self._exchanged(packed))[len(loaded) :]
         missing = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if missing and not load:
             found = await self._replies([commands[at] for at in missing], load=True)
             for at, reply in zip(missing, found, strict=True):
                 replies[at] = reply
         return replies
+
+    async def _exchanged(self, packed: Sequence[bytes]) -> list[Any]:
+        """Send commands and read a reply to each; once more where a connection in use turns out to be lost.
+
+        A Redis that is silent is not asked a second time. Raises RedisError, OSError.
+        """
+        kept = self._connection is not None
+        try:
+            return await self._over_connection(packed)
+        except NotConnectedError:
+            if not kept:
+                raise
+            return await self._over_connection(packed)
+
+    async def _over_connection(self, packed: Sequence[bytes]) -> list[Any]:
+        """As `_exchanged`, once. All are sent in one write, and answered within one limit of time.
+
+        That is why the connection's own limit is off, which begins anew with each reply and costs as much as reading.
+        """
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+            connection.socket_timeout = None
+        try:
+            async with asyncio.timeout(self._seconds):
+                await connection.send_packed_command(b"".join(packed), check_health=False)
+                return [await _reply(connection) for _ in packed]
+        except BaseException:
+            # A reply that comes late must not be taken for that to another command.
+            self._connection = None
+            await connection.disconnect(nowait=True)
+            connection.socket_timeout = self._socket_timeout
+            await self._pool.release(connection)
+            raise
+
+
+async def _reply(connection: Any) -> Any:
+    """The next reply; one that says what is wrong with its command is a ResponseError, not raised."""
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+def _packed(*words: str) -> bytes:
+    """A command as Redis reads it (https://redis.io/docs/latest/develop/reference/protocol-spec/)."""
+    encoded = [word.encode() for word in words]
+    return b"".join([b"*%d\r\n" % len(words), *[b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded]])
 
 
 def _answer(answered: asyncio.Future[Any], reply: Any) -> None:

@@ -125,6 +125,14 @@ class ProxySettings(ServiceSettings):
         default=1, ge=1, le=10_000, description="replicas that share limits per minute equally while Redis is away"
     )
 
+    log_texts: bool = Field(
+        default=False,
+        description="write what every model call was asked and answered to the log, where whoever reads it can read it",
+    )
+    log_text_bytes: int = Field(
+        default=16 * 1024, ge=1, le=1024 * 1024, description="most of a request, and of an answer, that is written then"
+    )
+
     answers_ttl_seconds: int = Field(
         default=86_400, ge=60, description="how long the answer to an idempotency key is given again"
     )

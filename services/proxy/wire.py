@@ -10,6 +10,7 @@ from google.api import httpbody_pb2  # type: ignore[import-untyped]
 from tollkeeper.proxy.v1 import wire_service_pb2 as pb
 from tollkeeper.proxy.v1 import wire_service_pb2_grpc
 
+from services.kit.call import current_metadata
 from services.kit.identity import current_identity
 from services.kit.refusals import CredentialMissing
 from services.kit.validation import Violations
@@ -110,8 +111,7 @@ class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
         )
 
     def _called(self, request: Request, body: bytes, endpoint: str, context: Any, *, provider: str = "") -> Written:
-        metadata = dict(context.invocation_metadata() or ())
-        key = _key()
+        metadata, key = current_metadata(), _key()
         asked = Asked(
             endpoint=endpoint,
             provider=provider,

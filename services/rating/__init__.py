@@ -8,6 +8,7 @@ from services.rating.arithmetic import (
     affordable_output_tokens,
     cost,
     half_even,
+    most_billed,
     upper_bound,
 )
 from services.rating.card import COMPONENTS, MODES, SERVICE_TIERS, STANDARD, PriceCard, Rate, rate_faults
@@ -43,6 +44,7 @@ __all__ = [
     "affordable_output_tokens",
     "cost",
     "half_even",
+    "most_billed",
     "rate_faults",
     "upper_bound",
 ]

@@ -18,12 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from operator import attrgetter
 from typing import Any
 
 from services.rating.errors import InvalidUsage
 from services.rating.usage import INPUT_PARTS, OUTPUT_PARTS, Usage
 
 _MAX_COUNT = 2**63 - 1
+
+_parts_of_input = attrgetter(*INPUT_PARTS)
+_parts_of_output = attrgetter(*OUTPUT_PARTS)
 
 
 def openai_chat(usage: Mapping[str, Any]) -> Usage:
@@ -184,6 +188,8 @@ def _within(usage: Usage) -> Usage:
     for name in ("input_tokens", "output_tokens"):
         if getattr(usage, name) > _MAX_COUNT:
             raise InvalidUsage(name, "must not be above 2^63 - 1")
+    if sum(_parts_of_input(usage)) <= usage.input_tokens and sum(_parts_of_output(usage)) <= usage.output_tokens:
+        return usage  # nearly always: all of them fit
     parts: dict[str, int] = {}
     for whole, names in (("input_tokens", INPUT_PARTS), ("output_tokens", OUTPUT_PARTS)):
         left = getattr(usage, whole)

@@ -6,7 +6,8 @@ nano. The billed amount is that same exact sum times the plan's multiplier, roun
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from functools import lru_cache
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -137,6 +138,48 @@ def upper_bound(
     return _summed(card, parts, multiplier_millionths)
 
 
+def most_billed(
+    card: PriceCard,
+    max_input_tokens: int,
+    max_output_tokens: Iterable[int],
+    *,
+    service_tier: str = STANDARD,
+    multiplier_millionths: int = AT_COST_MILLIONTHS,
+    components: Collection[str] | None = None,
+) -> tuple[int, ...]:
+    """What `upper_bound` bills, in nanos, for one request of so much input and each of these amounts of output.
+
+    It is asked for each call that is made, so the rates are looked up once for all of them. Raises as `upper_bound`.
+    """
+    outputs = tuple(max_output_tokens)
+    if min(max_input_tokens, multiplier_millionths, *outputs) < 0:
+        raise ValueError("a count must not be negative, nor the multiplier")
+    allowed = None if components is None else frozenset(components)
+    fixed = per_token = 0
+    if max_input_tokens:
+        fixed = _dearest_numerator(card, "input", allowed, service_tier, max_input_tokens) * max_input_tokens
+    fee = card.dearest(("request",), service_tier, max_input_tokens)
+    if fee is not None:
+        fixed += _numerator("request", 1, fee[1])
+    if any(outputs):
+        per_token = _dearest_numerator(card, "output", allowed, service_tier, max_input_tokens)
+    totals = [fixed + per_token * output for output in outputs]
+    billed = tuple(half_even(total * multiplier_millionths, _BILLED_SCALE) for total in totals)
+    if max(*billed, half_even(max(totals), _SCALE)) > MAX_NANOS:
+        raise _too_large(card)
+    return billed
+
+
+def _dearest_numerator(
+    card: PriceCard, plain: str, components: frozenset[str] | None, service_tier: str, max_input_tokens: int
+) -> int:
+    """What one token of input or output can cost at the most, as a numerator. Raises ComponentNotPriced."""
+    dearest = card.dearest(_tokens_allowed(plain, components), service_tier, max_input_tokens)
+    if dearest is None or card.rate(plain, service_tier, 0) is None:
+        raise _not_priced(card, plain, service_tier)
+    return _numerator(dearest[0], 1, dearest[1])
+
+
 def affordable_output_tokens(
     card: PriceCard,
     nanos: int,
@@ -183,6 +226,12 @@ def _allowed(plain: str, possible: Collection[str], components: Collection[str] 
     return [name for name in possible if name == plain or components is None or name in components]
 
 
+@lru_cache(1024)
+def _tokens_allowed(plain: str, components: frozenset[str] | None) -> tuple[str, ...]:
+    """The token components of input or output that a call with these components can have."""
+    return tuple(_allowed(plain, INPUT_TOKEN_COMPONENTS if plain == "input" else OUTPUT_TOKEN_COMPONENTS, components))
+
+
 def _numerator(component: str, quantity: int, nanos_per_million: int) -> int:
     exact = quantity * nanos_per_million
     return exact if component == "second" else exact * _PER_UNIT
@@ -211,8 +260,12 @@ def _summed(card: PriceCard, parts: list[tuple[str, int, int]], multiplier_milli
         parts=tuple(itemised),
     )
     if max(found.cost_nanos, found.billed_nanos) > MAX_NANOS:
-        raise CostTooLarge(f"a call of {card.provider}/{card.model} would cost more than {MAX_NANOS} nanos")
+        raise _too_large(card)
     return found
+
+
+def _too_large(card: PriceCard) -> CostTooLarge:
+    return CostTooLarge(f"a call of {card.provider}/{card.model} would cost more than {MAX_NANOS} nanos")
 
 
 def _not_priced(card: PriceCard, component: str, service_tier: str) -> ComponentNotPriced:

@@ -213,6 +213,9 @@ def test_internal_headers_do_not_reach_a_client(gateway, services):
         await context.initial(
             x_tollkeeper_reason="X",
             x_tollkeeper_internal="1",
+            x_tollkeeper_cost="1",
+            x_tollkeeper_cost_credits_too="1",
+            x_tollkeeper_request_key="1",
             x_envoy_decorator="1",
             x_tollkeeper_credits_remaining="3",
             x_ratelimit_remaining_requests="9",
@@ -280,6 +283,9 @@ def test_no_log_of_any_kind_has_a_key_that_came_in_a_query(gateway):
         ("?key=", "", None),
         ("?key=a%0d%0ab", "", None),
         ("?monkey=a", "?monkey=a", None),
+        ("?&key=AIza", "", "AIza"),
+        ("?key&key=AIza", "?key", "AIza"),
+        ("?a=b=c&x&key=AIza=", "?a=b=c&x", None),
     ],
 )
 def test_key_in_googles_query_becomes_the_header_and_goes_no_further(gateway, services, query, left, key):

@@ -3,11 +3,24 @@
 from dataclasses import replace
 from fractions import Fraction
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from rating_strategies import INPUT_PARTS, OUTPUT_PARTS, cards, counts, multipliers, tiers, token_usages, usages
 
-from services.rating import UNLIMITED_TOKENS, Usage, affordable_output_tokens, cost, half_even, upper_bound
+from services.rating import (
+    UNLIMITED_TOKENS,
+    PriceCard,
+    Rate,
+    RatingError,
+    Usage,
+    affordable_output_tokens,
+    cost,
+    half_even,
+    most_billed,
+    upper_bound,
+)
+from services.rating.card import MAX_NANOS, TOKEN_COMPONENTS
 
 # The component of each count, and the plain component it is billed as without a rate of its own.
 _PARTS = {
@@ -155,6 +168,40 @@ def test_bound_is_reached_by_the_dearest_call(card, input_tokens, output_tokens,
 def _all_of(input_tokens, output_tokens, of_input, of_output):
     parts = {name: count for name, count in ((of_input, input_tokens), (of_output, output_tokens)) if name}
     return Usage(input_tokens=input_tokens, output_tokens=output_tokens, **parts)
+
+
+@given(
+    cards(),
+    counts,
+    st.lists(counts, min_size=1, max_size=3),
+    st.fixed_dictionaries(
+        {
+            "service_tier": tiers,
+            "multiplier_millionths": multipliers,
+            "components": st.none() | st.frozensets(st.sampled_from(TOKEN_COMPONENTS)),
+        }
+    ),
+)
+def test_most_billed_is_what_the_bound_of_each_bills(card, input_tokens, outputs, how):
+    expected = tuple(upper_bound(card, input_tokens, output, **how).billed_nanos for output in outputs)
+    assert most_billed(card, input_tokens, outputs, **how) == expected
+
+
+@pytest.mark.parametrize(
+    ("card", "outputs"),
+    [
+        (PriceCard("openai", "m", "chat", (Rate("input", nanos_per_million=1),)), (1, 0)),
+        (PriceCard("openai", "m", "chat", (Rate("output", nanos_per_million=1),)), (0, 0)),
+        (PriceCard("openai", "m", "chat", (Rate("input"), Rate("output", nanos_per_million=MAX_NANOS))), (1, 10**7)),
+    ],
+    ids=["no rate of output", "no rate of input", "more than can be counted"],
+)
+def test_most_billed_refuses_what_the_bound_refuses(card, outputs):
+    with pytest.raises(RatingError) as expected:
+        _ = [upper_bound(card, 5, output) for output in outputs]
+    with pytest.raises(expected.type) as caught:
+        most_billed(card, 5, outputs)
+    assert str(caught.value) == str(expected.value)
 
 
 @given(cards(), counts, st.integers(0, 10**13), tiers, multipliers)

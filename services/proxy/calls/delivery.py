@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 from services.proxy.errors import ClientStalled
@@ -30,7 +30,7 @@ class Delivery:
     not: what is sent then is dropped. There is one call that sends, and one client that reads.
     """
 
-    __slots__ = ("_ended", "_items", "_something", "_stall_seconds", "_taken", "abandoned", "begun")
+    __slots__ = ("_ended", "_items", "_something", "_stall_seconds", "_taken", "abandoned", "begun", "overheard")
 
     def __init__(self, stall_seconds: float = 60) -> None:
         self._stall_seconds = stall_seconds
@@ -40,14 +40,21 @@ class Delivery:
         self._ended = False
         self.abandoned = False
         self.begun = False  # something of the answer has been sent
+        self.overheard: Callable[[bytes], None] | None = None  # told every piece, whether there is a client or not
 
-    async def send(self, item: Head | bytes) -> None:
-        """Send the next thing."""
+    def put(self, item: Head | bytes) -> bool:
+        """Send the next thing, where there is room for it; whether there was. Else `send` it."""
         self.begun = True
         if len(self._items) >= _WAITING_PIECES:
+            return False
+        self._give(item)
+        return True
+
+    async def send(self, item: Head | bytes) -> None:
+        """Send the next thing, when there is room for it."""
+        if not self.put(item):
             await self._room()
-        if not self.abandoned:
-            self._add(item)
+            self._give(item)
 
     async def end(self, failure: Exception | None = None) -> None:
         """Say that nothing more comes, and why where it is not the answer's end. Only the first time counts."""
@@ -55,6 +62,12 @@ class Delivery:
             self._ended = True
             if not self.abandoned:
                 self._add(failure)
+
+    def _give(self, item: Head | bytes) -> None:
+        if self.overheard is not None and isinstance(item, bytes):
+            self.overheard(item)
+        if not self.abandoned:
+            self._add(item)
 
     def _add(self, item: Head | bytes | Exception | None) -> None:
         self._items.append(item)
@@ -114,7 +127,8 @@ class Delivery:
 
         Raises what broke it off.
         """
-        piece, items = await self.piece(), self._items
+        piece, items = await self._next(), self._items
+        assert not isinstance(piece, Head)
         if piece is None or not items or not isinstance(items[0], bytes):
             return piece
         joined, size = [piece], len(piece)

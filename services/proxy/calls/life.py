@@ -25,6 +25,7 @@ from services.proxy.answers import Answers, Begun, KeptAnswer
 from services.proxy.calls.call import CUT, FAILED, OK, Call, Settled, settlement
 from services.proxy.calls.delivery import Head
 from services.proxy.calls.streaming import relay
+from services.proxy.calls.texts import Texts
 from services.proxy.catalogue import CatalogueWatch
 from services.proxy.converse.exchange import ReadableAnswer, answer_of, refusal_of
 from services.proxy.entitlements.model import Entitlement
@@ -78,6 +79,8 @@ class Life:
         self._body = body
         self._admitted: Admitted | None = None
         self._begun: Begun | None = None
+        settings = parts.settings
+        self._texts = Texts(call, body, settings.log_text_bytes) if settings.log_texts else None
 
     async def live(self) -> None:
         """From admission to settlement. Never raises: what goes wrong before an answer is the client's answer."""
@@ -101,6 +104,8 @@ class Life:
         await self._end_hold(FAILED)
         if self._begun is not None:
             await self._begun.abandon()  # of no effect where an answer was kept
+        if self._texts is not None:
+            self._texts.log()
         await call.delivery.end(failed)
 
     async def _answered_before(self) -> bool:

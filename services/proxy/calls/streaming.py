@@ -121,11 +121,12 @@ class _Relay:
         if self._waiting is not None and self._call.reader.finished and not data_of(raw):
             self._behind += raw  # a comment at the end says nothing of which event is the last
             return
-        await self._let_go()
+        if self._waiting is not None:
+            await self._let_go()
         if event.chunk is not None:
             self._waiting = event
-        else:
-            await self._send(raw)
+        elif not self._call.delivery.put(framed := self._call.reader.framed(raw)):
+            await self._call.delivery.send(framed)
 
     async def end(self) -> None:
         """Settle and say how it ended."""

@@ -206,7 +206,7 @@ class ChatReader(AnswerReader):
             index = choice.get("index")
             index = index if isinstance(index, int) else 0
             self._ended[index] = bool(choice.get("finish_reason")) or self._ended.get(index, False)
-        return bool(self._ended) and all(self._ended.values())
+        return bool(self._ended) and False not in self._ended.values()
 
     def _counted(self, usage: object, *, last: bool) -> None:
         """Take a count. One that comes with what is said counts what came so far: the call's, where no more is said."""
@@ -224,7 +224,9 @@ class ChatReader(AnswerReader):
             self.usage = self.partial
 
     def _noted(self, answer: dict[str, Any]) -> None:
-        self.note(answer.get("id"), answer.get("service_tier"))
+        tier = answer.get("service_tier")
+        if tier is not None or not self.provider_request_id:
+            self.note(answer.get("id"), tier)
         if not self._head:
             self._head = {name: answer.get(name) for name in ("id", "created", "model")}
 
@@ -236,14 +238,22 @@ class ChatReader(AnswerReader):
             if not isinstance(said, dict):
                 continue
             for name in _SAID:
-                found |= self.say(said.get(name))
+                if text := said.get(name):
+                    found |= self.say(text)
             if isinstance(said.get("audio"), dict):
                 found |= self.say(said["audio"].get("transcript"))
-            calls = said.get("tool_calls")
-            for call in (*(calls if isinstance(calls, list) else ()), {"function": said.get("function_call")}):
-                function = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
-                for text in function.values() if isinstance(function, dict) else ():
-                    found |= self.say(text)
+            if said.get("tool_calls") or said.get("function_call"):
+                found |= self._called(said)
+        return found
+
+    def _called(self, said: Mapping[str, Any]) -> bool:
+        """Note the calls of tools in a message or delta; whether they say anything."""
+        found = False
+        calls = said.get("tool_calls")
+        for call in (*(calls if isinstance(calls, list) else ()), {"function": said.get("function_call")}):
+            function = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
+            for text in function.values() if isinstance(function, dict) else ():
+                found |= self.say(text)
         return found
 
 

@@ -77,6 +77,7 @@ class Answer:
         self._reader = response.body_reader
         self._ahead: list[bytes | None] = []
         self._idle_seconds = idle_seconds
+        self._length = response.get_header("content-length")  # of what is read; None where it came compressed
         self.content_type = response.get_header("content-type") or "application/json"
 
     @property
@@ -107,6 +108,8 @@ class Answer:
             size += len(piece)
             if size > limit_bytes:
                 raise ProviderUnavailable(f"the provider's answer is above {limit_bytes} bytes")
+            if str(size) == self._length:
+                break  # to be told that it has ended would be another way to the client's thread and back
         return b"".join(pieces)
 
     async def _piece(self, seconds: float | None) -> bytes | None:

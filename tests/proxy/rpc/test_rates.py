@@ -118,6 +118,17 @@ async def test_clock_that_goes_back_locks_nobody_out_for_more_than_a_minute(clie
     assert await admitted(limits, requests(1))
 
 
+async def test_clock_that_goes_back_and_forth_forgets_nothing(client, monkeypatch):
+    monkeypatch.setattr(rates, "NOW", "local now = tonumber(redis.call('GET', 'test:now'))\n")
+    limits, used = RateLimits(client), []
+    for moved in (0, 1_000, 500, 1_500, 0, 999):
+        await client.set("test:now", 1_700_000_000_000 + moved)
+        standing = await limits.take([tokens(100, 10)])
+        await limits._corrected(standing.second, [(standing.limits[0].limit, -9)])
+        used.append((await limits.take([tokens(100, 0)])).limits[0].used)
+    assert used == [1, 2, 3, 4, 5, 6]
+
+
 async def test_refused_call_counts_against_no_limit(limits):
     for _ in range(3):
         assert not await admitted(limits, requests(5), tokens(10, 11))
@@ -206,6 +217,30 @@ async def test_lost_redis_is_replaced_by_each_replicas_share_and_logged_once(own
         with sync_redis.Redis.from_url(server.url) as shared:
             assert shared.keys("*")
     await client.aclose()
+
+
+async def test_connection_that_was_cut_is_made_anew_and_nobody_is_told(client, limits):
+    await limits.take([requests(5)])
+    with capture_logs() as logged:
+        await client.client_kill_filter(_type="normal", skipme=True)
+        assert (await limits.take([requests(5)])).limits[0].used == 2
+    assert not logged
+
+
+async def test_reply_that_comes_too_late_is_not_taken_for_another(own_redis, monkeypatch):
+    monkeypatch.setattr(rates, "_RETRY_SECONDS", 0.0)
+    with own_redis() as server, sync_redis.Redis.from_url(server.url) as other:
+        client = aio_redis.Redis.from_url(server.url, socket_timeout=0.3, socket_connect_timeout=5)
+        limits = RateLimits(client)
+        await limits.take([tokens(100, 7)])
+        other.client_pause(60_000, all=False)  # scripts are not run meanwhile
+        assert not (await limits.take([tokens(100, 11)])).shared
+        other.client_unpause()
+        after = [await limits.take([tokens(100, 0)]), await limits.take([requests(9)])]
+        assert all(standing.shared for standing in after)
+        assert after[1].limits[0].used == 1
+        assert after[0].limits[0].used in {7, 18}  # what was given up may have been run all the same
+        await client.aclose()
 
 
 async def test_redis_that_refuses_is_a_lost_redis(own_redis):

@@ -1,6 +1,7 @@
 """The way to providers: what reaches them, how often, with which credential, and what comes of their failures."""
 
 import asyncio
+import gzip
 import json
 import re
 import subprocess
@@ -183,6 +184,27 @@ async def test_connections_are_used_again(upstreams):
         for _ in range(10):
             await read(way, chat())
         assert (len(provider.requests), provider.connections) == (10, 1)
+
+
+LONG = b'{"said": "' + b"a" * 300_000 + b'"}'
+JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [answer(LONG)],
+        [answer(LONG)[:200], 0.02, answer(LONG)[200:-1], 0.02, LONG[-1:]],
+        [answer(gzip.compress(LONG), content_encoding="gzip")],
+        [JSON_HEAD + b"transfer-encoding: chunked\r\n\r\n", chunk(LONG[:9]), 0.02, chunk(LONG[9:]) + b"0\r\n\r\n"],
+    ],
+    ids=["at once", "in pieces", "compressed", "in chunks"],
+)
+async def test_answer_comes_whole_however_its_end_is_told_and_its_connection_is_used_again(upstreams, steps):
+    async with scripted(steps) as provider:
+        way = upstreams(provider.url)
+        assert [await read(way, chat()) for _ in range(3)] == [LONG] * 3
+        assert provider.connections == 1
 
 
 async def test_provider_of_the_file_is_called_with_its_headers(upstreams, tmp_path):

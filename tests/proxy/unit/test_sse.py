@@ -54,6 +54,24 @@ def test_data_of_an_event(event, data):
     assert data_of(event) == data
 
 
+@pytest.mark.parametrize(
+    ("piece", "found", "rest"),
+    [
+        (b"data: a\n\n", [b"data: a\n\n"], b""),
+        (b"data: a\n\n\n", [b"data: a\n\n"], b"\n"),
+        (b"a\n\nb\n\n", [b"a\n\n", b"b\n\n"], b""),
+        (b"a\r\rb\n\n", [b"a\r\r", b"b\n\n"], b""),
+        (b"\n\n", [b"\n\n"], b""),
+        (b"\n", [], b"\n"),
+    ],
+    ids=["one", "one and a line", "two", "two, with other line ends", "an empty one", "a line"],
+)
+def test_piece_of_whole_events_is_cut_as_any(piece, found, rest):
+    splitter = EventSplitter(100)
+    assert splitter.feed(piece) == found
+    assert splitter.rest() == rest
+
+
 def test_made_event_is_read_back():
     assert EventSplitter(100).feed(event_of(b'{"a":1}')) == [b'data: {"a":1}\n\n']
 
