@@ -202,6 +202,21 @@ def tell_again(connection: Connection, account_id: str, kinds: Sequence[str]) ->
     return connection.execute(statement).rowcount
 
 
+def withdraw(connection: Connection, account_id: str, kinds: Sequence[str]) -> int:
+    """Note deliveries of these kinds that wait as done, since others take their place; how many.
+
+    What a deliverer has claimed stays: it may be on its way, and others come after it. By `outbox_waiting_of_account`;
+    the account's row is locked.
+    """
+    statement = (
+        update(outbox)
+        .where(outbox.c.account_id == account_id, outbox.c.delivered_at.is_(None), outbox.c.kind.in_(kinds))
+        .where(outbox.c.leased_until.is_(None) | (outbox.c.leased_until <= func.now()))
+        .values(delivered_at=func.now(), leased_until=None)
+    )
+    return connection.execute(statement).rowcount
+
+
 def waiting_summary(connection: Connection) -> tuple[int, float]:
     """How many deliveries wait, and the age of the oldest in seconds. By `outbox_waiting`."""
     statement = select(

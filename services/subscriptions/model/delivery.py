@@ -136,14 +136,14 @@ def opening(account: Account) -> OpenLedgerAccount:
     return OpenLedgerAccount(account.account_id, account.display_name, account.cycle_anchor)
 
 
-def plan_terms(account: Account, plan: Plan, *, is_new: bool = False) -> tuple[SetPlanLimits, SetEntitlement]:
+def plan_terms(account: Account, plan: Plan) -> tuple[SetPlanLimits, SetEntitlement]:
     """What ledger and proxy have to know of a plan, at the account's revision.
 
-    A new account has no earlier plan's limits to end.
+    Limits that the plan lacks are ended of a new account too: its book may be there from before a restore.
     """
     set_limits = limits(plan)
     limited = {limit.unit for limit in set_limits}
-    ended = () if is_new else tuple(unit for unit in LIMITED_UNITS if unit not in limited)
+    ended = tuple(unit for unit in LIMITED_UNITS if unit not in limited)
     return (
         SetPlanLimits(account.account_id, account.revision, set_limits, ended),
         SetEntitlement(

@@ -91,7 +91,7 @@ class Customers:
             granted_until=None,
         )
         account, grants = with_promotion(account, plan, now)
-        limits, entitlement = plan_terms(account, plan, is_new=True)
+        limits, entitlement = plan_terms(account, plan)
         # Limits before credit, credit before the door is opened: at no moment more can be spent than the plan means.
         return account, [opening(account), limits, *grants, entitlement]
 

@@ -28,6 +28,8 @@ _log = get_logger(__name__)
 
 # What takes effect once, however late it is told again.
 _TOLD_AS_IT_WAS = ("open_ledger_account", "grant_credit", "reverse_grant")
+# What a plan means. What still waits of it is not told: the ledger may know its revision from a move that is lost.
+_TERMS = ("move_cycle", "set_plan_limits", "set_entitlement")
 _ACCOUNTS_AT_ONCE = 200
 _CLOSED = "closed"
 
@@ -89,6 +91,7 @@ class Redelivery:
                 return plan is not None  # moved meanwhile: that has told of its new terms
             renewed = replace(account, revision=max(account.revision + 1, fresh_revision(self._clock())))
             store.update_account(connection, renewed)
+            store.withdraw(connection, account.account_id, _TERMS)
             store.enqueue(connection, account.account_id, _terms(renewed, plan))
         return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import stripe
 
@@ -12,6 +12,7 @@ from services.subscriptions.model.plan import Plan
 from services.subscriptions.stripe.client import StripeAccess, stripe_errors
 from services.subscriptions.stripe.moves import Position
 from services.subscriptions.stripe.names import KEEPS_PLAN, KEEPS_PLAN_VERSION, KEEPS_UNTIL, NANOS_PER_CENT
+from services.subscriptions.stripe.objects import moment
 
 # Statuses of a subscription that is there: paid, to be paid, or paused. One that is `incomplete` never began.
 LIVE = frozenset({"active", "trialing", "past_due", "unpaid", "paused"})
@@ -110,11 +111,6 @@ def interval_of(item: stripe.SubscriptionItem) -> str:
     """`month` or `year`."""
     assert item.price.recurring is not None
     return item.price.recurring.interval
-
-
-def moment(seconds: int) -> datetime:
-    """A moment of Stripe's."""
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 _WORDS = {"unpaid": "past_due", "incomplete_expired": "canceled"}

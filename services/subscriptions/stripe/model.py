@@ -8,7 +8,7 @@ from datetime import datetime
 
 # Stripe's statuses in which a subscription says which plan its account is on.
 FAILING = "past_due"
-_IN_FORCE = frozenset({"active", "trialing", FAILING})
+IN_FORCE = frozenset({"active", "trialing", FAILING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class SubscriptionState:
     @property
     def in_force(self) -> bool:
         """Whether it says which plan its account is on."""
-        return self.status in _IN_FORCE
+        return self.status in IN_FORCE
 
 
 @dataclass(frozen=True, slots=True)

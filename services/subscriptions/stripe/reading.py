@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import stripe
 
@@ -20,7 +20,6 @@ from services.subscriptions.stripe.events import APPLIED_TYPES, CHARGE, INVOICE,
 from services.subscriptions.stripe.model import (
     FAILING,
     InvoiceLine,
-    KeptPlan,
     PaidInvoice,
     PaidTopUp,
     PlanKey,
@@ -29,16 +28,21 @@ from services.subscriptions.stripe.model import (
 )
 from services.subscriptions.stripe.names import (
     CURRENCY,
-    KEEPS_PLAN,
-    KEEPS_PLAN_VERSION,
-    KEEPS_UNTIL,
     NANOS_PER_CENT,
     PURPOSE_RECHARGE,
     PURPOSE_TOP_UP,
     PriceName,
-    read_price_key,
 )
-from services.subscriptions.stripe.renewal_rules import uncollected_renewal
+from services.subscriptions.stripe.objects import (
+    id_of,
+    inclusive_tax,
+    is_metered,
+    kept_plan,
+    moment,
+    plan_said,
+    price_name,
+)
+from services.subscriptions.stripe.renewal_rules import READ_WITH_IT, uncollected_renewal
 
 _PAGE_SIZE = 100
 _MAX_SUBSCRIPTIONS = 100
@@ -90,7 +94,7 @@ class StripeReader:
     def customer_of_charge(self, charge_id: str) -> str:
         """Whose charge it is; empty where nobody's."""
         charge = self._asked("read a charge", lambda client: client.v1.charges.retrieve(charge_id))
-        return _id(charge.customer)
+        return id_of(charge.customer)
 
     def subscription(self, customer_id: str) -> SubscriptionState | None:
         """The customer's subscription: of those that are in force, else that Stripe still has, else all, the newest."""
@@ -125,31 +129,31 @@ class StripeReader:
         return None
 
     def _state(self, found: stripe.Subscription) -> SubscriptionState:
-        own = next((item for item in found.items.data if not _is_metered(item.price)), None)
+        own = next((item for item in found.items.data if not is_metered(item.price)), None)
         if own is None or own.price.recurring is None:
             raise UnreadableObjectError(f"subscription {found.id} has no item of a plan's own price")
-        name = _price_name(own.price) or _said(found.metadata.to_dict(), own.price.recurring.interval)
+        name = price_name(own.price) or plan_said(found.metadata.to_dict(), own.price.recurring.interval)
         if name is None:
             raise UnreadableObjectError(f"subscription {found.id} is not of one of our plans")
         newest = found.latest_invoice if isinstance(found.latest_invoice, stripe.Invoice) else None
-        period_end = _moment(own.current_period_end)
-        cancel_at = _moment(found.cancel_at) if found.cancel_at is not None else None
+        period_end = moment(own.current_period_end)
+        cancel_at = moment(found.cancel_at) if found.cancel_at is not None else None
         return SubscriptionState(
             subscription_id=found.id,
             status=found.status,
             plan=PlanKey(name.plan_id, name.plan_version),
             interval=own.price.recurring.interval,
             price_nanos=(own.price.unit_amount or 0) * (own.quantity or 1) * NANOS_PER_CENT,
-            period_start=_moment(own.current_period_start),
+            period_start=moment(own.current_period_start),
             period_end=period_end,
-            billing_anchor=_moment(found.billing_cycle_anchor),
+            billing_anchor=moment(found.billing_cycle_anchor),
             cancel_at_period_end=found.cancel_at_period_end or (cancel_at is not None and cancel_at <= period_end),
-            trial_end=_moment(found.trial_end) if found.trial_end is not None else None,
+            trial_end=moment(found.trial_end) if found.trial_end is not None else None,
             failing_since=self._failing_since(found.id) if found.status == FAILING else None,
-            kept=_kept(found.metadata.to_dict()),
+            kept=kept_plan(found.metadata.to_dict()),
             paid_invoice_id=newest.id if newest is not None and newest.status == "paid" else "",
             renewal_id=uncollected_renewal(
-                found, newest, [item for item in found.items.data if _is_metered(item.price)]
+                found, newest, [item for item in found.items.data if is_metered(item.price)]
             ),
         )
 
@@ -162,11 +166,12 @@ class StripeReader:
             ),
         )
         made_final = [found.status_transitions.finalized_at for found in listed.data if found.attempted]
-        return min((_moment(at) for at in made_final if at is not None), default=None)
+        return min((moment(at) for at in made_final if at is not None), default=None)
 
-    def invoice(self, invoice_id: str) -> stripe.Invoice:
-        """An invoice, as Stripe gives it."""
-        return self._asked("read an invoice", lambda client: client.v1.invoices.retrieve(invoice_id))
+    def renewal(self, invoice_id: str) -> stripe.Invoice:
+        """An invoice as Stripe gives it, with its subscription as it is at the same moment."""
+        params: stripe.params.InvoiceRetrieveParams = {"expand": [READ_WITH_IT]}
+        return self._asked("read a renewal", lambda client: client.v1.invoices.retrieve(invoice_id, params))
 
     def bills_use(self, invoice: stripe.Invoice) -> bool:
         """Whether an invoice has lines for what was used."""
@@ -174,7 +179,7 @@ class StripeReader:
 
     def paid_invoice(self, invoice_id: str) -> PaidInvoice | None:
         """An invoice, where it is paid."""
-        invoice = self.invoice(invoice_id)
+        invoice = self._asked("read an invoice", lambda client: client.v1.invoices.retrieve(invoice_id))
         if invoice.status != "paid":
             return None
         _require_currency("invoice", invoice_id, invoice.currency)
@@ -182,7 +187,7 @@ class StripeReader:
         return PaidInvoice(
             invoice_id=invoice_id,
             amount_nanos=invoice.total * NANOS_PER_CENT,
-            paid_at=_moment(paid_at),
+            paid_at=moment(paid_at),
             lines=tuple(self._lines(invoice)),
         )
 
@@ -200,7 +205,7 @@ class StripeReader:
         """An invoice's lines that are for a price, with its id."""
         for line in self._all_lines(invoice.id) if invoice.lines.has_more else invoice.lines.data:
             if line.pricing is not None and line.pricing.price_details is not None:
-                yield line, _id(line.pricing.price_details.price)
+                yield line, id_of(line.pricing.price_details.price)
 
     def _lines(self, invoice: stripe.Invoice) -> Iterator[InvoiceLine]:
         for line, price_id in self._priced_lines(invoice):
@@ -209,9 +214,9 @@ class StripeReader:
                 yield InvoiceLine(
                     plan=PlanKey(name.plan_id, name.plan_version),
                     interval=name.part,
-                    amount_nanos=(line.amount - _inclusive_tax(line)) * NANOS_PER_CENT,
-                    period_start=_moment(line.period.start),
-                    period_end=_moment(line.period.end),
+                    amount_nanos=(line.amount - inclusive_tax(line)) * NANOS_PER_CENT,
+                    period_start=moment(line.period.start),
+                    period_end=moment(line.period.end),
                 )
 
     def _all_lines(self, invoice_id: str) -> list[stripe.InvoiceLineItem]:
@@ -228,7 +233,7 @@ class StripeReader:
             with self._lock:
                 if len(self._prices) >= _MAX_PRICES:
                     self._prices.clear()
-                self._prices[price_id] = _price_name(price), _is_metered(price)
+                self._prices[price_id] = price_name(price), is_metered(price)
         return self._prices[price_id]
 
     def paid_top_up(self, payment_intent_id: str) -> PaidTopUp | None:
@@ -242,14 +247,14 @@ class StripeReader:
             payment_intent_id=payment_intent_id,
             purpose=purpose,
             amount_nanos=intent.amount_received * NANOS_PER_CENT,
-            paid_at=_moment(intent.created),
+            paid_at=moment(intent.created),
         )
 
     def payment_of_session(self, session_id: str) -> str:
         """The payment that a checkout led to; empty where it is not paid, or is for a subscription."""
         session = self._asked("read a checkout", lambda client: client.v1.checkout.sessions.retrieve(session_id))
         is_paid = session.mode == "payment" and session.payment_status == "paid"
-        return _id(session.payment_intent) if is_paid else ""
+        return id_of(session.payment_intent) if is_paid else ""
 
     def returned(self, charge_id: str) -> tuple[ReturnedCharge, str]:
         """What of a charge has been refunded, or is disputed and not won, and the payment that it is of."""
@@ -261,7 +266,7 @@ class StripeReader:
                 lambda client: client.v1.disputes.list(params={"charge": charge_id, "limit": _PAGE_SIZE}),
             )
             cents += sum(dispute.amount for dispute in listed.data if dispute.status in _WITHDRAWN)
-        return ReturnedCharge(charge_id, min(cents, charge.amount)), _id(charge.payment_intent)
+        return ReturnedCharge(charge_id, min(cents, charge.amount)), id_of(charge.payment_intent)
 
     def invoice_of_payment(self, payment_intent_id: str) -> str:
         """The invoice that a payment paid; empty where it paid none."""
@@ -271,7 +276,7 @@ class StripeReader:
                 params={"payment": {"type": "payment_intent", "payment_intent": payment_intent_id}, "limit": 1}
             ),
         )
-        return _id(listed.data[0].invoice) if listed.data else ""
+        return id_of(listed.data[0].invoice) if listed.data else ""
 
     def recent(self, customer_id: str, since: datetime) -> list[Reference]:
         """A customer's paid invoices and successful payments since then, and charges with something returned.
@@ -346,51 +351,9 @@ def _next_page(page: stripe.ListObject[stripe.Event], _: stripe.StripeClient) ->
     return page.next_page()
 
 
-def _price_name(price: stripe.Price) -> PriceName | None:
-    """What a price is called: by its lookup key or, where that was moved to another one, by its metadata."""
-    name = read_price_key(price.lookup_key)
-    if name is not None or price.recurring is None:
-        return name
-    return None if _is_metered(price) else _said(price.metadata.to_dict(), price.recurring.interval)
-
-
-def _said(metadata: Mapping[str, Any], interval: str) -> PriceName | None:
-    if "plan" not in metadata or "plan_version" not in metadata or not str(metadata["plan_version"]).isdecimal():
-        return None
-    return PriceName(str(metadata["plan"]), int(metadata["plan_version"]), interval)
-
-
-def _kept(metadata: Mapping[str, Any]) -> KeptPlan | None:
-    named = (KEEPS_PLAN, KEEPS_PLAN_VERSION, KEEPS_UNTIL)
-    said = [str(metadata[name]) if name in metadata else "" for name in named]
-    plan_id, version, until = said
-    if not plan_id or not version.isdecimal() or not until.isdecimal():
-        return None
-    return KeptPlan(PlanKey(plan_id, int(version)), _moment(int(until)))
-
-
-def _is_metered(price: stripe.Price) -> bool:
-    return price.recurring is not None and price.recurring.usage_type == "metered"
-
-
-def _inclusive_tax(line: stripe.InvoiceLineItem) -> int:
-    return sum(tax.amount for tax in line.taxes or [] if tax.tax_behavior == "inclusive")
-
-
 def _require_currency(kind: str, object_id: str, currency: str) -> None:
     if currency != CURRENCY:
         raise UnreadableObjectError(f"{kind} {object_id} is in {currency}, not in {CURRENCY}")
-
-
-def _id(value: object) -> str:
-    """An id that may stand for its object, or be expanded to it."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else str(getattr(value, "id", ""))
-
-
-def _moment(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _bounded(items: Iterator[_T], most: int, complaint: str) -> list[_T]:

@@ -9,6 +9,7 @@ to it; then it makes it final and charges the card. The credit of the next cycle
     final, to be charged by Stripe, and not charged yet              charged: who made it final got no further
     of a subscription with items, or with lines, for what was used   left: use of the ended period may still come in
     of a subscription whose collection is paused                     left: Stripe would void it, or write it off
+    of a subscription that has ended, be it just now                 left: nobody wants what it is for any more
     that Stripe does not advance by itself (`auto_advance` off)      left: somebody has it in hand
     once charged, with whatever outcome                              left: what follows is Stripe's, as ever
     for anything but a renewal: an upgrade, an end, by hand          left
@@ -20,10 +21,24 @@ from collections.abc import Collection
 
 import stripe
 
+from services.subscriptions.stripe.model import IN_FORCE
 from services.subscriptions.stripe.names import CURRENCY
 
+# What of an invoice has to be read with it.
+READ_WITH_IT = "parent.subscription_details.subscription"
 RENEWAL = "subscription_cycle"
 DRAFT, OPEN = "draft", "open"
+
+
+def is_waiting(invoice: stripe.Invoice) -> bool:
+    """Whether a renewal's invoice, read with its subscription (`READ_WITH_IT`), is still to be collected."""
+    details = invoice.parent.subscription_details if invoice.parent is not None else None
+    subscription = details.subscription if details is not None else None
+    return isinstance(subscription, stripe.Subscription) and _goes_on(subscription) and is_uncollected(invoice)
+
+
+def _goes_on(subscription: stripe.Subscription) -> bool:
+    return subscription.status in IN_FORCE and subscription.pause_collection is None
 
 
 def is_uncollected(invoice: stripe.Invoice) -> bool:
@@ -32,11 +47,11 @@ def is_uncollected(invoice: stripe.Invoice) -> bool:
         invoice.billing_reason == RENEWAL
         and bool(invoice.auto_advance)
         and invoice.currency == CURRENCY
-        and (invoice.status == DRAFT or (invoice.status == OPEN and is_charged(invoice) and not invoice.attempted))
+        and (invoice.status == DRAFT or (invoice.status == OPEN and _is_charged(invoice) and not invoice.attempted))
     )
 
 
-def is_charged(invoice: stripe.Invoice) -> bool:
+def _is_charged(invoice: stripe.Invoice) -> bool:
     """Whether Stripe charges the customer's card for it, rather than sending it to be paid."""
     return invoice.collection_method == "charge_automatically"
 
@@ -48,6 +63,6 @@ def uncollected_renewal(
 
     `newest` is the subscription's newest invoice, `metered` are its items for what is used.
     """
-    if newest is None or metered or subscription.pause_collection is not None or not is_uncollected(newest):
+    if newest is None or metered or not _goes_on(subscription) or not is_uncollected(newest):
         return ""
     return newest.id

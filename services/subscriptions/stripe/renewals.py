@@ -20,7 +20,7 @@ from services.subscriptions.stripe.gathering import Seen
 from services.subscriptions.stripe.model import SubscriptionState
 from services.subscriptions.stripe.names import idempotency_key
 from services.subscriptions.stripe.reading import MissingObjectError, StripeReader, UnreadableObjectError
-from services.subscriptions.stripe.renewal_rules import DRAFT, OPEN, is_charged, is_uncollected
+from services.subscriptions.stripe.renewal_rules import DRAFT, READ_WITH_IT, is_waiting
 
 _log = get_logger(__name__)
 
@@ -82,14 +82,14 @@ class Renewals:
         return outcome
 
     def _asked(self, account_id: str, invoice_id: str) -> Outcome:
-        invoice = self._reader.invoice(invoice_id)
-        if not is_uncollected(invoice):
+        invoice = self._reader.renewal(invoice_id)
+        if not is_waiting(invoice):
             return Outcome.OVERTAKEN
         if self._reader.bills_use(invoice):
             return Outcome.LEFT
         if invoice.status == DRAFT:
             invoice = self._finalized(account_id, invoice_id)
-        if invoice.status == OPEN and is_charged(invoice):
+        if is_waiting(invoice):  # not where it is paid by now, is sent, or somebody has ended the subscription
             self._pay(account_id, invoice_id)
         return Outcome.COLLECTED
 
@@ -98,7 +98,7 @@ class Renewals:
         with stripe_errors("make a renewal final", account_id=account_id, invoice=invoice_id):
             return self._access.client.v1.invoices.finalize_invoice(
                 invoice_id,
-                params={"auto_advance": True},
+                params={"auto_advance": True, "expand": [READ_WITH_IT]},
                 options={"idempotency_key": idempotency_key(account_id, "finalize_renewal", invoice_id)},
             )
 

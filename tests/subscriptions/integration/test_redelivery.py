@@ -1,9 +1,12 @@
 """After a restore of one of them, subscriptions, ledger and proxy agree again; nothing is given twice."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+from subscriptions_events import STARTER_CREDIT
 from subscriptions_peers import USD
 
 from services.subscriptions.__main__ import main
@@ -92,6 +95,35 @@ def test_account_that_is_lost_is_made_again_on_the_book_that_the_ledger_has(made
     assert proxy.entitlements["acme"].plan_id == "starter"
 
 
+def test_account_made_again_on_a_plan_without_limits_is_not_held_to_those_of_the_lost_one(
+    made, clock, ledger, database
+):
+    create(made, "starter")
+    for table in ("outbox", "accounts"):
+        database.rows(f"DELETE FROM {table}")
+    clock.forward(timedelta(minutes=5))
+    assert create(made, "payg").provisioned
+    assert limits_of(ledger) == {}
+
+
+def test_terms_that_the_ledger_knows_otherwise_from_a_lost_move_hold_nothing_up(
+    made, redeliver, ledger, proxy, database
+):
+    """As when reconciliation finds, at the revision of a move that is lost, what the subscription has become since."""
+    first = create(made, "payg")
+    made.customers.set_plan("acme", "starter", "m1")
+    database.rows("UPDATE accounts SET plan_id = 'payg', revision = :before", before=first.revision)
+    database.rows("DELETE FROM plan_changes")
+    database.rows("DELETE FROM outbox WHERE sequence > 3")
+    ledger.down = True
+    made.customers.set_plan("acme", "free", "m2")
+    ledger.down = False
+    assert redeliver().waiting == 0
+    assert proxy.entitlements["acme"].plan_id == "free"
+    assert limits_of(ledger)["plan::tokens:cycle"] == 50_000
+    assert [nanos for _, nanos in credit_of(ledger)] == [5 * USD]
+
+
 def test_told_again_any_number_of_times_changes_nothing(made, redeliver, ledger, proxy):
     create(made, "free")
     made.customers.set_plan("acme", "starter", "m1")
@@ -103,6 +135,68 @@ def test_told_again_any_number_of_times_changes_nothing(made, redeliver, ledger,
     for _ in range(3):
         assert redeliver().waiting == 0
     assert standing() == before
+
+
+def test_credit_that_was_taken_back_stays_so(told):
+    told.start_clock()
+    told.subscribed()
+    told.refund(told.charge(), 950)
+    told.settle()
+    told.buy()
+    told.settle()
+    told.refund(told.charge())
+    told.settle()
+    book = told.ledger.books["acme"]
+
+    def standing():
+        return told.grants(), book["anchor"], len(book["reversals"]), told.standing()
+
+    before = standing()
+    assert sum(told.grants().values()) == STARTER_CREDIT // 2
+    for _ in range(2):
+        done = Redelivery(told.parts.engine, told.parts.plans, told.parts.deliverer, clock=told.clock).run()
+        assert (done.waiting, standing()) == (0, before)
+
+
+def test_later_entitlement_of_the_proxys_is_not_passed_over_in_silence(made, proxy, capsys):
+    first = create(made, "free")
+    proxy.entitlements["acme"].revision = first.revision + 10
+    made.customers.set_plan("acme", "payg", "m1")
+    assert proxy.entitlements["acme"].plan_id == "free"
+    assert "the proxy keeps a later entitlement" in capsys.readouterr().out
+
+
+def test_run_by_mistake_beside_workers_and_moves_leaves_everything_as_it_would_be(made, ledger, proxy):
+    names = [f"acme-{number}" for number in range(5)]
+    for name in names:
+        create(made, "free", name)
+    over = threading.Event()
+
+    def deliver():
+        while not over.is_set():
+            made.deliverer.deliver_next()
+
+    def move(name):
+        for number in range(6):
+            made.customers.set_plan(name, ("payg", "starter")[number % 2], f"m{number}")
+
+    def tell_again(_):
+        for _ in range(4):
+            Redelivery(made.engine, made.plans, made.deliverer).run()
+
+    with ThreadPoolExecutor(10) as pool:
+        worker = pool.submit(deliver)
+        try:
+            told, moved = pool.map(tell_again, range(2)), pool.map(move, names)
+            assert len([*told, *moved]) == 7
+        finally:
+            over.set()
+        worker.result(20)
+    assert all(made.deliverer.deliver_account(name, within_seconds=20) for name in names)
+    for name in names:
+        assert proxy.entitlements[name].plan_id == "starter"
+        assert limits_of(ledger, name) == {"plan::tokens:cycle": 500_000, "plan::requests:cycle": 1000}
+        assert [nanos for _, nanos in credit_of(ledger, name)] == [5 * USD]
 
 
 def test_account_on_a_plan_that_is_lost_is_named_and_holds_up_no_other(made, peers, parts, clock):

@@ -1,7 +1,7 @@
 import pytest
 import stripe
 
-from services.subscriptions.stripe.renewal_rules import is_uncollected, uncollected_renewal
+from services.subscriptions.stripe.renewal_rules import is_uncollected, is_waiting, uncollected_renewal
 
 DRAFT = {
     "id": "in_1", "billing_reason": "subscription_cycle", "status": "draft", "auto_advance": True, "attempted": False,
@@ -16,7 +16,8 @@ def invoice(**changes):
 
 
 def subscription(**changes):
-    return stripe.Subscription.construct_from({"id": "sub_1", "pause_collection": None} | changes, "sk_test")
+    words = {"id": "sub_1", "object": "subscription", "status": "active", "pause_collection": None}
+    return stripe.Subscription.construct_from(words | changes, "sk_test")
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,23 @@ def test_nothing_is_collected_where_something_is_metered_or_nothing_was_invoiced
     item = stripe.SubscriptionItem.construct_from({"id": "si_1"}, "sk_test")
     assert uncollected_renewal(subscription(), invoice(), [item]) == ""
     assert uncollected_renewal(subscription(), None, []) == ""
+
+
+@pytest.mark.parametrize(
+    ("of", "expected"),
+    [
+        (subscription(), True),
+        (subscription(status="past_due"), True),
+        (subscription(status="canceled"), False),
+        (subscription(status="unpaid"), False),
+        (subscription(pause_collection={"behavior": "void"}), False),
+        ("sub_1", False),
+    ],
+    ids=["going on", "owing", "ended", "unpaid", "paused", "not read with it"],
+)
+def test_what_is_asked_depends_on_the_subscription_as_it_is_then(of, expected):
+    assert is_waiting(invoice(parent={"subscription_details": {"subscription": of}})) == expected
+
+
+def test_invoice_of_no_subscription_is_left():
+    assert not is_waiting(invoice(parent=None))
