@@ -341,13 +341,17 @@ class GroupCommit:
         groups = [call.groups[at] for call, places in parts for at in places]
         operations = [operation for group in groups for operation in group]
         # After the wait for this writer, so that a hold lives as long as was asked for.
-        remembered = self._remembered.take(operations, datetime.now(UTC))
+        now = datetime.now(UTC)
+        remembered = self._remembered.take(operations, now)
+        known = {} if hurried else remembered
         try:
-            results = await self._booked(line, connection, groups, {} if hurried else remembered, hurried=hurried)
-        except NotAsRememberedError:
+            results = await self._booked(line, connection, groups, known, now, hurried=hurried)
+        except NotAsRememberedError as error:
             await line.rolled_back()
-            self._remembered.doubt()
-            results = await self._booked(line, await line.connected(), groups, {}, hurried=hurried)
+            if error.outdated:
+                self._remembered.doubt()
+            connection = await line.connected()
+            results = await self._booked(line, connection, groups, {}, datetime.now(UTC), hurried=hurried)
         _BATCH_SIZE.observe(len(operations))
         for group in results:
             for result in group:
@@ -361,18 +365,22 @@ class GroupCommit:
         connection: Connection,
         groups: Sequence[Group],
         remembered: Mapping[str, RememberedAccount],
+        now: datetime,
         *,
         hurried: bool,
     ) -> list[list[Result]]:
-        """Do a batch, all of it in one transaction. Raises NotAsRememberedError, only where something is remembered."""
+        """Do a batch, all of it in one transaction. Raises NotAsRememberedError, only where something is remembered.
+
+        `now`: as of which nothing is due at what is remembered.
+        """
         operations = [operation for group in groups for operation in group]
-        begun, now = time.perf_counter(), datetime.now(UTC)
+        begun = time.perf_counter()
         patience = _HURRIED_LOCK_MILLISECONDS if hurried else None
         loaded = await load(connection, operations, now, remembered, lock_milliseconds=patience)
         read = time.perf_counter()
         batch = Batch(loaded, now)
         results = [batch.run(group) for group in groups]
-        version = await write(connection, batch.changes, line.slot, loaded.unconfirmed)
+        version = await write(connection, batch.changes, line.slot, loaded.unconfirmed, loaded.unread)
         _BATCHES.labels("remembered" if loaded.unconfirmed else "outdated" if loaded.outdated else "read").inc()
         self._remembered.put(operations, loaded, batch.changes, version, remembered)
         _SPENT.inc(sum(entry.spent for entry in batch.changes.entries if entry.spent > 0))

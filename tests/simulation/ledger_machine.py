@@ -5,7 +5,9 @@ import contextlib
 import itertools
 import json
 import random
+import re
 import tempfile
+import urllib.request
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.ledger.support.ledger_parts import durable_postgres, replicas
 from tests.simulation.ledger_world import World
 
 _numbers = itertools.count(1)
+_REMEMBERED = re.compile(rb'^tollkeeper_ledger_batches_total\{accounts="remembered"\} (\S+)', re.MULTILINE)
 VICTIMS = ("ledger0", "ledger1", "postgres")
 
 # Nothing is made smaller or run again: processes do not repeat themselves. What failed is named by its seed.
@@ -57,16 +60,18 @@ class LedgersUnderAttack(RuleBasedStateMachine):
     """Clients of two ledgers, any part of which may be killed at any moment."""
 
     parts: Parts
-    # Over all runs: writes that were acknowledged, and calls made again since a part was gone.
+    # Over all runs: writes that were acknowledged, calls made again since a part was gone, and batches from memory of
+    # ledgers that were not killed since.
     tally: Counter
+    counted: Counter
 
-    @initialize()
-    def begin(self):
+    @initialize(home=st.sampled_from([0, 1, None]))
+    def begin(self, home):
         self.loop = asyncio.new_event_loop()
-        self.world = self.loop.run_until_complete(self._made())
+        self.world = self.loop.run_until_complete(self._made(home))
 
-    async def _made(self):
-        world = World(self.parts.addresses, self.parts.metadata, next(_numbers))
+    async def _made(self, home):
+        world = World(self.parts.addresses, self.parts.metadata, next(_numbers), home)
         await world.open()
         return world
 
@@ -105,9 +110,24 @@ class LedgersUnderAttack(RuleBasedStateMachine):
         self.world.audit(self.parts.url)
         self.loop.run_until_complete(self.world.close())
         self.tally.update(acknowledged=self.world.acknowledged, retried=self.world.retried)
+        for name in VICTIMS[:2]:
+            self._count_remembered(name)
         self.loop.close()
+
+    def _count_remembered(self, name):
+        """Add how many more batches a ledger had from memory, or all where it began anew."""
+        try:
+            with urllib.request.urlopen(self.parts.killable[name].metrics, timeout=10) as answer:
+                found = _REMEMBERED.search(answer.read())
+        except OSError:  # it was killed, nobody has needed it since, and it is not back yet
+            return
+        count, before = int(float(found[1])) if found else 0, self.counted[name]
+        self.tally.update(remembered=count - before if count >= before else count)
+        self.counted[name] = count
 
 
 def machine_on(parts):
     """The state machine of ledgers under attack, on these processes."""
-    return type("LedgersUnderAttackHere", (LedgersUnderAttack,), {"parts": parts, "tally": Counter()})
+    return type(
+        "LedgersUnderAttackHere", (LedgersUnderAttack,), {"parts": parts, "tally": Counter(), "counted": Counter()}
+    )

@@ -40,6 +40,8 @@ class Loaded:
     books: dict[str, Book] = field(default_factory=dict)
     # The versions of those books that were remembered, and are not locked yet; else nothing.
     unconfirmed: dict[str, int] = field(default_factory=dict)
+    # Of those: the names that holds are to be made by, which were not looked for.
+    unread: set[HoldKey] = field(default_factory=set)
     # Whether something that was remembered had changed since.
     outdated: bool = False
     # The holds that operations name, and those that have lapsed.

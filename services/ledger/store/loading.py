@@ -184,7 +184,7 @@ async def load(
     """Begin a transaction, lock the accounts of these operations, and read what they need.
 
     What is remembered of an account is not read again, unless its row has changed since. Where everything is
-    remembered, nothing is begun: `Loaded.unconfirmed` says what `write` has to confirm.
+    remembered, nothing is begun: `Loaded.unconfirmed` and `unread` say what `write` has to confirm.
     `lock_milliseconds`: wait no longer for each lock, where the session's own timeout is too long.
     """
     accounts = sorted({operation.account_id for operation in operations})
@@ -192,6 +192,7 @@ async def load(
     unknown = [x for x in operations if not _recalled(x, remembered.get(x.account_id), loaded)]
     if not unknown:
         loaded.unconfirmed = {account_id: remembered[account_id].version for account_id in accounts}
+        loaded.unread = {(x.account_id, x.hold_id) for x in operations if isinstance(x, CreateHold)}
         return loaded
     named = _Named(unknown)
     # Whether a hold is there already, or ended long ago, is read of all.

@@ -26,8 +26,8 @@ _REMEMBERED = (CreateHold, SettleHold, ReleaseHold)
 _FIRST_DOUBT_SECONDS = 1.0
 _LONGEST_DOUBT_SECONDS = 64.0
 
-# About what an account's row, its grants and its limits are.
-_ROWS_OF_ITS_OWN = 8
+# What a row of half a kilobyte is counted as: a book without its grants and limits, a hold.
+_ROWS_OF_A_BOOK, _ROWS_OF_A_HOLD = 4, 2
 
 
 @dataclass(slots=True)
@@ -39,6 +39,8 @@ class RememberedAccount:
     # An empty list: there is no row.
     subjects: dict[SubjectKey, list[Limit]] = field(default_factory=dict)
     holds: dict[HoldKey, Hold] = field(default_factory=dict)
+    # What all subjects are counted as, and, while it is kept, the account.
+    subject_rows: int = 0
     rows: int = 0
 
     def recall(self, operation: CreateHold | SettleHold | ReleaseHold, loaded: Loaded) -> bool:
@@ -69,11 +71,23 @@ class RememberedAccount:
         self.holds[key] = hold
         if limits_read:
             for subject in subject_keys(hold.account_id, hold.key_id, hold.workspace):
-                self.subjects.setdefault(subject, [])
+                if subject not in self.subjects:
+                    self.limit(subject, [])
+
+    def limit(self, subject: SubjectKey, limits: list[Limit]) -> None:
+        """Remember the limits of a key or a workspace. How many they are does not change while they are remembered."""
+        if subject not in self.subjects:
+            self.subject_rows += 1 + len(limits)
+        self.subjects[subject] = limits
 
     def forget(self) -> None:
         """What was remembered beside the book is out of date."""
-        self.subjects, self.holds = {}, {}
+        self.subjects, self.holds, self.subject_rows = {}, {}, 0
+
+    def count(self) -> int:
+        """About how many half kilobytes it takes."""
+        own = _ROWS_OF_A_BOOK + len(self.book.grants) + len(self.book.limits)
+        return own + self.subject_rows + _ROWS_OF_A_HOLD * len(self.holds)
 
 
 class Remembered:
@@ -131,16 +145,18 @@ class Remembered:
             account.book, account.version = book, version
         for subject, limits in loaded.subjects.items():
             if subject[0] in accounts:
-                accounts[subject[0]].subjects[subject] = limits
+                accounts[subject[0]].limit(subject, limits)
         for key, hold in loaded.holds.items():
             if key[0] in accounts:
-                accounts[key[0]].note(key, hold, limits_read=not loaded.unconfirmed)
+                # Of one that was found by the name of another to be made, the limits were not looked for.
+                changed = key in changes.made or key in changes.holds
+                accounts[key[0]].note(key, hold, limits_read=changed and not loaded.unconfirmed)
         for account in accounts.values():
             self._keep(account)
 
     def _keep(self, account: RememberedAccount) -> None:
         """Remember an account; what was longest not written makes room for it."""
-        account.rows = _ROWS_OF_ITS_OWN + len(account.subjects) + len(account.holds)
+        account.rows = account.count()
         self._accounts[account.book.account_id] = account
         self._rows += account.rows
         while self._rows > self._most_rows:

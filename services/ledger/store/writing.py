@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import psycopg
 
 from services.ledger.model.book import Book
-from services.ledger.model.rows import Changes
+from services.ledger.model.rows import Changes, HoldKey
 from services.ledger.store.columns import (
     ACCOUNT,
     ACCOUNT_CHANGES,
@@ -68,9 +68,9 @@ _RECORDS = f"""place AS (
 )"""  # noqa: S608 (names are columns.py's own)
 # After the locks, which retention takes, too: fails where a hold that is made has the name of one that ended long ago.
 # One that is there still shows when it is written.
-_NAMES_ARE_NEW = """, 1 / (NOT EXISTS (
+_NAMES_ARE_NEW = """, (CASE WHEN EXISTS (
     SELECT FROM ended_holds WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
-))::integer"""
+) THEN 'taken' ELSE '1' END)::integer"""
 
 
 @functools.cache
@@ -100,7 +100,17 @@ _CONFIRM = Statement(f"""
         WHERE a.{VERSION} = r.version ORDER BY account_id FOR NO KEY UPDATE OF a
     ) AS confirmed
 """)  # noqa: S608 (names are columns.py's own)
-_NOT_AS_REMEMBERED = (psycopg.errors.DivisionByZero, psycopg.errors.UniqueViolation)
+# After the locks: fails where one of these holds was made before.
+_NONE_THERE = Statement("""
+    SELECT (CASE WHEN EXISTS (
+        SELECT FROM holds WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
+        UNION ALL
+        SELECT FROM ended_holds WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
+    ) THEN 'taken' ELSE '1' END)::integer
+""")
+# How `_CONFIRM` fails, and the ways to find that the name of a new hold is taken.
+_OUTDATED = psycopg.errors.DivisionByZero
+_TAKEN = (psycopg.errors.InvalidTextRepresentation, psycopg.errors.UniqueViolation)
 
 FEED_SLOTS = 64
 
@@ -124,14 +134,28 @@ async def take_slot(connection: Connection) -> int:
 
 
 class NotAsRememberedError(Exception):
-    """Something of a batch's accounts is not as it was remembered. Nothing is written."""
+    """Something of a batch's accounts is not as it was taken to be, so nothing is written.
+
+    `outdated`: somebody else has changed an account; else a hold's name is not new.
+    """
+
+    def __init__(self, *, outdated: bool) -> None:
+        super().__init__()
+        self.outdated = outdated
 
 
-async def write(connection: Connection, changes: Changes, slot: int, unconfirmed: Mapping[str, int]) -> int:
+async def write(
+    connection: Connection,
+    changes: Changes,
+    slot: int,
+    unconfirmed: Mapping[str, int],
+    unread: Collection[HoldKey] = (),
+) -> int:
     """Write what a batch changed, and commit the transaction that `load` began; the version of all rows it wrote.
 
     `unconfirmed`: where `load` began none, the accounts that the batch took as they are remembered, also those that it
-    has not changed. `slot`: the writer's in the feed. Raises NotAsRememberedError.
+    has not changed. `unread`: names that it took to be new. `slot`: the writer's in the feed. Raises
+    NotAsRememberedError.
     """
     books = [book for account_id, book in changes.books.items() if account_id not in changes.opened]
     reworded = [book for book in books if book.account_id in changes.reworded]
@@ -154,10 +178,13 @@ async def write(connection: Connection, changes: Changes, slot: int, unconfirmed
             (_BEGIN, ()),
             (_CONFIRM, (b"%d" % len(unconfirmed), *literals(list(unconfirmed.items())))),
         ]
+        # Of holds that are made, their writing tells. One that was refused, or undone with its group, may be a replay.
+        if refused := [key for key in unread if key not in changes.made]:
+            confirming.append((_NONE_THERE, literals(refused) * 2))
         try:
             answers = await connection.ask(*confirming, *asked)
-        except _NOT_AS_REMEMBERED as error:
-            raise NotAsRememberedError from error
+        except (_OUTDATED, *_TAKEN) as error:
+            raise NotAsRememberedError(outdated=isinstance(error, _OUTDATED)) from error
         LOCK_WAIT.observe(answers[1][0][1])
     return int(answers[-2][0][0]) if changes.books else 0
 

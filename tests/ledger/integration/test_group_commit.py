@@ -2,7 +2,6 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import psycopg
 import pytest
@@ -44,10 +43,10 @@ def once(monkeypatch, action):
     real = group_commit.write
     left = [action]
 
-    async def write(connection, changes, slot, unconfirmed):
+    async def write(connection, changes, *others):
         if left:
-            return await left.pop()(partial(real, slot=slot, unconfirmed=unconfirmed), connection, changes)
-        return await real(connection, changes, slot, unconfirmed)
+            return await left.pop()(lambda *first: real(*first, *others), connection, changes)
+        return await real(connection, changes, *others)
 
     monkeypatch.setattr(group_commit, "write", write)
 

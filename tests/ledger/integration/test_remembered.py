@@ -23,6 +23,7 @@ from services.ledger.group_commit import GroupCommit
 from services.ledger.store import remembered
 from services.ledger.store.retention import BEGINNING, forget_holds
 from tests.ledger.support.ledger_audit import audit, rows
+from tests.ledger.support.ledger_clock import Clock
 from tests.ledger.support.ledger_memory import (
     credit,
     debit,
@@ -166,6 +167,44 @@ async def test_hold_that_this_replica_made_and_settled_is_made_once(mine):
         await done(mine, settle(6, "h1"))
 
 
+async def test_hold_that_this_replica_settled_is_replayed_where_another_would_be_refused(mine):
+    await done(mine, hold(90, "h1"))
+    await done(mine, settle(90, "h1"))
+    (again,) = await mine.submit([[hold(90, "h1")]])
+    assert (again.replayed, again.outcome.available) == (True, 0)
+    await done(mine, hold(0, "h2"))
+    with pytest.raises(IdempotencyConflict):
+        await done(mine, hold(91, "h1"))
+
+
+async def test_group_that_begins_with_a_hold_of_before_does_not_hold_again(mine):
+    await done(mine, hold(50, "h1"))
+    await done(mine, settle(50, "h1"))
+    results = await mine.submit([[hold(50, "h1"), hold(40, "h2")]])
+    assert [(result.replayed, result.outcome.available) for result in results] == [(True, 40), (False, 0)]
+
+
+async def test_hold_of_another_key_that_shows_by_its_name_does_not_hide_its_limits(mine, theirs):
+    await done(mine, set_limit(15, scope="key", subject="k1"))
+    results = await theirs.submit([[hold(1, "open", key_id="k2")], [hold(1, "h1")]])
+    assert isinstance(results[0].outcome, IdempotencyConflict)
+    with pytest.raises(LimitExceeded):  # 10 are held
+        await done(theirs, hold(6, "h2", key_id="k1"))
+    await done(theirs, settle(3, "open"))
+    assert (await done(theirs, hold(12, "h3", key_id="k1"))).hold.amount == 12
+
+
+async def test_hold_that_lapses_while_its_batch_begins_lapses(mine, ledger_settings, monkeypatch):
+    Clock(monkeypatch, step=timedelta(seconds=1))
+    lasting = range(20, 24)
+    for seconds in lasting:  # whichever look at the clock comes first
+        await done(mine, hold(1, f"of-{seconds}", ttl_seconds=seconds))
+    for number in range(30):
+        await done(mine, hold(0, f"h{number}", ttl_seconds=3600))
+    found = rows(ledger_settings.database_url, "SELECT hold_id, status FROM holds WHERE hold_id LIKE 'of-%'")
+    assert dict(found) == {f"of-{seconds}": "expired" for seconds in lasting}
+
+
 async def test_hold_that_another_replica_settled_is_settled_once(mine, theirs):
     booked = await done(theirs, settle(7, "open"))
     (again,) = await mine.submit([[settle(7, "open")]])
@@ -227,6 +266,18 @@ async def test_replicas_that_write_to_the_same_accounts_at_once_lose_nothing(min
     assert [tuple(account) for account in found] == [(1000 - 90, 0, 90)] * 4
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["all-remembered", "some-read"])
+async def test_change_that_is_under_way_when_a_batch_begins_is_seen(mine, ledger_settings, known):
+    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with psycopg.connect(ledger_settings.database_url) as connection:
+        connection.execute("UPDATE accounts SET status = 'suspended'")
+        asked = asyncio.create_task(mine.submit([[hold(1, "h1")], [settle(3, "open" if known else "never")]]))
+        while not await asyncio.to_thread(rows, ledger_settings.database_url, waiting):
+            assert not asked.done()
+    made, _ = await asked
+    assert isinstance(made.outcome, AccountSuspended)
+
+
 async def test_row_that_was_changed_by_hand_is_read_again(mine, ledger_settings):
     with psycopg.connect(ledger_settings.database_url, autocommit=True) as connection:
         connection.execute("UPDATE accounts SET status = 'suspended'")
@@ -243,6 +294,25 @@ async def test_lost_connection_forgets_everything(mine, ledger_settings):
     read = batches("read")
     await mine.submit([[settle(1, "open")]])  # of an account that was written since, but not of this hold
     assert batches("read") == read + 1
+
+
+async def test_what_is_remembered_is_bounded_by_what_it_takes(mine, ledger_settings):
+    """An account of many grants and limits counts as many small ones."""
+    await mine.submit([[opened("large")], [opened("small")]])
+    await mine.submit([[credit(1, f"c{number}", "large")] for number in range(150)])
+    await mine.submit([[set_limit(100 + number, "large", scope="key", subject=f"k{number}")] for number in range(20)])
+    async with replica(ledger_settings, remembered_rows=200) as commits:
+        for account_id in ("small", "large", "large", "small"):
+            await done(commits, hold(0, f"h{batches('read')}", account_id))
+        known = batches("remembered")
+        await done(commits, hold(0, "of-both", "large"))
+        await done(commits, hold(0, "of-both", "small"))
+        assert batches("remembered") == known + 2
+        for number in range(20):
+            await done(commits, hold(0, f"k{number}", "large", key_id=f"k{number}"))
+        known = batches("remembered")
+        await done(commits, hold(0, "again", "small"))
+        assert batches("remembered") == known
 
 
 async def test_nothing_is_remembered_where_none_may_be(ledger_settings):

@@ -9,15 +9,16 @@ from services.ledger.servicer import filters
 
 
 class Clock:
-    """What time it is for the ledger: `now`, until `wait` or `set` moves it."""
+    """What time it is for the ledger: `now`, until `wait` or `set` moves it. `step`: later by so much at each look."""
 
-    def __init__(self, monkeypatch, now=None):
+    def __init__(self, monkeypatch, now=None, *, step=timedelta(0)):
         self.now = now or datetime.now(UTC)
         clock = self
 
         class Frozen(datetime):
             @classmethod
             def now(cls, tz=None):
+                clock.now += step
                 return clock.now.astimezone(tz)
 
         for module in (group_commit, service, filters):  # those that ask what time it is

@@ -22,6 +22,8 @@ _numbers = itertools.count(1)
 class Part:
     """One process of the suite, which can be killed and started again."""
 
+    metrics = ""
+
     def __init__(self, program, port, log, stack):
         words = {"name": program.name, "argv": program.argv, "env": dict(program.env), "cwd": str(program.cwd)}
         self._words = json.dumps(words | {"user": program.user, "port": port, "log": str(log)})
@@ -30,11 +32,21 @@ class Part:
         self.start()
 
     def start(self):
+        deadline = time.monotonic() + 30
+        while not self._started():  # a ledger does not start while Postgres recovers
+            assert time.monotonic() < deadline, self._words
+
+    def _started(self):
         keeper = [sys.executable, "-m", "tests.ledger.support.ledger_keeper"]
         self._keeper = subprocess.Popen(keeper, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._keeper.stdin.write(self._words + "\n")
         self._keeper.stdin.flush()
-        self._pid = int(self._keeper.stdout.readline())
+        told = self._keeper.stdout.readline()
+        if not told:
+            self._keeper.communicate(timeout=30)
+            return False
+        self._pid = int(told)
+        return True
 
     def kill(self):
         """kill -9."""
@@ -59,13 +71,14 @@ def durable_postgres(folder, stack):
 
 
 def replicas(count, url, jwks_file, folder, stack):
-    """Ledgers on one database: of each its process and its address."""
+    """Ledgers on one database: of each its process and its address. Where its metrics are, its process knows."""
     made = []
     for number in range(count):
-        port = ports.free_port()
+        port, metrics = ports.free_port(), f"127.0.0.1:{ports.free_port()}"
         environment = {
             "PATH": os.environ["PATH"],
             "TOLLKEEPER_LEDGER_LISTEN": f"127.0.0.1:{port}",
+            "TOLLKEEPER_LEDGER_METRICS_LISTEN": metrics,
             "TOLLKEEPER_LEDGER_DATABASE_URL": url,
             "TOLLKEEPER_IDENTITY_JWKS_FILE": str(jwks_file),
             "TOLLKEEPER_LOG_LEVEL": "warning",
@@ -77,5 +90,6 @@ def replicas(count, url, jwks_file, folder, stack):
             cwd=ROOT,
         )
         part = Part(program, port, folder / f"ledger{number}.log", stack)
+        part.metrics = f"http://{metrics}/metrics"
         made.append((part, f"127.0.0.1:{port}"))
     return made
