@@ -32,28 +32,36 @@ class Batch:
 
     def run(self, group: Sequence[Operation]) -> list[Result]:
         """Do a linked group: all of it, or nothing. A group of one is an ordinary operation."""
-        moves = self._moves
         accounts = {operation.account_id for operation in group}
         for account_id in accounts - self._touched:
             self._touched.add(account_id)
-            moves.let_happen(account_id)
-        # A single operation checks everything before it changes anything; a group may be refused at its last.
-        undo = _saved(moves, accounts) if len(group) > 1 else None
+            self._moves.let_happen(account_id)
+        results = self._done(group[0]) if len(group) == 1 else self._linked(group, accounts)
+        for account_id in accounts:
+            book = self._moves.loaded.books.get(account_id)
+            if book is not None:
+                book.check()
+        return results
+
+    def _done(self, operation: Operation) -> list[Result]:
+        """Do one operation, which checks everything before it changes anything."""
+        try:
+            return [RULES[type(operation)](self._moves, operation)]
+        except LedgerError as refusal:
+            return [Result(refusal)]
+
+    def _linked(self, group: Sequence[Operation], accounts: set[str]) -> list[Result]:
+        """Do several, or, where one is refused, none: put these accounts back as they were."""
+        undo = _saved(self._moves, accounts)
         results: list[Result] = []
         for operation in group:
             try:
-                results.append(RULES[type(operation)](moves, operation))
+                results.append(RULES[type(operation)](self._moves, operation))
             except LedgerError as refusal:
-                if undo is None:
-                    return [Result(refusal)]
                 undo()
                 position = len(results)
                 others = LinkedOperationFailed(f"operation {position + 1} of the group failed: {refusal.reason}")
                 return [Result(refusal if index == position else others) for index in range(len(group))]
-        for account_id in accounts:
-            book = moves.loaded.books.get(account_id)
-            if book is not None:
-                book.check()
         return results
 
 
@@ -67,7 +75,7 @@ def _saved(moves: Moves, accounts: set[str]) -> Callable[[], None]:
     undone, past = dict(loaded.undone), dict(loaded.requests)
     lengths = len(changes.entries), len(changes.usage)
     opened, changed, reworded = set(changes.opened), set(changes.books), set(changes.reworded)
-    held, made = set(changes.holds), set(changes.made)
+    held, made, extended = set(changes.holds), set(changes.made), set(changes.extended)
     subject_keys, grant_keys = set(changes.subjects), set(changes.grants)
     expired, undoing, requests = dict(changes.expired), dict(changes.undone), dict(changes.requests)
 
@@ -87,6 +95,7 @@ def _saved(moves: Moves, accounts: set[str]) -> Callable[[], None]:
         changes.reworded = reworded
         changes.holds = {k: loaded.holds[k] for k in held}
         changes.made = {k: loaded.holds[k] for k in made}
+        changes.extended = extended
         changes.subjects = {k: loaded.subjects[k] for k in subject_keys}
         changes.grants = {k: loaded.grants[k] for k in grant_keys}
         changes.expired, changes.undone, changes.requests = expired, undoing, requests

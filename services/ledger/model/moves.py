@@ -237,11 +237,13 @@ class Moves:
             )
         )
 
-    def change_hold(self, hold: Hold) -> None:
+    def change_hold(self, hold: Hold, *, extended: bool = False) -> None:
         """Write what became of a hold; one that this batch makes is written as it ends up."""
         key = (hold.account_id, hold.hold_id)
         if key not in self.changes.made:
             self.changes.holds[key] = hold
+            if extended:
+                self.changes.extended.add(key)
 
     def number_usage(self, book: Book) -> str:
         """The id of the usage record that is written next."""

@@ -78,6 +78,8 @@ class Changes:
     # New holds, and those of before that changed.
     made: dict[HoldKey, Hold] = field(default_factory=dict)
     holds: dict[HoldKey, Hold] = field(default_factory=dict)
+    # Of those the ones that were made larger or longer: what else happens to a hold ends it.
+    extended: set[HoldKey] = field(default_factory=set)
     subjects: dict[SubjectKey, list[Limit]] = field(default_factory=dict)
     grants: dict[GrantKey, GrantRow] = field(default_factory=dict)
     # What expired of which grant, less what reversals took back of that.

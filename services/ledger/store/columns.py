@@ -91,7 +91,9 @@ def _plain(values: Sequence[Any]) -> bytes:
 
 
 def _documents(values: Iterable[Any]) -> bytes:
-    return texts([orjson.dumps(value).decode() for value in values])
+    # JSON has no NUL of its own: in its texts it is escaped.
+    joined = b"\0".join(map(orjson.dumps, values))
+    return b'{"' + joined.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\0", b'","') + b'"}'
 
 
 def _bytes(values: Iterable[bytes]) -> bytes:
@@ -183,6 +185,19 @@ HOLD = Columns(
         ("usage_id", "text", "usage_id"),
     )
 )
+# What a hold has only when it has ended, with what it is until then.
+_UNTIL_ITS_END = {
+    "settled": "0",
+    "ended_at": "NULL::timestamptz",
+    "end_body_hash": "''::bytea",
+    "end_sequence": "0",
+    "end_available": "0",
+    "was_expired": "false",
+    "usage_id": "''",
+}
+OPEN_HOLD = HOLD.without(*_UNTIL_ITS_END)
+OPEN_HOLD_REST = ", ".join(_UNTIL_ITS_END), ", ".join(_UNTIL_ITS_END.values())
+HOLD_END = HOLD.only("account_id", "hold_id", "status", *_UNTIL_ITS_END)
 HOLD_CHANGES = HOLD.without(
     "requests", "key_id", "workspace", "billable", "created_at", "sequence", "body_hash"
 )  # fmt: skip

@@ -19,6 +19,9 @@ from services.ledger.store.columns import (
     GRANT,
     HOLD,
     HOLD_CHANGES,
+    HOLD_END,
+    OPEN_HOLD,
+    OPEN_HOLD_REST,
     REQUEST,
     SUBJECT,
     UNDONE,
@@ -54,7 +57,12 @@ _LIMITS = f"""limits_changed AS (
     {_insert("subject_limits", SUBJECT)} ON CONFLICT (account_id, scope, subject) DO UPDATE SET limits = excluded.limits
 )"""
 _HOLDS_MADE = f"holds_made AS ({_insert('holds', HOLD)})"
+_HOLDS_OPENED = f"""holds_made AS (
+    INSERT INTO holds ({OPEN_HOLD.names}, {OPEN_HOLD_REST[0]})
+    SELECT {OPEN_HOLD.selected}, {OPEN_HOLD_REST[1]} FROM {_rows(OPEN_HOLD)}
+)"""  # noqa: S608 (names are columns.py's own)
 _HOLDS_CHANGED = f"holds_changed AS ({_update('holds', HOLD_CHANGES, key=2)})"
+_HOLDS_ENDED = f"holds_changed AS ({_update('holds', HOLD_END, key=2)})"
 # The usage records take their writer's place in the feed at the statement's end: the slot's row is locked until the
 # commit, so that within a slot positions are in commit order, also where two writers share one.
 _RECORDS = f"""place AS (
@@ -204,13 +212,17 @@ def _changed(changes: Changes, books: Sequence[Book], slot: int) -> Asked:
         parts.append(_LIMITS)
         parameters += SUBJECT.literals(list(changes.subjects.items()))
     if changes.holds:
-        parts.append(_HOLDS_CHANGED)
-        parameters += HOLD_CHANGES.literals(list(changes.holds.values()))
+        part, columns = (_HOLDS_CHANGED, HOLD_CHANGES) if changes.extended else (_HOLDS_ENDED, HOLD_END)
+        parts.append(part)
+        parameters += columns.literals(list(changes.holds.values()))
     if changes.usage:
         parts.append(_RECORDS)
         parameters += [b"%d" % len(changes.usage), b"%d" % slot, *USAGE.literals(changes.usage)]
     if changes.made:
-        parts.append(_HOLDS_MADE)
-        parameters += HOLD.literals(list(changes.made.values())) + literals(list(changes.made))
+        made = list(changes.made.values())
+        are_open = all(hold.status == "open" for hold in made)
+        part, columns = (_HOLDS_OPENED, OPEN_HOLD) if are_open else (_HOLDS_MADE, HOLD)
+        parts.append(part)
+        parameters += columns.literals(made) + literals(list(changes.made))
         end = _NAMES_ARE_NEW
     return _change(tuple(parts), end), parameters

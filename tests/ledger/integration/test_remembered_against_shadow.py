@@ -8,15 +8,18 @@ import asyncio
 import os
 import secrets
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from services.ledger.group_commit import GroupCommit
-from services.ledger.model.operations import HoldSettled
+from services.ledger.model.operations import AccountState, HoldSettled
 from services.ledger.store import remembered
+from services.ledger.store.documents import limits_of
 from services.ledger.store.retention import BEGINNING, forget_holds
 from services.ledger.verifying import verified
 from tests.ledger.support.ledger_audit import audit, rows
@@ -49,10 +52,20 @@ async def answers(commits, calls):
     return await asyncio.gather(*(commits.submit(call) for call in calls))
 
 
+def turned(limits, book):
+    """Limits in their windows of now. Which are turned when an account is written depends on what shares its batch."""
+    for limit in limits:
+        limit.turn(book, book.touched_at)
+    return limits
+
+
 def shown(outcome):
     """An answer as a client sees it."""
     if isinstance(outcome, Exception):
         return type(outcome).__name__, outcome.reason, str(outcome), repr(sorted(vars(outcome).items()))
+    if isinstance(outcome, AccountState):
+        book = outcome.book.copy()
+        return repr(replace(book, limits=turned(book.limits, book)))
     return repr(outcome)
 
 
@@ -62,6 +75,9 @@ def tables(url):
     for table in TABLES:
         every = [row._asdict() for row in rows(url, f"SELECT * FROM {table}")]
         own = OWN.get(table, ())
+        if table == "accounts":
+            for row in every:
+                row["limits"] = turned(limits_of(row["limits"]), SimpleNamespace(**row))
         found[table] = sorted(({name: row[name] for name in row if name not in own} for row in every), key=repr)
     return found
 

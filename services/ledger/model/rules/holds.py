@@ -134,7 +134,7 @@ def extend_hold(moves: Moves, operation: ExtendHold) -> Result:
         limit.held += hold.asked(limit.unit) - before.asked(limit.unit)
     moves.count(limits, book)
     sequence = _posted(moves, hold, "hold_extended", operation.amount, operation.request_id)
-    moves.change_hold(hold)
+    moves.change_hold(hold, extended=True)
     moves.remember(operation.account_id, operation.request_id, operation.body_hash, sequence)
     return Result(HoldMade(hold.copy(), book.available, warnings_of(limits)))
 
