@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from http.client import HTTPException
 
 import psycopg
 import pytest
@@ -40,7 +41,7 @@ class Load:
         while not self._stop.is_set():
             try:
                 answer = self._suite.post("/v1/chat/completions", BODY, self._key)
-            except OSError:
+            except (OSError, HTTPException):  # no answer, or half of one
                 time.sleep(0.05)
                 continue
             if answer.status == 200 and "x-tollkeeper-cost-credits" in answer.headers:

@@ -34,6 +34,7 @@ class Callers:
         self._stubs = [contract.LedgerServiceStub(channel) for channel in channels]
         self.metadata = metadata
         self.done = False
+        self.ended = False
         self.used = 0
 
     async def insist(self, turn, name, request):
@@ -49,7 +50,12 @@ class Callers:
                 turn += 1
                 await asyncio.sleep(0.05)
 
-    async def use_forever(self, number):
+    async def all_use(self):
+        """All of them, each until it was answered for the last time."""
+        await asyncio.gather(*(self._use(number) for number in range(CLIENTS)))
+        self.ended = True
+
+    async def _use(self, number):
         turn = 0
         while not self.done:
             turn += 1
@@ -86,7 +92,7 @@ class Reader:
 
     async def follow(self, callers):
         """Read on and on while the others call, then all that is left."""
-        while not callers.done:
+        while not callers.ended:
             await self.read(until_now=False, seconds=0.7)
         async with asyncio.timeout(60):
             while not await self.read(until_now=True, seconds=30):
@@ -131,7 +137,7 @@ async def test_reader_has_every_record_once_whatever_was_killed(servers_folder, 
         parts = [ledgers[0][0], database, ledgers[1][0], ledgers[0][0]]
         await asyncio.gather(
             break_things(parts, callers),
-            *(callers.use_forever(number) for number in range(CLIENTS)),
+            callers.all_use(),
             *(reader.follow(callers) for reader in readers),
         )
     wanted = {(row.account_id, row.usage_number) for row in rows(url, "SELECT * FROM usage")}

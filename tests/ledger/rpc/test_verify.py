@@ -70,6 +70,18 @@ async def whole(ledger, clock, ledger_settings):
     return Changes(ledger_settings.database_url)
 
 
+async def test_grant_that_expires_in_parts_and_rolls_over_is_sound(ledger, ledger_settings, clock):
+    await ledger.open()
+    await ledger.credit(100, source="subscription", expires_at=clock.stamp(hours=1), rollover_cap_nanos=50)
+    await ledger.hold(60, "h1", ttl_seconds=3 * 3600)
+    clock.wait(hours=2)
+    await ledger.hold(1, "h2")  # of the 40 that were free, which have rolled over
+    assert not (await verify(ledger)).discrepancies
+    grants = "jsonb_set(grants::jsonb, '{0,8}', '49')::json"
+    rows(ledger_settings.database_url, f"UPDATE accounts SET grants = {grants} RETURNING 1")
+    assert [finding.reason for finding in (await verify(ledger)).discrepancies] == ["GRANT_DIFFERS"]
+
+
 async def test_account_to_which_everything_happened_is_sound(whole, ledger, ledger_settings):
     journal = audit(ledger_settings.database_url)["acme"]
     assert {entry.type for entry in journal} == TYPES

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from services.ledger.model.book import Book, Entry
+from services.ledger.model.book import Book, Entry, Grant
 from services.ledger.model.rows import GrantRow, sequence_of
 from services.ledger.model.verification.findings import Findings, Start
 
 
 @dataclass(slots=True)
 class _Given:
-    """A grant's row, and what the journal so far says: whether it was given, what is left, what expired; nanos."""
+    """A grant's row, and what the journal so far says: whether it was given; nanos left, expired, rolled over."""
 
     row: GrantRow
     begun: bool
     left: int
     expired: int = 0
+    carried: int = 0
 
 
 class Grants:
@@ -46,6 +47,8 @@ class Grants:
                     self._blame(entry, f"expected no more paid than was overdrawn, found {-self._overdrawn} more")
         if used != -entry.available - entry.held:
             self._blame(entry, f"expected {-entry.available - entry.held} taken from grants, found {used}")
+        if entry.type == "expiry" and entry.grant_uses and entry.grant_uses[0][0] in self._given:
+            self._given[entry.grant_uses[0][0]].carried -= sum(amount for _, amount in entry.grant_uses[1:])
         if entry.expired:
             # What a reversal takes back expired of the grant that its original gave.
             reversal = f"grant-{sequence_of(entry.original_id)}"
@@ -91,8 +94,8 @@ class Grants:
             if given.left != (there.remaining if there else 0):
                 found = there.remaining if there else "nothing"
                 self._differs(f"expected {given.left} left of {grant_id} in the account's row, found {found}")
-            if there and replace(there, remaining=0, reserved=0) != replace(given.row.grant, remaining=0, reserved=0):
-                self._differs(f"expected of {grant_id} the words of its own row, found others in the account's")
+            if there:
+                self._compare_words(given, there)
 
     def _compare_expired(self, grant_id: str, given: _Given) -> None:
         grant, expired = given.row.grant, given.row.expired
@@ -106,3 +109,16 @@ class Grants:
 
     def _differs(self, detail: str) -> None:
         self._findings.add("GRANT_DIFFERS", detail)
+
+    def _compare_words(self, given: _Given, there: Grant) -> None:
+        row = given.row.grant
+        # What holds had reserved of it when it expired rolls over later, as far as its cap then still allows.
+        now = replace(there, remaining=0, reserved=0, rollover_cap=0)
+        if now != replace(row, remaining=0, reserved=0, rollover_cap=0):
+            self._differs(f"expected of {row.grant_id} the words of its own row, found others in the account's")
+        most = row.rollover_cap - given.carried
+        least = 0 if row.order <= self._start.sequence else most  # archived months may have seen some roll over
+        if not least <= there.rollover_cap <= most:
+            self._differs(
+                f"expected {least} to {most} of {row.grant_id} to roll over still, found {there.rollover_cap}"
+            )
