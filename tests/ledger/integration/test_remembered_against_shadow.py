@@ -1,7 +1,7 @@
 """Whatever is asked for, in whatever order: a ledger that remembers accounts answers and writes as one that never does.
 
-Each run draws operations from a seed, which it prints: `REMEMBERED_SEED=n`, 0 for one by chance. `REMEMBERED_STEPS` says
-how long a run is. The shadow is a second database whose group commit reads all it needs for each batch.
+Each run draws operations from a seed, which it prints: `REMEMBERED_SEED=n`, 0 for one by chance. `REMEMBERED_STEPS`
+says how long a run is. The shadow is a second database whose group commit reads all it needs for each batch.
 """
 
 import asyncio
