@@ -37,10 +37,11 @@ class Cli:
 
     def interrupted(self, file, number):
         """Send a signal to a run while it waits to print; the first line, the exit status, and what it had kept."""
-        words = self.words("--resume", file) | {"stdout": subprocess.PIPE, "pipesize": 4096, "text": True}
+        # Without a buffer of ours, which would take what the pipe has no room for.
+        words = self.words("--resume", file) | {"stdout": subprocess.PIPE, "pipesize": 4096, "bufsize": 0}
         with subprocess.Popen(**words) as process:
-            first = process.stdout.readline()
-            while "a0500" not in process.stdout.readline():
+            first = process.stdout.readline().decode()
+            while b"a0500" not in process.stdout.readline():
                 assert process.poll() is None
             kept = json.loads(file.read_text())
             process.send_signal(number)
