@@ -111,7 +111,7 @@ async def test_circuit_opens_after_failures_in_a_row_and_closes_by_a_probe(upstr
 
 
 async def test_half_open_circuit_sends_one_call_of_many(upstreams):
-    gate = [0.3, WHOLE]
+    gate = [1.5, WHOLE]
     async with scripted(answer(status=500), gate) as provider:
         way = upstreams(provider.url, upstream_attempts=1, upstream_breaker_failures=1, upstream_breaker_seconds=1)
         await refused(ProviderRefusalError, read(way, chat()))
