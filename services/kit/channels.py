@@ -47,8 +47,10 @@ _SERVICE_CONFIG = json.dumps(
 )
 
 
-def _options(settings: ServiceSettings) -> list[tuple[str, Any]]:
+def _options(settings: ServiceSettings, name: str = "") -> list[tuple[str, Any]]:
+    named = [("grpc.default_authority", name), ("grpc.ssl_target_name_override", name)] if name else []
     return [
+        *named,
         ("grpc.service_config", _SERVICE_CONFIG),
         ("grpc.enable_retries", 1),
         # A service's config must not be overruled by one found in DNS.
@@ -189,13 +191,14 @@ class _AioChannel(_CarryingChannel, grpc.aio.Channel):
 
 
 def aio_channel(
-    address: str, settings: ServiceSettings, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    address: str, settings: ServiceSettings, *, name: str = "", timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
 ) -> grpc.aio.Channel:
     """A channel for an aio service to `address` (host:port, or any gRPC target). Make it inside the event loop.
 
+    `name`: what the peer is called, and its certificate is for, where the address is that of one replica.
     `timeout_seconds` is for unary calls that name none; a call that has to outlast the one being served names its own.
     """
-    credentials, options = _credentials(settings), _options(settings)
+    credentials, options = _credentials(settings), _options(settings, name)
     inner = (
         grpc.aio.insecure_channel(address, options=options)
         if credentials is None

@@ -349,7 +349,7 @@ class GroupCommit:
         except NotAsRememberedError as error:
             await line.rolled_back()
             if error.outdated:
-                self._remembered.doubt()
+                self._remembered.outdated()
             connection = await line.connected()
             results = await self._booked(line, connection, groups, {}, datetime.now(UTC), hurried=hurried)
         _BATCH_SIZE.observe(len(operations))

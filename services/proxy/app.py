@@ -10,7 +10,6 @@ import redis.exceptions
 from envoy.service.auth.v3 import external_auth_pb2_grpc  # type: ignore[import-untyped]
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from tollkeeper.ledger.v1 import ledger_service_pb2_grpc
 from tollkeeper.pricing.v1 import pricing_service_pb2_grpc
 from tollkeeper.proxy.v1 import (
     entitlement_service_pb2_grpc,
@@ -60,7 +59,6 @@ async def serve(settings: ProxySettings) -> AioServer:
     signing_key = _signing_key(settings)
     own_secret = _own_secret(signing_key)
     engine = async_engine(settings)
-    ledger_channel = aio_channel(settings.ledger_addr, settings)
     pricing_channel = aio_channel(settings.pricing_addr, settings)
     client = _redis(settings)
 
@@ -71,7 +69,8 @@ async def serve(settings: ProxySettings) -> AioServer:
     entitlements = Entitlements(EntitlementStore(engine), announcer, **cache)  # type: ignore[arg-type]
     listener = Listener(client, known, entitlements)
     ledger = Ledger(
-        ledger_service_pb2_grpc.LedgerServiceStub(ledger_channel),
+        settings.ledger_addr,
+        lambda target, name: aio_channel(target, settings, name=name),
         timeout_seconds=settings.ledger_timeout_seconds,
         batch_operations=settings.ledger_batch_operations,
         batches_at_once=settings.ledger_batches_at_once,
@@ -119,14 +118,14 @@ async def serve(settings: ProxySettings) -> AioServer:
     async def stop_settlements() -> None:
         await settlements.stop(settings.ledger_timeout_seconds)
 
-    for start in (listener.start, catalogue.start, settlements.start, answers.start, start_calls):
+    for start in (ledger.start, listener.start, catalogue.start, settlements.start, answers.start, start_calls):
         server.on_start(start)
     # Last added first: calls end, then settlements reach the ledger, then what both need is closed.
     server.on_stop(engine.dispose)
     if client is not None:
         server.on_stop(client.aclose)
         server.on_stop(rates.drained)
-    for stop in (ledger_channel.close, pricing_channel.close, upstreams.close):
+    for stop in (ledger.stop, pricing_channel.close, upstreams.close):
         server.on_stop(stop)
     server.on_stop(listener.stop)
     server.on_stop(catalogue.stop)

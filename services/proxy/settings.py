@@ -32,7 +32,10 @@ class ProxySettings(ServiceSettings):
     oidc_role_claim: str = Field(default="tollkeeper_role", description="claim that names the holder's role, or roles")
     oidc_admin_role: str = Field(default="admin", min_length=1, description="role there that is an operator's")
 
-    ledger_addr: str = Field(default="127.0.0.1:9001", description="host:port of the ledger")
+    ledger_addr: str = Field(
+        default="127.0.0.1:9001",
+        description="host:port of the ledger, whose name stands for all its replicas; several with commas between",
+    )
     ledger_timeout_seconds: float = Field(default=5, gt=0, description="longest wait for one batch of the ledger")
     ledger_batch_operations: int = Field(default=256, ge=1, le=1000, description="most operations in one batch")
     ledger_batches_at_once: int = Field(default=2, ge=1, le=16, description="batches under way at once")

@@ -21,8 +21,11 @@ from services.ledger.model.rows import Changes, HoldKey, Loaded, SubjectKey
 # What goes with every model call. Others are few, and name more than is remembered.
 _REMEMBERED = (CreateHold, SettleHold, ReleaseHold)
 
-# Where two replicas write to the same accounts, what one remembers is mostly old. Then it leaves its memory alone, for
-# longer each time it was wrong again soon.
+# Where two replicas write to the same accounts, what one remembers is often old, and a batch is done twice. Where more
+# than about one batch in so many was, or some in a row, it leaves its memory alone, for longer each time it was wrong
+# again soon.
+_RIGHT_FOR_A_WRONG = 10
+_WRONG_IN_A_ROW = 4
 _FIRST_DOUBT_SECONDS = 1.0
 _LONGEST_DOUBT_SECONDS = 64.0
 
@@ -98,6 +101,7 @@ class Remembered:
         self._clock = clock
         self._accounts: dict[str, RememberedAccount] = {}  # the one longest not written first
         self._rows = 0
+        self._wrong = 0
         self._doubted_until = 0.0
         self._doubt_seconds = _FIRST_DOUBT_SECONDS
 
@@ -133,7 +137,9 @@ class Remembered:
         `version`: the transaction that wrote them.
         """
         if loaded.outdated:
-            self.doubt()
+            self.outdated()
+        elif before and self._wrong:
+            self._wrong -= 1
         if self._clock() < self._doubted_until:
             return
         # Answers of other operations may still show a part of the book.
@@ -162,8 +168,14 @@ class Remembered:
         while self._rows > self._most_rows:
             self._pop(next(iter(self._accounts)))
 
-    def doubt(self) -> None:
-        """What was remembered was not so: forget all of it, and remember nothing for a while."""
+    def outdated(self) -> None:
+        """Somebody else had changed what a batch took from here. Where that is often, remember nothing for a while."""
+        self._wrong += _RIGHT_FOR_A_WRONG
+        if self._wrong >= _RIGHT_FOR_A_WRONG * _WRONG_IN_A_ROW:
+            self._wrong = 0
+            self._doubt()
+
+    def _doubt(self) -> None:
         now = self._clock()
         soon = now - self._doubted_until < 2 * self._doubt_seconds
         self._doubt_seconds = min(2 * self._doubt_seconds, _LONGEST_DOUBT_SECONDS) if soon else _FIRST_DOUBT_SECONDS

@@ -135,7 +135,13 @@ def _chosen() -> argparse.Namespace:
         "--large", action="store_true", help="also with a million accounts and over ten million entries"
     )
     parser.add_argument("--large-accounts", type=int, default=_LARGE_ACCOUNTS, metavar="N", help="as many instead")
-    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="processes of the ledger, 1 to 8")
+    parser.add_argument(
+        "--replicas",
+        type=int,
+        default=2,
+        metavar="N",
+        help="processes of the ledger, 1 to 8, each with its own accounts",
+    )
     chosen = parser.parse_args()
     if not 1 <= chosen.replicas <= 8:
         parser.error("--replicas must be 1 to 8")

@@ -21,6 +21,7 @@ from typing import Any
 import grpc.aio
 import uvloop
 
+from services.proxy.ledger.ledger import ranked
 from tests.bench.ledger.operations import APPLY, CREATE_HOLD, Call, Calls, apply_request, hold_request, refused
 from tests.bench.support import processors
 from tests.bench.support.figures import percentile
@@ -88,7 +89,10 @@ async def _send_all(
 async def _measured(
     job: Job, sends: Sequence[Callable[[bytes], Any]], lines: Sequence[Iterator[bytes]]
 ) -> tuple[Window, list[list[bytes]], dict[str, float]]:
-    """Send each line of requests, one at a time within a line; the window, all answers, and who used which cores."""
+    """Send each line of requests, one at a time within a line; the window, all answers, and who used which cores.
+
+    The senders take the lines by turns.
+    """
     answers: list[list[bytes]] = [[] for _ in lines]
     begins = time.perf_counter() + job.warm_seconds
     window = Window(begins, begins + job.seconds)
@@ -105,6 +109,19 @@ async def _measured(
     after = processors.read(pids)
     await sending
     return window, answers, processors.cores(before, after)
+
+
+def _shares(job: Job, channels: Sequence[grpc.aio.Channel], method: str) -> list[tuple[Callable[[bytes], Any], Calls]]:
+    """A sender and the calls of its own accounts for each replica that has any, as the proxy shares them out."""
+    accounts: dict[str, list[str]] = {address: [] for address in job.addresses}
+    for account_id in job.accounts:
+        accounts[ranked(account_id, accounts)[0]].append(account_id)
+    shares = enumerate(zip(channels, accounts.values(), strict=True))
+    return [
+        (_sender(channel, method, job.token), Calls(own, f"{job.run}{number}"))
+        for number, (channel, own) in shares
+        if own
+    ]
 
 
 def _result(window: Window, batch: int, cores: dict[str, float]) -> dict[str, Any]:
@@ -136,29 +153,30 @@ def _require_done(answers: Sequence[bytes]) -> None:
 
 async def _apply(job: Job, channels: Sequence[grpc.aio.Channel]) -> dict[str, Any]:
     """Batches, each half holds and half settlements of the holds of the batch before it in its line."""
-    calls = Calls(job.accounts, job.run)
+    shares = _shares(job, channels, APPLY)
+    lines = [shares[number % len(shares)] for number in range(job.at_once)]
     half = job.batch // 2
     batches = max(2, job.at_most // job.batch // job.at_once)
-    begun = [[[calls.next() for _ in range(half)] for _ in range(batches)] for _ in range(job.at_once)]
+    begun = [[[calls.next() for _ in range(half)] for _ in range(batches)] for _, calls in lines]
     # The first of a line only holds; it is sent before the window begins.
-    lines = [[apply_request(ended, new) for ended, new in itertools.pairwise([[], *line])] for line in begun]
-    sends = [_sender(channel, APPLY, job.token) for channel in channels]
-    window, answers, cores = await _measured(job, sends, [iter(line) for line in lines])
+    requests = [[apply_request(ended, new) for ended, new in itertools.pairwise([[], *line])] for line in begun]
+    sends = [send for send, _ in lines]
+    window, answers, cores = await _measured(job, sends, [iter(line) for line in requests])
     operations = 0
-    for line, answered in zip(begun, answers, strict=True):
+    for send, line, answered in zip(sends, begun, answers, strict=True):
         _require_done(answered)
         operations += half * (2 * len(answered) - 1)
-        operations += await _settled(sends[0], line[len(answered) - 1])
+        operations += await _settled(send, line[len(answered) - 1])
     return _result(window, job.batch, cores) | {"operations": operations}
 
 
 async def _hold(job: Job, channels: Sequence[grpc.aio.Channel]) -> dict[str, Any]:
     """Unary CreateHold calls; afterwards each hold is settled."""
-    calls = Calls(job.accounts, job.run)
-    made = [[calls.next() for _ in range(job.at_most // job.at_once)] for _ in range(job.at_once)]
-    lines = [[hold_request(call).SerializeToString() for call in line] for line in made]
-    sends = [_sender(channel, CREATE_HOLD, job.token) for channel in channels]
-    window, answers, cores = await _measured(job, sends, [iter(line) for line in lines])
+    shares = _shares(job, channels, CREATE_HOLD)
+    lines = [shares[number % len(shares)] for number in range(job.at_once)]
+    made = [[calls.next() for _ in range(job.at_most // job.at_once)] for _, calls in lines]
+    requests = [[hold_request(call).SerializeToString() for call in line] for line in made]
+    window, answers, cores = await _measured(job, [send for send, _ in lines], [iter(line) for line in requests])
     held = [call for line, answered in zip(made, answers, strict=True) for call in line[: len(answered)]]
     settled = await _settled(_sender(channels[0], APPLY, job.token), held)
     return _result(window, 1, cores) | {"operations": len(held) + settled}

@@ -322,3 +322,33 @@ async def test_nothing_is_remembered_where_none_may_be(ledger_settings):
         for number in range(3):
             await done(commits, hold(1, f"h{number}"))
         assert batches("remembered") == before
+
+
+@pytest.fixture
+def long_in_doubt(mine, theirs, monkeypatch):
+    monkeypatch.setattr(remembered, "_LONGEST_DOUBT_SECONDS", 3600.0)
+    monkeypatch.setattr(remembered, "_FIRST_DOUBT_SECONDS", 3600.0)
+    for commits in (mine, theirs):
+        commits._remembered._doubt_seconds = 3600.0
+
+
+@pytest.mark.usefixtures("long_in_doubt")
+async def test_memory_is_kept_where_others_change_an_account_now_and_then(mine, theirs):
+    for number in range(3):
+        await done(theirs, credit(1, f"c-{number}"))
+        assert (await done(mine, hold(1, f"h-{number}-0"))).available == 90 + number
+        before = batches("remembered")
+        for again in range(1, 12):
+            await done(mine, hold(1, f"h-{number}-{again}"))
+        assert batches("remembered") - before == 11
+        await done(mine, *(release(f"h-{number}-{again}") for again in range(12)))
+
+
+@pytest.mark.usefixtures("long_in_doubt")
+async def test_account_that_replicas_write_to_by_turns_is_not_remembered(mine, theirs):
+    for number in range(20):
+        await done((mine, theirs)[number % 2], hold(1, f"h-{number}"))
+    remembers = batches("remembered")
+    for number in range(20, 25):
+        await done(mine, hold(1, f"h-{number}"))
+    assert batches("remembered") == remembers

@@ -1,6 +1,7 @@
 """The way to the ledger: batches, refusals one by one, and a ledger that does not answer."""
 
 import asyncio
+import contextlib
 
 import grpc.aio
 import pytest
@@ -12,6 +13,8 @@ from services.kit.errors import RemoteError
 from services.proxy.errors import LedgerUnavailable
 from services.proxy.ledger import Ledger
 
+TIMEOUT = {"timeout_seconds": 1}
+
 
 @pytest.fixture
 async def fake():
@@ -22,10 +25,16 @@ async def fake():
 async def make_ledger(fake):
     async with (
         served((ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server, fake)) as address,
-        grpc.aio.insecure_channel(address) as channel,
+        contextlib.AsyncExitStack() as stack,
     ):
-        stub = ledger_service_pb2_grpc.LedgerServiceStub(channel)
-        yield lambda **settings: Ledger(stub, **{"timeout_seconds": 1} | settings)
+
+        async def made(**settings):
+            ledger = Ledger(address, lambda target, _: grpc.aio.insecure_channel(target), **TIMEOUT | settings)
+            await ledger.start()
+            stack.push_async_callback(ledger.stop)
+            return ledger
+
+        yield made
 
 
 def hold(number, account="acme"):
@@ -33,14 +42,14 @@ def hold(number, account="acme"):
 
 
 async def test_operations_at_once_go_in_one_call_and_each_gets_its_own_result(make_ledger, fake):
-    ledger = make_ledger(batches_at_once=1)
+    ledger = await make_ledger(batches_at_once=1)
     results = await asyncio.gather(*(ledger.apply(hold(number)) for number in range(100)))
     assert [result[0].hold.hold.hold_id for result in results] == [f"h-{number}" for number in range(100)]
     assert len(fake.applies) <= 2
 
 
 async def test_few_wait_for_the_batch_under_way_but_not_for_one_that_is_held_up(make_ledger, fake, eventually):
-    ledger = make_ledger(timeout_seconds=30)
+    ledger = await make_ledger(timeout_seconds=30)
     fake.delay_seconds = 60
     held_up = asyncio.ensure_future(ledger.apply(hold(1)))
     await eventually(lambda: fake.asked == 1)
@@ -52,14 +61,14 @@ async def test_few_wait_for_the_batch_under_way_but_not_for_one_that_is_held_up(
 
 
 async def test_batches_are_bounded(make_ledger, fake):
-    ledger = make_ledger(batch_operations=10)
+    ledger = await make_ledger(batch_operations=10)
     await asyncio.gather(*(ledger.apply(hold(number)) for number in range(95)))
     assert max(map(len, fake.applies)) <= 10
     assert sum(map(len, fake.applies)) == 95
 
 
 async def test_refused_operation_does_not_fail_its_neighbours(make_ledger):
-    ledger = make_ledger(batches_at_once=1)
+    ledger = await make_ledger(batches_at_once=1)
     results = await asyncio.gather(
         *(ledger.apply(hold(number, "poor" if number % 2 else "acme")) for number in range(20)), return_exceptions=True
     )
@@ -72,7 +81,7 @@ async def test_refused_operation_does_not_fail_its_neighbours(make_ledger):
 
 
 async def test_linked_operations_stay_in_one_batch(make_ledger, fake):
-    ledger = make_ledger(batch_operations=3)
+    ledger = await make_ledger(batch_operations=3)
     linked = [hold(1), hold(2)]
     linked[0].linked = True
     await asyncio.gather(ledger.apply(hold(3)), ledger.apply(hold(4)), ledger.apply(*linked))
@@ -80,7 +89,7 @@ async def test_linked_operations_stay_in_one_batch(make_ledger, fake):
 
 
 async def test_ledger_that_does_not_answer_is_unavailable_to_all_who_wait(make_ledger, fake):
-    ledger = make_ledger()
+    ledger = await make_ledger()
     fake.delay_seconds = 3
     results = await asyncio.gather(*(ledger.apply(hold(number)) for number in range(5)), return_exceptions=True)
     assert all(isinstance(result, LedgerUnavailable) for result in results)
@@ -89,14 +98,14 @@ async def test_ledger_that_does_not_answer_is_unavailable_to_all_who_wait(make_l
 
 
 async def test_queue_is_bounded(make_ledger, fake):
-    ledger = make_ledger(waiting_operations=10)
+    ledger = await make_ledger(waiting_operations=10)
     fake.delay_seconds = 0.1
     results = await asyncio.gather(*(ledger.apply(hold(number)) for number in range(50)), return_exceptions=True)
     assert len([result for result in results if isinstance(result, LedgerUnavailable)]) == 40
 
 
 async def test_caller_that_has_gone_is_not_sent_for(make_ledger, fake):
-    ledger = make_ledger(batches_at_once=1)
+    ledger = await make_ledger(batches_at_once=1)
     fake.delay_seconds = 0.1
     first = asyncio.ensure_future(ledger.apply(hold(1)))
     await asyncio.sleep(0.02)

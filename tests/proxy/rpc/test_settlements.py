@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 
 import psycopg
 import pytest
@@ -27,16 +28,19 @@ async def engine(proxy_database):
 
 @pytest.fixture
 async def replica(engine, ledger):
-    """`replica()`: the settlements of one proxy, not delivering by themselves."""
-    async with served((ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server, ledger)) as address:
-        channel = aio_channel(address, ProxySettings())
-        stub = ledger_service_pb2_grpc.LedgerServiceStub(channel)
+    """`await replica()`: the settlements of one proxy, not delivering by themselves."""
+    async with (
+        served((ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server, ledger)) as address,
+        contextlib.AsyncExitStack() as stack,
+    ):
 
-        def made(*, timeout_seconds=1):
-            return Settlements(Ledger(stub, timeout_seconds=timeout_seconds), OutboxStore(engine), interval_seconds=0.1)
+        async def made(*, timeout_seconds=1):
+            found = Ledger(address, lambda *to: aio_channel(to[0], ProxySettings()), timeout_seconds=timeout_seconds)
+            await found.start()
+            stack.push_async_callback(found.stop)
+            return Settlements(found, OutboxStore(engine), interval_seconds=0.1)
 
         yield made
-        await channel.close()
 
 
 @pytest.fixture
@@ -89,7 +93,7 @@ def metric(name):
 
 async def test_settlement_goes_on_where_its_call_is_cancelled(replica, ledger, eventually):
     """As a call is when the proxy stops: not yet sent, it was dropped with the one who asked."""
-    settlements, requests = replica(), [hold(ledger, f"h{n}") for n in range(5)]
+    settlements, requests = await replica(), [hold(ledger, f"h{n}") for n in range(5)]
     ledger.delay_seconds = 0.2
     asking = [asyncio.create_task(settlements.settle(request)) for request in requests]
     await eventually(lambda: settlements._ending)
@@ -101,7 +105,7 @@ async def test_settlement_goes_on_where_its_call_is_cancelled(replica, ledger, e
 
 
 async def test_settlement_that_the_ledger_does_not_answer_is_in_the_outbox_when_the_proxy_stops(replica, ledger, rows):
-    settlements, request = replica(timeout_seconds=2), hold(ledger, "h1")
+    settlements, request = await replica(timeout_seconds=2), hold(ledger, "h1")
     ledger.delay_seconds = 60
     asking = asyncio.create_task(settlements.settle(request))
     await asyncio.sleep(0)
@@ -113,7 +117,7 @@ async def test_settlement_that_the_ledger_does_not_answer_is_in_the_outbox_when_
 async def test_settlement_reaches_the_ledger_while_the_database_is_away_at_the_end(
     replica, ledger, database_away, rows
 ):
-    settlements, request = replica(), hold(ledger, "h1")
+    settlements, request = await replica(), hold(ledger, "h1")
     ledger.down.add("settle")
     database_away(True)
     assert await settlements.settle(request) is None
@@ -125,7 +129,7 @@ async def test_settlement_reaches_the_ledger_while_the_database_is_away_at_the_e
 
 
 async def test_settlement_that_reaches_nobody_is_in_the_log_whole(replica, ledger, database_away):
-    settlements, request = replica(), hold(ledger, "h1")
+    settlements, request = await replica(), hold(ledger, "h1")
     ledger.down.add("settle")
     database_away(True)
     await settlements.settle(request)
@@ -139,7 +143,7 @@ async def test_row_that_cannot_be_read_holds_up_no_other(replica, ledger, engine
     await keep(engine, hold(ledger, "h1"))
     await keep(engine, hold(ledger, "h2"))
     await execute("UPDATE outbox SET operation = '\\xff' WHERE hold_id = 'h1'")
-    await replica().deliver()
+    await (await replica()).deliver()
     assert list(ledger.settled) == ["h2"]
     assert [(row[0], row[3]) for row in await rows()] == [("h1", "UNREADABLE")]
 
@@ -155,7 +159,7 @@ async def test_killed_between_booking_and_forgetting_books_once(replica, ledger,
     ledger._settle(request)  # then it was killed
     async with engine.begin() as connection:
         await connection.exec_driver_sql("UPDATE outbox SET due_at = now()")  # its claim is over
-    await replica().deliver()
+    await (await replica()).deliver()
     assert ledger.accounts["acme"].spent == 7
     assert await rows() == []
 
@@ -163,12 +167,12 @@ async def test_killed_between_booking_and_forgetting_books_once(replica, ledger,
 async def test_end_that_the_ledger_took_long_ago_is_forgotten(replica, ledger, engine, rows, monkeypatch):
     await keep(engine, hold(ledger, "h1"))
     monkeypatch.setattr(ledger, "_settle", lambda _: refusal(6, "RESULT_ARCHIVED"))
-    await replica().deliver()
+    await (await replica()).deliver()
     assert await rows() == []
 
 
 async def test_kept_settlement_is_booked_once_and_forgotten(replica, ledger, engine, rows):
-    settlements, request = replica(), hold(ledger, "h1")
+    settlements, request = await replica(), hold(ledger, "h1")
     await keep(engine, request, due_seconds=60)
     assert (await settlements.settle_kept(request)).available_nanos == 10 * USD - 7
     await settlements.deliver()
@@ -180,7 +184,7 @@ async def test_kept_settlement_is_booked_once_and_forgotten(replica, ledger, eng
 async def test_kept_settlement_without_an_answer_is_delivered_later_and_books_once(  # noqa: PLR0917 (its needs)
     replica, ledger, engine, rows, execute, fault
 ):
-    settlements, request = replica(), hold(ledger, "h1")
+    settlements, request = await replica(), hold(ledger, "h1")
     await keep(engine, request, due_seconds=60)
     ledger.down.update({"settle"} if fault == "down" else ())
     ledger.lose.update({"settle": 1} if fault == "lose" else {})
@@ -196,12 +200,12 @@ async def test_kept_settlement_that_the_ledger_refuses_is_kept_for_an_operator(r
     request = hold(ledger, "h1")
     ledger.holds.clear()
     await keep(engine, request, due_seconds=60)
-    assert await replica().settle_kept(request) is None
+    assert await (await replica()).settle_kept(request) is None
     assert [(row[0], row[3]) for row in await rows()] == [("h1", "HOLD_NOT_FOUND")]
 
 
 async def test_undelivered_is_tried_again_after_longer_and_longer(replica, ledger, engine, execute, proxy_database):
-    settlements = replica()
+    settlements = await replica()
     await keep(engine, hold(ledger, "h1"))
     ledger.down.add("settle")
     waits = []
@@ -215,7 +219,7 @@ async def test_undelivered_is_tried_again_after_longer_and_longer(replica, ledge
 
 
 async def test_age_of_the_oldest_undelivered_is_measured(replica, ledger, engine, execute):
-    settlements = replica()
+    settlements = await replica()
     await keep(engine, hold(ledger, "h1"))
     await keep(engine, hold(ledger, "h2"))
     await execute("UPDATE outbox SET created_at = now() - interval '1 hour' WHERE hold_id = 'h1'")

@@ -1,14 +1,10 @@
-"""Owns the way to the ledger: operations of calls that run at once go in one `Apply`.
-
-What the ledger refuses is raised as it said it (RemoteError); that it did not answer, or could not just now, is
-LedgerUnavailable. Every operation has an idempotency key, so one whose answer was lost may be sent again.
-"""
+"""Owns batches for the ledger: operations of calls that run at once go in one `Apply`."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import grpc
 from google.rpc import status_pb2  # type: ignore[import-untyped]
@@ -16,7 +12,7 @@ from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
 from services.kit.errors import Kind, RemoteError, ServiceError
 from services.kit.logs import get_logger
-from services.kit.tracing import TRACEPARENT_KEY, traceparent
+from services.kit.tracing import traceparent
 from services.proxy.errors import LedgerUnavailable
 
 _log = get_logger(__name__)
@@ -39,25 +35,22 @@ _PATIENCE_SECONDS = 0.05
 _Group = tuple[tuple[pb.Operation, ...], "asyncio.Future[list[pb.OperationResult]]", str]
 
 
-class Ledger:
+# Sends a batch, which belongs to a trace (empty: to none). Raises grpc.RpcError.
+Send = Callable[[pb.ApplyRequest, str], Awaitable[pb.ApplyResponse]]
+
+
+class Batches:
     """Sends operations in batches: while one is under way, what comes meanwhile waits and goes with the next.
 
     A second one begins only when much waits, or has waited for long: few large batches cost less than many small ones.
-    `stub` is a LedgerServiceStub; at most `batches_at_once` calls are under way, of at most `batch_operations` each,
-    and at most `waiting_operations` wait: above that, LedgerUnavailable at once.
+    At most `batches_at_once` are under way, of at most `batch_operations` each, and at most `waiting_operations` wait:
+    above that, LedgerUnavailable at once.
     """
 
     def __init__(
-        self,
-        stub: Any,
-        *,
-        timeout_seconds: float,
-        batch_operations: int = 256,
-        batches_at_once: int = 2,
-        waiting_operations: int = 10_000,
+        self, send: Send, *, batch_operations: int = 256, batches_at_once: int = 2, waiting_operations: int = 10_000
     ) -> None:
-        self._stub = stub
-        self._timeout_seconds = timeout_seconds
+        self._send = send
         self._batch_operations = batch_operations
         self._batches_at_once = batches_at_once
         self._waiting_operations = waiting_operations
@@ -144,10 +137,8 @@ class Ledger:
         """The results of a batch, which belongs to the trace of the first who asked."""
         if not operations:
             return []
-        request = pb.ApplyRequest(operations=operations)
-        metadata = ((TRACEPARENT_KEY, trace),) if trace else None
         try:
-            answer = await self._stub.Apply(request, timeout=self._timeout_seconds, metadata=metadata)
+            answer = await self._send(pb.ApplyRequest(operations=operations), trace)
         except grpc.RpcError as error:
             refusal = RemoteError.from_rpc(error)
             _log.warning("ledger gave no answer", code=refusal.code.name, message=refusal.message)
