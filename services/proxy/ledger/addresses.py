@@ -38,10 +38,11 @@ async def resolved(host: str, port: int) -> list[tuple[str, int]]:
 
 
 class Addresses:
-    """What an address stands for: `host:port`, several of them with commas between, or any one gRPC target.
+    """What an address stands for: any gRPC target, or several with commas between.
 
-    A host's name stands for as many replicas as it has addresses, and is asked for again and again. `changed` is called
-    with all places whenever they are others than before. A name that is not found keeps the places it had.
+    A host's name (`host:port`, `dns:///host:port`) stands for as many replicas as it has addresses, and is asked for
+    again and again. `changed` is called with all places whenever they are others than before. A name that is not found
+    keeps the places it had.
     """
 
     def __init__(self, address: str, changed: Callable[[Collection[Place]], None], resolve: Resolve = resolved) -> None:
@@ -51,7 +52,8 @@ class Addresses:
         self._names: dict[tuple[str, int], list[Place]] = {}
         self._told: set[Place] | None = None
         self._watching: asyncio.Task[None] | None = None
-        for part in filter(None, map(str.strip, address.split(","))):
+        # gRPC's own form of several: everybody has to know a place by the same words.
+        for part in filter(None, map(str.strip, re.sub("^ipv[46]:", "", address).split(","))):
             read = _NAME_AND_PORT.fullmatch(part)
             if read is None or _is_ip(read[1]):
                 self._fixed.append(Place(part))
