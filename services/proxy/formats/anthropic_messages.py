@@ -36,10 +36,7 @@ class MessagesRequest(Request):
     def read(cls, raw: bytes, *, model: str = "", stream: bool = False) -> Self:
         """See Request."""
         violations = Violations()
-        body = reading.json_object(violations, raw)
-        if model:
-            body["model"] = model
-        model = reading.model_name(violations, body.get("model"))
+        body, model = reading.body_and_model(violations, raw, model)
         stream = reading.boolean(violations, body, "stream")
         cap = reading.integer(violations, body, "max_tokens", reading.MAX_CAP)
         tier = reading.service_tier(violations, body)

@@ -50,10 +50,7 @@ class ChatRequest(Request):
     def read(cls, raw: bytes, *, model: str = "", stream: bool = False) -> Self:
         """See Request."""
         violations = Violations()
-        body = reading.json_object(violations, raw)
-        if model:
-            body["model"] = model
-        model = reading.model_name(violations, body.get("model"))
+        body, model = reading.body_and_model(violations, raw, model)
         stream = reading.boolean(violations, body, "stream")
         choices = reading.integer(violations, body, "n", reading.MAX_CHOICES) or 1
         caps = [reading.integer(violations, body, name, reading.MAX_CAP) for name in _CAP_FIELDS]

@@ -30,10 +30,7 @@ class EmbeddingsRequest(Request):
     def read(cls, raw: bytes, *, model: str = "", stream: bool = False) -> Self:
         """See Request."""
         violations = Violations()
-        body = reading.json_object(violations, raw)
-        if model:
-            body["model"] = model
-        model = reading.model_name(violations, body.get("model"))
+        body, model = reading.body_and_model(violations, raw, model)
         count = tokens.InputCount(raw, model)
         _count_input(count, violations, body.get("input"))
         violations.raise_if_any()

@@ -62,10 +62,7 @@ class ResponsesRequest(Request):
     def read(cls, raw: bytes, *, model: str = "", stream: bool = False) -> Self:
         """See Request."""
         violations = Violations()
-        body = reading.json_object(violations, raw)
-        if model:
-            body["model"] = model
-        model = reading.model_name(violations, body.get("model"))
+        body, model = reading.body_and_model(violations, raw, model)
         stream = reading.boolean(violations, body, "stream")
         if reading.boolean(violations, body, "background"):
             violations.add("background", "is not served: what is made in the background cannot be billed")

@@ -64,6 +64,17 @@ def model_name(violations: Violations, value: Any) -> str:
     return ""
 
 
+def body_and_model(violations: Violations, raw: bytes, instead: str) -> tuple[dict[str, Any], str]:
+    """A body and the model that it names; `instead`, where it is not empty, takes that one's place in it.
+
+    Raises InvalidArgument where the body is no JSON object; a violation of `model` where it names none.
+    """
+    body = json_object(violations, raw)
+    if instead:
+        body["model"] = instead
+    return body, model_name(violations, body.get("model"))
+
+
 def boolean(violations: Violations, body: Mapping[str, Any], name: str) -> bool:
     """A field that is true or false, or missing."""
     value = body.get(name)
