@@ -135,7 +135,7 @@ class Ledger:
             return await self._asked(replica, request, trace, ends)
         except grpc.RpcError as error:
             other = next((one for one in self._replicas.values() if one is not replica and one.answers), None)
-            if other is None or error.code() not in _AWAY:
+            if other is None or error.code() not in _AWAY or time.monotonic() >= ends:
                 raise
             _log.warning("a replica of the ledger is away, another is asked", away=replica.target)
             return await self._asked(other, request, trace, ends)
