@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
+import os
+import random
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 REQUEST_ID_KEY = "x-request-id"
 
 _NONE: Mapping[str, str | bytes] = MappingProxyType({})
+
+# Seeded by the operating system, which is not asked again for each call: that took a third of what opening one takes.
+# An id only has to be unlike every other; callers may bring their own, so whoever guesses one gains nothing.
+_ids = random.Random()  # noqa: S311
+os.register_at_fork(after_in_child=_ids.seed)
 
 
 class Call:
@@ -52,7 +58,7 @@ def current_metadata() -> Mapping[str, str | bytes]:
 
 def new_request_id() -> str:
     """A fresh request id: 32 hexadecimal digits."""
-    return secrets.token_hex(16)
+    return _ids.getrandbits(128).to_bytes(16).hex()
 
 
 def current_request_id() -> str:

@@ -57,25 +57,39 @@ Registrar = Callable[[Any, Any], None]
 
 
 class Gate:
-    """Counts the calls being served and refuses those above the limit. Shared by all RPCs of a server."""
+    """Counts the calls being served and refuses those above the limit. Shared by all RPCs of an aio server."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.running = 0
+
+    def enter(self) -> None:
+        """Count one call in. Raises Overloaded where the limit is reached."""
+        if self.running >= self.limit:
+            raise Overloaded("the server is at its limit of calls at once", retry_after_seconds=1)
+        self.running += 1
+
+    def leave(self) -> None:
+        """Count one call out."""
+        self.running -= 1
+
+
+class ThreadedGate(Gate):
+    """The same, of a sync server, whose calls come and go in many threads at once."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
         self._lock = threading.Lock()
 
     def enter(self) -> None:
         """Count one call in. Raises Overloaded where the limit is reached."""
         with self._lock:
-            if self.running < self.limit:
-                self.running += 1
-                return
-        raise Overloaded("the server is at its limit of calls at once", retry_after_seconds=1)
+            super().enter()
 
     def leave(self) -> None:
         """Count one call out."""
         with self._lock:
-            self.running -= 1
+            super().leave()
 
 
 class Rpc:
@@ -98,8 +112,9 @@ class Rpc:
         self.gate = gate
         self._authenticator = authenticator
         self._peer_identity = peer_identity
-        self._decode = handler.request_deserializer
-        self._encode = handler.response_serializer
+        self._decode = handler.request_deserializer or _as_it_is
+        # One answer as bytes.
+        self.encoded = handler.response_serializer or _as_it_is
         # A stream may rightly last for hours; whoever opens one limits it.
         self._deadline_seconds = None if handler.response_streaming or handler.request_streaming else deadline_seconds
         self._metrics = rpc_metrics(rule.path)
@@ -143,15 +158,11 @@ class Rpc:
     def request(self, call: Call, raw: bytes) -> Any:
         """Decode one request message and bind it to the caller's account. Raises MalformedRequest or the refusal."""
         try:
-            message = self._decode(raw) if self._decode is not None else raw
+            message = self._decode(raw)
         except DecodeError as error:
             raise MalformedRequest("the request is not a message of the type this call takes") from error
         self.rule.check_request(call.identity, message)
         return message
-
-    def encoded(self, message: Any) -> bytes:
-        """Encode one answer."""
-        return self._encode(message) if self._encode is not None else message
 
     def refuse(self, call: Call, context: Any, error: Exception) -> tuple[grpc.StatusCode, str, Any]:
         """Count and log a failed call; the result is what goes on the wire: code, message, trailing metadata."""
@@ -181,6 +192,10 @@ class Rpc:
 
 def _trailing(context: Any, call: Call) -> tuple[tuple[str, str | bytes], ...]:
     return (*(context.trailing_metadata() or ()), (REQUEST_ID_KEY, call.request_id))
+
+
+def _as_it_is(message: Any) -> Any:
+    return message
 
 
 # ---------------------------------------------------------------------------------------------------------------- aio

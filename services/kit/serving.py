@@ -28,7 +28,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.kit.addresses import BindError, split_address
-from services.kit.handlers import RECEIVED_METADATA, Collector, Gate, Handler, Registrar, wrapped_handlers
+from services.kit.handlers import RECEIVED_METADATA, Collector, Gate, Handler, Registrar, ThreadedGate, wrapped_handlers
 from services.kit.identity import Authenticator, Identity, Role, TokenAuthenticator, TokenVerifier
 from services.kit.logs import get_logger
 from services.kit.metrics import observe_running, serve_metrics
@@ -126,7 +126,7 @@ class _Server:
     def __init__(self, settings: ServiceSettings, *, authenticator: Authenticator | None = None) -> None:
         self.settings = settings
         self.port = 0
-        self._gate = Gate(settings.max_concurrent)
+        self._gate = (Gate if self._aio else ThreadedGate)(settings.max_concurrent)
         self._authenticator = authenticator or TokenAuthenticator(_verifier(settings))
         self._services: dict[str, dict[str, Handler]] = {}
         self._start_hooks: list[Hook] = []

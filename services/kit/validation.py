@@ -15,13 +15,13 @@ DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
 
 _MONTH = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
-_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+_as_identifier = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:-]{{0,{MAX_IDENTIFIER_CHARS - 1}}}").fullmatch
 _IDENTIFIER_RULE = "must be 1 to 64 of A-Z a-z 0-9 . _ : - and begin with a letter or digit"
 
 
 def is_identifier(text: str) -> bool:
     """Whether `text` is a well-formed identifier (1 to 64 of `[A-Za-z0-9._:-]`, beginning with a letter or digit)."""
-    return len(text) <= MAX_IDENTIFIER_CHARS and _IDENTIFIER.fullmatch(text) is not None
+    return _as_identifier(text) is not None
 
 
 class Violations:
@@ -48,7 +48,7 @@ class Violations:
 
     def identifier(self, field: str, value: str, *, required: bool = True) -> str:
         """An identifier; empty only where not required."""
-        if (value or required) and not is_identifier(value):
+        if not _as_identifier(value) and (value or required):
             self.add(field, _IDENTIFIER_RULE if value else f"is required; {_IDENTIFIER_RULE}")
         return value
 
