@@ -1,12 +1,13 @@
 """Owns how the ledger's objects lie in rows: each table's columns, in their order, and the way there and back.
 
-A batch's rows go as one array literal a column. They are written here, and not by psycopg, whose way of dumping lists
-took half of the ledger's time.
+A batch's rows go as one array literal a column, a single row as its values. They are written here, and not by psycopg,
+whose way of dumping lists took half of the ledger's time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
@@ -24,12 +25,14 @@ Column = tuple[str, str, str | Callable[[Any], Any]]
 class Columns:
     """Some columns of a table."""
 
-    __slots__ = ("_attributes", "each")
+    __slots__ = ("_attributes", "_values", "each")
 
     def __init__(self, each: tuple[Column, ...]) -> None:
         self.each = each
         names = [of for _, _, of in each if isinstance(of, str)]
         self._attributes = attrgetter(*names) if names else None
+        # How a row's value is found, and written.
+        self._values = [(attrgetter(of) if isinstance(of, str) else of, _VALUES[kind]) for _, kind, of in each]
 
     @property
     def names(self) -> str:
@@ -42,8 +45,13 @@ class Columns:
         return ", ".join(f"%s::{'text' if kind in _DOCUMENTS else kind}[]" for _, kind, _ in self.each)
 
     @property
+    def single(self) -> str:
+        """One row of `VALUES`: a placeholder for each column, with its type."""
+        return ", ".join(f"%s::{kind}" for _, kind, _ in self.each)
+
+    @property
     def selected(self) -> str:
-        """The columns of rows `c` that came by `unnest`."""
+        """The columns of rows `c` that came by `unnest` or `VALUES`."""
         return ", ".join(_typed(name, kind) for name, kind, _ in self.each)
 
     def changes(self, key: int) -> str:
@@ -69,8 +77,16 @@ class Columns:
             for _, kind, of in self.each
         ]
 
+    def values(self, row: Any) -> list[bytes | None]:
+        """Each column's value of one row. Raises ValueError where a text holds a NUL, where libpq would end it."""
+        written = [write(find(row)) for find, write in self._values]
+        if b"\0" in b"".join(filter(None, written)):
+            raise ValueError(_HOLDS_NUL)
+        return written
+
 
 _DOCUMENTS = {"json", "jsonb"}
+_HOLDS_NUL = "a text holds a NUL"
 
 
 def _typed(name: str, kind: str) -> str:
@@ -81,7 +97,7 @@ def texts(values: Sequence[str]) -> bytes:
     """An array literal of texts. Raises ValueError where one holds a NUL, which Postgres has no text for."""
     joined = "\0".join(values)
     if joined.count("\0") != len(values) - 1:
-        raise ValueError("a text holds a NUL")
+        raise ValueError(_HOLDS_NUL)
     return ('{"' + joined.replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","') + '"}').encode()
 
 
@@ -109,6 +125,23 @@ _LITERALS: dict[str, Callable[[Any], bytes]] = {
     "bigint": _plain,
     "integer": _plain,
     "boolean": _plain,
+}
+
+
+def _moment(value: datetime | None) -> bytes | None:
+    return None if value is None else orjson.dumps(value)[1:-1]
+
+
+# Of a single value.
+_VALUES: dict[str, Callable[[Any], bytes | None]] = {
+    "text": str.encode,
+    "json": orjson.dumps,
+    "jsonb": orjson.dumps,
+    "timestamptz": _moment,
+    "bytea": lambda value: b"\\x%s" % value.hex().encode(),
+    "bigint": orjson.dumps,
+    "integer": orjson.dumps,
+    "boolean": orjson.dumps,
 }
 
 

@@ -20,6 +20,14 @@ from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
+# A batch finds everything by its keys, so each statement has one plan, whatever its parameters and however large the
+# tables are when it is made: by their indexes. Else Postgres plans a small batch's statements anew each time, as it
+# takes their plans for dearer than they are, and reads small tables whole.
+_ONE_PLAN = (
+    "SET plan_cache_mode = force_generic_plan; SET jit = off;"
+    "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
+)
+
 _numbers = itertools.count(1)
 
 
@@ -34,8 +42,8 @@ class Statement:
         self.name = f"ledger_{next(_numbers)}".encode()
 
 
-# A statement and its parameters, in UTF-8.
-Asked = tuple[Statement, Sequence[bytes]]
+# A statement and its parameters, in UTF-8; None is NULL.
+Asked = tuple[Statement, Sequence[bytes | None]]
 
 
 class _JsonLoader(Loader):
@@ -54,11 +62,14 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     @classmethod
     async def opened(cls, url: str, **words: Any) -> Self:
         """Connect, with psycopg's own words for how. It prepares nothing itself: else it would forget ours, too."""
-        return await cls.connect(url, autocommit=True, prepare_threshold=None, **words)
+        connection = await cls.connect(url, autocommit=True, prepare_threshold=None, **words)
+        await connection.execute(_ONE_PLAN)
+        return connection
 
     async def ask(self, *asked: Asked | None) -> list[list[TupleRow]]:
         """Send statements in one go; each one's rows, none for None. Where one fails, those after it are not done.
 
+        Outside of a transaction block they are one transaction, committed at their end: all of them are done, or none.
         Raises the error of the one that failed. A connection that is not answered to the end (it broke, or the caller
         was cancelled) is closed: what it says next would be taken for the answer of something else.
         """

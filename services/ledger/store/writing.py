@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -35,69 +36,101 @@ from services.ledger.store.loading import LOCK_WAIT, LOCKED_SECONDS
 from services.ledger.store.pipeline import Asked, Connection, Statement
 
 
-def _rows(columns: Columns) -> str:
-    return f"unnest({columns.unnest}) AS c({columns.names})"
+def _many(columns: Columns, *, numbered: bool = False) -> str:
+    """Any number of rows `c`; an array literal for each column."""
+    rows, names = f"unnest({columns.unnest})", columns.names
+    return f"{rows} WITH ORDINALITY AS c({names}, ordinality)" if numbered else f"{rows} AS c({names})"
 
 
-def _insert(table: str, columns: Columns) -> str:
-    return f"INSERT INTO {table} ({columns.names}) SELECT {columns.selected} FROM {_rows(columns)}"  # noqa: S608 (names are columns.py's own)
+def _single(columns: Columns) -> str:
+    """One row `c`, its values the statement's own parameters."""
+    return f"(VALUES ({columns.single}, 1)) AS c({columns.names}, ordinality)"
 
 
-def _update(table: str, columns: Columns, *, key: int) -> str:
+def _insert(table: str, columns: Columns, rows: str) -> str:
+    return f"INSERT INTO {table} ({columns.names}) SELECT {columns.selected} FROM {rows}"  # noqa: S608 (names are columns.py's own)
+
+
+def _update(table: str, columns: Columns, rows: str, *, key: int) -> str:
     same = " AND ".join(f"t.{name} = c.{name}" for name, _, _ in columns.each[:key])
-    return f"UPDATE {table} t SET {columns.changes(key)} FROM {_rows(columns)} WHERE {same}"  # noqa: S608 (likewise)
+    return f"UPDATE {table} t SET {columns.changes(key)} FROM {rows} WHERE {same}"  # noqa: S608 (likewise)
 
 
-# What nearly every batch writes goes as one statement: a statement's own cost is that of many rows, and that of each of
-# these parts is that of some. So a batch's statement has the parts that it needs: most are of holds alone, or of their
-# settlements.
-_ACCOUNTS = f"accounts_changed AS ({_update('accounts', ACCOUNT_CHANGES, key=1)})"
-_ENTRIES = f"entries AS ({_insert('journal', ENTRY)})"
-_LIMITS = f"""limits_changed AS (
-    {_insert("subject_limits", SUBJECT)} ON CONFLICT (account_id, scope, subject) DO UPDATE SET limits = excluded.limits
-)"""
-_HOLDS_MADE = f"holds_made AS ({_insert('holds', HOLD)})"
-_HOLDS_OPENED = f"""holds_made AS (
-    INSERT INTO holds ({OPEN_HOLD.names}, {OPEN_HOLD_REST[0]})
-    SELECT {OPEN_HOLD.selected}, {OPEN_HOLD_REST[1]} FROM {_rows(OPEN_HOLD)}
-)"""  # noqa: S608 (names are columns.py's own)
-_HOLDS_CHANGED = f"holds_changed AS ({_update('holds', HOLD_CHANGES, key=2)})"
-_HOLDS_ENDED = f"holds_changed AS ({_update('holds', HOLD_END, key=2)})"
+class _Part:
+    """A part of the statement that nearly every batch is: writes some rows, or a single one.
+
+    What nearly every batch writes goes as one statement: a statement's own cost is that of many rows, and that of each
+    of its parts is that of some. So it has the parts that a batch needs: most are of holds alone, or of their
+    settlements. Where each is of one row, there is no array to read and nothing to join.
+    """
+
+    def __init__(
+        self, name: str, columns: Columns, sql: Callable[[Columns, str], str], *, numbered: bool = False
+    ) -> None:
+        self.columns = columns
+        self.many = f"{name} AS ({sql(columns, _many(columns, numbered=numbered))})"
+        self.single = f"{name} AS ({sql(columns, _single(columns))})"
+
+
+def _insert_limits(columns: Columns, rows: str) -> str:
+    key = "account_id, scope, subject"
+    return f"{_insert('subject_limits', columns, rows)} ON CONFLICT ({key}) DO UPDATE SET limits = excluded.limits"
+
+
+def _insert_open_holds(columns: Columns, rows: str) -> str:
+    names, values = OPEN_HOLD_REST
+    return f"INSERT INTO holds ({columns.names}, {names}) SELECT {columns.selected}, {values} FROM {rows}"  # noqa: S608 (likewise)
+
+
+def _insert_records(columns: Columns, rows: str) -> str:
+    return f"""
+        INSERT INTO usage ({columns.names}, feed_slot, feed_position, fed_at)
+        SELECT {columns.selected}, place.slot, place.before + c.ordinality, place.fed_at FROM place, {rows}
+    """  # noqa: S608 (likewise)
+
+
+_ACCOUNTS = _Part("accounts_changed", ACCOUNT_CHANGES, partial(_update, "accounts", key=1))
+_ENTRIES = _Part("entries", ENTRY, partial(_insert, "journal"))
+_LIMITS = _Part("limits_changed", SUBJECT, _insert_limits)
+_HOLDS_CHANGED = _Part("holds_changed", HOLD_CHANGES, partial(_update, "holds", key=2))
+_HOLDS_ENDED = _Part("holds_changed", HOLD_END, partial(_update, "holds", key=2))
+_HOLDS_MADE = _Part("holds_made", HOLD, partial(_insert, "holds"))
+_HOLDS_OPENED = _Part("holds_made", OPEN_HOLD, _insert_open_holds)
+_RECORDS = _Part("records", USAGE, _insert_records, numbered=True)
 # The usage records take their writer's place in the feed at the statement's end: the slot's row is locked until the
 # commit, so that within a slot positions are in commit order, also where two writers share one.
-_RECORDS = f"""place AS (
+_PLACE = """place AS (
     UPDATE feed_slots SET position = position + n.added, fed_at = greatest(fed_at, clock_timestamp())
     FROM (SELECT %s::integer AS added, %s::smallint AS writer) n WHERE slot = n.writer
     RETURNING slot, position - n.added AS before, fed_at
-), records AS (
-    INSERT INTO usage ({USAGE.names}, feed_slot, feed_position, fed_at)
-    SELECT {USAGE.selected}, place.slot, place.before + c.ordinality, place.fed_at
-    FROM place, unnest({USAGE.unnest}) WITH ORDINALITY AS c({USAGE.names}, ordinality)
-)"""  # noqa: S608 (names are columns.py's own)
-# After the locks, which retention takes, too: fails where a hold that is made has the name of one that ended long ago.
-# One that is there still shows when it is written.
-_NAMES_ARE_NEW = """, (CASE WHEN EXISTS (
-    SELECT FROM ended_holds WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
-) THEN 'taken' ELSE '1' END)::integer"""
+)"""
+# A single account is locked by its change, which comes first, as the statement's answer is made of it: it fails where
+# the account is not as it is remembered.
+_CONFIRMED_ACCOUNT = f"""accounts_changed AS (
+    {_update("accounts", ACCOUNT_CHANGES, _single(ACCOUNT_CHANGES), key=1)} AND t.xmin = %s::xid RETURNING true
+)"""
+_CONFIRMED = f", {LOCKED_SECONDS}, 1 / (SELECT count(*) FROM accounts_changed)::integer"  # noqa: S608 (likewise)
 
 
 @functools.cache
 def _change(parts: tuple[str, ...], end: str) -> Statement:
     """The statement of these parts. It answers with the version of what it wrote."""
-    return Statement(f"WITH {', '.join(parts)} SELECT {WRITTEN_VERSION}{end}")
+    written = f"WITH {', '.join(parts)} " if parts else ""
+    return Statement(f"{written}SELECT {WRITTEN_VERSION}{end}")
 
 
-_INSERT_ACCOUNTS = Statement(_insert("accounts", ACCOUNT))
-_UPDATE_WORDS = Statement(_update("accounts", ACCOUNT_WORDS, key=1))
-_INSERT_GRANTS = Statement(_insert("grants", GRANT))
+_INSERT_ACCOUNTS = Statement(_insert("accounts", ACCOUNT, _many(ACCOUNT)))
+_UPDATE_WORDS = Statement(_update("accounts", ACCOUNT_WORDS, _many(ACCOUNT_WORDS), key=1))
+_INSERT_GRANTS = Statement(_insert("grants", GRANT, _many(GRANT)))
 _ADD_EXPIRED = Statement(f"""
-    UPDATE grants t SET expired = t.expired + c.expired FROM {_rows(EXPIRED)}
+    UPDATE grants t SET expired = t.expired + c.expired FROM {_many(EXPIRED)}
     WHERE t.account_id = c.account_id AND t.grant_id = c.grant_id
 """)  # noqa: S608 (names are columns.py's own)
 _UPSERT_UNDONE = Statement(
-    _insert("undone", UNDONE) + " ON CONFLICT (account_id, sequence) DO UPDATE SET amount = excluded.amount"
+    _insert("undone", UNDONE, _many(UNDONE))
+    + " ON CONFLICT (account_id, sequence) DO UPDATE SET amount = excluded.amount"
 )
-_INSERT_REQUESTS = Statement(_insert("requests", REQUEST))
+_INSERT_REQUESTS = Statement(_insert("requests", REQUEST, _many(REQUEST)))
 _BEGIN = Statement("BEGIN")
 _COMMIT = Statement("COMMIT")
 _ROLLBACK = Statement("ROLLBACK")
@@ -108,11 +141,15 @@ _CONFIRM = Statement(f"""
         WHERE a.{VERSION} = r.version ORDER BY account_id FOR NO KEY UPDATE OF a
     ) AS confirmed
 """)  # noqa: S608 (names are columns.py's own)
-# After the locks: fails where one of these holds was made before.
+# After the locks, which retention takes, too: fail where one of these holds was made before, or ended long ago. Of one
+# that is made its writing tells whether it is there still.
 _NONE_THERE = Statement("""
     SELECT (CASE WHEN EXISTS (
         SELECT FROM holds WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
-        UNION ALL
+    ) THEN 'taken' ELSE '1' END)::integer
+""")
+_NONE_ENDED = Statement("""
+    SELECT (CASE WHEN EXISTS (
         SELECT FROM ended_holds WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
     ) THEN 'taken' ELSE '1' END)::integer
 """)
@@ -166,35 +203,40 @@ async def write(
     NotAsRememberedError.
     """
     books = [book for account_id, book in changes.books.items() if account_id not in changes.opened]
+    written = _written(changes, books)
+    others = _seldom_written(changes, books)
+    if not unconfirmed:
+        change = _changed(written, slot) if changes.books else None
+        answers = await connection.ask(*others, change, (_COMMIT, ()) if changes else (_ROLLBACK, ()))
+        return int(answers[-2][0][0]) if changes.books else 0
+    confirm: Asked
+    if len(unconfirmed) == len(books) == 1 and _is_single(written):
+        confirm, change = _changed(written, slot, *unconfirmed.values()), None
+    else:
+        confirm = (_CONFIRM, (b"%d" % len(unconfirmed), *literals(list(unconfirmed.items()))))
+        change = _changed(written, slot) if changes.books else None
+    # What goes together is one transaction. Where nothing is written, it has nothing to be flushed to disk.
+    begin, end = (None, None) if changes else ((_BEGIN, ()), (_ROLLBACK, ()))
+    try:
+        answers = await connection.ask(begin, confirm, *_names_are_new(changes, unread), *others, change, end)
+    except (_OUTDATED, *_TAKEN) as error:
+        raise NotAsRememberedError(outdated=isinstance(error, _OUTDATED)) from error
+    LOCK_WAIT.observe(answers[1][0][1])
+    return int((answers[-2] or answers[1])[0][0]) if changes.books else 0
+
+
+def _seldom_written(changes: Changes, books: Sequence[Book]) -> list[Asked | None]:
+    """A statement for each kind of rows that few batches write; accounts in the order of ids, as they are locked."""
     reworded = [book for book in books if book.account_id in changes.reworded]
     requests = [(key, past, changes.books[key[0]].touched_at) for key, past in changes.requests.items()]
-    # In the order of ids, as the locks are taken.
-    asked = [
+    return [
         _rows_by(_INSERT_ACCOUNTS, ACCOUNT, [book for _, book in sorted(changes.opened.items())]),
         _rows_by(_UPDATE_WORDS, ACCOUNT_WORDS, reworded),
         _rows_by(_INSERT_GRANTS, GRANT, list(changes.grants.items())),
         _rows_by(_ADD_EXPIRED, EXPIRED, list(changes.expired.items())),
         _rows_by(_UPSERT_UNDONE, UNDONE, list(changes.undone.items())),
         _rows_by(_INSERT_REQUESTS, REQUEST, requests),
-        _changed(changes, books, slot) if changes.books else None,
-        (_COMMIT, ()) if changes else (_ROLLBACK, ()),
     ]
-    if not unconfirmed:
-        answers = await connection.ask(*asked)
-    else:
-        confirming: list[Asked] = [
-            (_BEGIN, ()),
-            (_CONFIRM, (b"%d" % len(unconfirmed), *literals(list(unconfirmed.items())))),
-        ]
-        # Of holds that are made, their writing tells. One that was refused, or undone with its group, may be a replay.
-        if refused := [key for key in unread if key not in changes.made]:
-            confirming.append((_NONE_THERE, literals(refused) * 2))
-        try:
-            answers = await connection.ask(*confirming, *asked)
-        except (_OUTDATED, *_TAKEN) as error:
-            raise NotAsRememberedError(outdated=isinstance(error, _OUTDATED)) from error
-        LOCK_WAIT.observe(answers[1][0][1])
-    return int(answers[-2][0][0]) if changes.books else 0
 
 
 def _rows_by(statement: Statement, columns: Columns, rows: Sequence[Any]) -> Asked | None:
@@ -202,27 +244,46 @@ def _rows_by(statement: Statement, columns: Columns, rows: Sequence[Any]) -> Ask
     return (statement, columns.literals(rows)) if rows else None
 
 
-def _changed(changes: Changes, books: Sequence[Book], slot: int) -> Asked:
-    """The statement of what nearly every batch writes."""
-    parts, parameters, end = [_ACCOUNTS], ACCOUNT_CHANGES.literals(books), ""
-    if changes.entries:
-        parts.append(_ENTRIES)
-        parameters += ENTRY.literals(changes.entries)
-    if changes.subjects:
-        parts.append(_LIMITS)
-        parameters += SUBJECT.literals(list(changes.subjects.items()))
-    if changes.holds:
-        part, columns = (_HOLDS_CHANGED, HOLD_CHANGES) if changes.extended else (_HOLDS_ENDED, HOLD_END)
-        parts.append(part)
-        parameters += columns.literals(list(changes.holds.values()))
-    if changes.usage:
-        parts.append(_RECORDS)
-        parameters += [b"%d" % len(changes.usage), b"%d" % slot, *USAGE.literals(changes.usage)]
-    if changes.made:
-        made = list(changes.made.values())
-        are_open = all(hold.status == "open" for hold in made)
-        part, columns = (_HOLDS_OPENED, OPEN_HOLD) if are_open else (_HOLDS_MADE, HOLD)
-        parts.append(part)
-        parameters += columns.literals(made) + literals(list(changes.made))
-        end = _NAMES_ARE_NEW
-    return _change(tuple(parts), end), parameters
+def _names_are_new(changes: Changes, unread: Collection[HoldKey]) -> list[Asked]:
+    """What confirms, after the locks, that no hold had one of these names. A refused one may be a replay."""
+    asked: list[Asked] = []
+    if refused := [key for key in unread if key not in changes.made]:
+        asked.append((_NONE_THERE, literals(refused)))
+    if unread:
+        asked.append((_NONE_ENDED, literals(list(unread))))
+    return asked
+
+
+def _written(changes: Changes, books: Sequence[Book]) -> list[tuple[_Part, Sequence[Any]]]:
+    """The parts of the statement that a batch needs, with their rows."""
+    are_open = all(hold.status == "open" for hold in changes.made.values())
+    parts: list[tuple[_Part, Sequence[Any]]] = [
+        (_ACCOUNTS, books),
+        (_ENTRIES, changes.entries),
+        (_LIMITS, list(changes.subjects.items())),
+        (_HOLDS_CHANGED if changes.extended else _HOLDS_ENDED, list(changes.holds.values())),
+        (_HOLDS_OPENED if are_open else _HOLDS_MADE, list(changes.made.values())),
+        (_RECORDS, changes.usage),
+    ]
+    return [(part, rows) for part, rows in parts if rows]
+
+
+def _is_single(written: Sequence[tuple[_Part, Sequence[Any]]]) -> bool:
+    return all(len(rows) == 1 for _, rows in written)
+
+
+def _changed(written: Sequence[tuple[_Part, Sequence[Any]]], slot: int, version: int | None = None) -> Asked:
+    """The statement of what nearly every batch writes. `version`: confirm the single account, too."""
+    single = _is_single(written)
+    parts: list[str] = []
+    parameters: list[bytes | None] = []
+    for part, rows in written:
+        if part is _RECORDS:
+            parts.append(_PLACE)
+            parameters += [b"%d" % len(rows), b"%d" % slot]
+        parts.append(part.single if single else part.many)
+        parameters += part.columns.values(rows[0]) if single else part.columns.literals(rows)
+        if part is _ACCOUNTS and version is not None:
+            parts[-1] = _CONFIRMED_ACCOUNT
+            parameters.append(b"%d" % version)
+    return _change(tuple(parts), "" if version is None else _CONFIRMED), parameters

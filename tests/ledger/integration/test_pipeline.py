@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from services.kit.db import connection_string
+from services.ledger.store import loading, writing
 from services.ledger.store.pipeline import Connection, Statement
 from tests.ledger.support.ledger_audit import rows
 
@@ -15,6 +16,7 @@ TWICE = Statement("SELECT %s::text || %s::text, '[1, {\"a\": null}]'::jsonb")
 DIVIDED = Statement("SELECT 1 / %s::integer")
 WRONG = Statement("SELECT no_such_column")
 SLEPT = Statement("SELECT pg_sleep(60)")
+ADVANCED = Statement("UPDATE feed_slots SET position = position + 1 WHERE slot = 0")
 
 
 @pytest.fixture
@@ -30,12 +32,57 @@ async def test_each_statement_has_its_own_rows(connection):
 
 
 async def test_nothing_is_done_after_a_statement_that_fails(connection, ledger_settings):
-    taken = Statement("UPDATE feed_slots SET position = position + 1 WHERE slot = 0")
     with pytest.raises(psycopg.errors.DivisionByZero):
-        await connection.ask((BEGIN, ()), (taken, ()), (DIVIDED, [b"0"]), (COMMIT, ()))
+        await connection.ask((BEGIN, ()), (ADVANCED, ()), (DIVIDED, [b"0"]), (COMMIT, ()))
     await connection.rollback()
     assert rows(ledger_settings.database_url, "SELECT position FROM feed_slots WHERE slot = 0") == [(0,)]
     assert (await connection.ask((DIVIDED, [b"1"]), (SAID, [b"still"])))[0] == [(1,)]
+
+
+async def test_what_goes_together_is_one_transaction(connection, ledger_settings):
+    position = "SELECT position FROM feed_slots WHERE slot = 0"
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await connection.ask((ADVANCED, ()), (DIVIDED, [b"0"]), (ADVANCED, ()))
+    assert rows(ledger_settings.database_url, position) == [(0,)]
+    await connection.ask((ADVANCED, ()), (SAID, [b"in between"]), (ADVANCED, ()))
+    assert rows(ledger_settings.database_url, position) == [(2,)]
+
+
+async def test_commit_that_fails_is_told(connection):
+    await connection.execute("CREATE TEMP TABLE one (number INTEGER UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        await connection.ask((Statement("INSERT INTO one VALUES (1), (1)"), ()), (SAID, [b"before the commit"]))
+    assert await connection.ask((Statement("SELECT count(*) FROM one"), ())) == [[(0,)]]
+
+
+async def test_statement_is_planned_once(connection):
+    for number in range(12):
+        await connection.ask((DIVIDED, [b"%d" % (number + 1)]))
+    planned = await connection.execute("SELECT generic_plans, custom_plans FROM pg_prepared_statements")
+    assert await planned.fetchall() == [(12, 0)]
+
+
+def _of_batches():
+    """Each statement of batches, and each part of the one that has parts, by its name."""
+    for module in (loading, writing):
+        for name, found in vars(module).items():
+            if isinstance(found, Statement) and found.query.strip().startswith(
+                (b"SELECT", b"WITH", b"INSERT", b"UPDATE")
+            ):
+                yield name, found.query.decode()
+            if isinstance(found, writing._Part):
+                place = [writing._PLACE] if found is writing._RECORDS else []
+                yield f"{name}, many", writing._change((*place, found.many), "").query.decode()
+                yield f"{name}, single", writing._change((*place, found.single), "").query.decode()
+    yield "confirmed", writing._change((writing._CONFIRMED_ACCOUNT,), writing._CONFIRMED).query.decode()
+
+
+async def test_batches_find_everything_by_keys_however_small_the_tables_are(connection):
+    explained = dict(_of_batches())
+    assert len(explained) > 30
+    for name, query in explained.items():
+        plan = [line for (line,) in await (await connection.execute(f"EXPLAIN (GENERIC_PLAN) {query}")).fetchall()]
+        assert not [line for line in plan if "Seq Scan" in line], (name, plan)
 
 
 async def test_statements_outlive_rollbacks_and_one_that_cannot_be_prepared(connection):

@@ -266,16 +266,50 @@ async def test_replicas_that_write_to_the_same_accounts_at_once_lose_nothing(min
     assert [tuple(account) for account in found] == [(1000 - 90, 0, 90)] * 4
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["all-remembered", "some-read"])
-async def test_change_that_is_under_way_when_a_batch_begins_is_seen(mine, ledger_settings, known):
-    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+
+async def waits(asked, url):
+    """Until a batch waits for a lock."""
+    while not await asyncio.to_thread(rows, url, WAITING):
+        assert not asked.done()
+
+
+@pytest.mark.parametrize("others", [[], [[settle(3, "open")]], [[settle(3, "never")]]], ids=["one", "two", "some-read"])
+async def test_change_that_is_under_way_when_a_batch_begins_is_seen(mine, ledger_settings, others):
     with psycopg.connect(ledger_settings.database_url) as connection:
         connection.execute("UPDATE accounts SET status = 'suspended'")
-        asked = asyncio.create_task(mine.submit([[hold(1, "h1")], [settle(3, "open" if known else "never")]]))
-        while not await asyncio.to_thread(rows, ledger_settings.database_url, waiting):
-            assert not asked.done()
-    made, _ = await asked
+        asked = asyncio.create_task(mine.submit([[hold(1, "h1")], *others]))
+        await waits(asked, ledger_settings.database_url)
+    made, *_ = await asked
     assert isinstance(made.outcome, AccountSuspended)
+
+
+async def test_change_that_is_under_way_and_comes_to_nothing_changes_nothing(mine, ledger_settings):
+    before = batches("remembered")
+    with psycopg.connect(ledger_settings.database_url) as connection:
+        connection.execute("UPDATE accounts SET status = 'suspended'")
+        asked = asyncio.create_task(mine.submit([[hold(1, "h1")]]))
+        await waits(asked, ledger_settings.database_url)
+        connection.rollback()
+    (made,) = await asked
+    assert made.outcome.available == 89
+    assert batches("remembered") == before + 1
+
+
+@pytest.mark.parametrize("others", [[], [[settle(3, "open")]]], ids=["one", "two"])
+async def test_name_of_a_hold_that_is_put_away_while_a_batch_waits_is_not_used_again(mine, ledger_settings, others):
+    """As retention puts it away: under the account's lock, and without a change of its row."""
+    await done(mine, hold(10, "old"))
+    await done(mine, settle(1, "old"))
+    with psycopg.connect(ledger_settings.database_url) as connection:
+        connection.execute("SELECT FROM accounts FOR NO KEY UPDATE")
+        connection.execute("DELETE FROM holds WHERE hold_id = 'old'")
+        connection.execute("INSERT INTO ended_holds VALUES ('acme', 'old')")
+        asked = asyncio.create_task(mine.submit([[hold(10, "old")], *others]))
+        await waits(asked, ledger_settings.database_url)
+    made, *_ = await asked
+    assert isinstance(made.outcome, ResultArchived)
 
 
 async def test_row_that_was_changed_by_hand_is_read_again(mine, ledger_settings):
