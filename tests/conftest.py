@@ -6,27 +6,37 @@ A missing server binary is an error, never a skip. Both end with the test run, h
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import LiteralString, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 # Before gRPC is imported: its handlers crash some of the forks by which tests start processes beside running servers.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
+import psycopg
 import pytest
 import structlog
+from psycopg import sql
 
 from deploy.local import ports, postgres
 from deploy.local.postgres import EmbeddedPostgres
 from deploy.local.process import StartFailedError
 from deploy.local.redis import EmbeddedRedis
+
+# A file system in memory, where Linux has one. A database is some 330 files: to make and unmake them for one test after
+# another costs a file system on disk up to ten times the processor time of all else that Postgres does for a copy.
+_MEMORY = Path("/dev/shm")
+_MEMORY_LEAST_BYTES = 4 << 30
+_GONE_SECONDS = 10
 
 _numbers = itertools.count(1)
 Server = TypeVar("Server")
@@ -36,6 +46,25 @@ class MakeDatabase(Protocol):
     """Makes a database for `service`, empty or a copy of another one nobody is connected to. Gives its URL."""
 
     def __call__(self, service: str, template: str | None = None) -> str: ...
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """For `--dist loadfile`: a file to a worker, but all that use the session's suite to the same, which starts one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415 (only where it is installed and asked for)
+
+    @functools.cache
+    def shares_a_suite(file: str) -> bool:
+        return file.startswith("tests/e2e/") and "own_suite" not in (config.rootpath / file).read_text()
+
+    class Scheduler(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/e2e" if shares_a_suite(file) else file
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +82,16 @@ def _logs_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def servers_folder() -> Iterator[Path]:
+def quickest_folder() -> str:
+    """Where files are made the quickest: in memory, where there is room, else where temporary files are anyway."""
+    usable = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK | os.X_OK)
+    return str(_MEMORY) if usable and shutil.disk_usage(_MEMORY).free > _MEMORY_LEAST_BYTES else tempfile.gettempdir()
+
+
+@pytest.fixture(scope="session")
+def servers_folder(quickest_folder: str) -> Iterator[Path]:
     # Not pytest's own folder: each session shuts that one to other users, and under root Postgres runs as another.
-    folder = Path(tempfile.mkdtemp(prefix="tollkeeper-tests-"))
+    folder = Path(tempfile.mkdtemp(prefix="tollkeeper-tests-", dir=quickest_folder))
     folder.chmod(0o711)
     try:
         yield folder
@@ -103,8 +139,73 @@ def redis_url(servers_folder: Path) -> Iterator[str]:
         yield server.url
 
 
+class Databases:
+    """Makes and drops databases of one server, over one connection that is made again where a test has cut it."""
+
+    def __init__(self, server: EmbeddedPostgres) -> None:
+        self._server = server
+        self._connection: psycopg.Connection | None = None
+
+    def new(self, service: str) -> str:
+        """An empty database; its URL."""
+        return postgres.create_database(
+            self._server.url(),
+            name=self._name(service),
+            owner=f"tollkeeper_{service}",
+            password=self._password(service),
+        )
+
+    def copy(self, service: str, template: str) -> str:
+        """A copy of the database whose URL is `template`; its URL."""
+        name, owner = self._name(service), f"tollkeeper_{service}"
+        words = "CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY file_copy"  # page by page through the log else
+        self._execute(words, name, owner, _database(template))
+        self._execute("REVOKE ALL ON DATABASE {} FROM PUBLIC", name)
+        return postgres.database_url(self._server.url(), user=owner, password=self._password(service), database=name)
+
+    def drop(self, url: str) -> None:
+        """Drop a database, ending the connections to it."""
+        # A session just closed takes a moment to go; the server would look again only after a tenth of a second.
+        deadline = time.monotonic() + _GONE_SECONDS
+        sessions = sql.SQL("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {}")
+        while self._run(sessions.format(sql.Literal(_database(url)))).rowcount and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", _database(url))
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def _name(self, service: str) -> str:
+        return f"tollkeeper_{service}_{next(_numbers)}"
+
+    def _password(self, service: str) -> str:
+        return f"{service}-of-{self._server.port}"
+
+    def _execute(self, words: LiteralString, *names: str) -> None:
+        self._run(sql.SQL(words).format(*map(sql.Identifier, names)))
+
+    def _run(self, query: sql.Composed) -> psycopg.Cursor:
+        if self._connection is not None:
+            with contextlib.suppress(psycopg.OperationalError):
+                return self._connection.execute(query)
+            self._connection.close()
+        self._connection = psycopg.connect(self._server.url(), autocommit=True)
+        return self._connection.execute(query)
+
+
+def _database(url: str) -> str:
+    return urlsplit(url).path.lstrip("/")
+
+
 @pytest.fixture(scope="session")
-def make_database(postgres_server: EmbeddedPostgres) -> MakeDatabase:
+def databases(postgres_server: EmbeddedPostgres) -> Iterator[Databases]:
+    with contextlib.closing(Databases(postgres_server)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def make_database(databases: Databases) -> MakeDatabase:
     """Makes databases that last as long as the session: `make_database("ledger")` gives an empty one's URL.
 
     The role is `tollkeeper_<service>`, as in production: it owns its database and may nothing else. With
@@ -112,19 +213,13 @@ def make_database(postgres_server: EmbeddedPostgres) -> MakeDatabase:
     """
 
     def make(service: str, template: str | None = None) -> str:
-        return postgres.create_database(
-            postgres_server.url(),
-            name=f"tollkeeper_{service}_{next(_numbers)}",
-            owner=f"tollkeeper_{service}",
-            password=f"{service}-of-{postgres_server.port}",
-            template=urlsplit(template).path.lstrip("/") if template else None,
-        )
+        return databases.new(service) if template is None else databases.copy(service, template)
 
     return make
 
 
 @pytest.fixture
-def database_url(postgres_server: EmbeddedPostgres, make_database: MakeDatabase) -> Iterator[MakeDatabase]:
+def database_url(databases: Databases, make_database: MakeDatabase) -> Iterator[MakeDatabase]:
     """As `make_database`, and each database is dropped when the test ends."""
     made: list[str] = []
 
@@ -134,4 +229,4 @@ def database_url(postgres_server: EmbeddedPostgres, make_database: MakeDatabase)
 
     yield make
     for url in made:
-        postgres.drop_database(postgres_server.url(), urlsplit(url).path.lstrip("/"))
+        databases.drop(url)

@@ -215,12 +215,10 @@ class RoleTakenError(Exception):
     """A role of that name exists with another password, made by somebody else; it is left alone."""
 
 
-def create_database(admin_url: str, *, name: str, owner: str, password: str, template: str | None = None) -> str:
+def create_database(admin_url: str, *, name: str, owner: str, password: str) -> str:
     """Make sure that role `owner` and its database `name` exist; nobody else may connect to it. Gives the owner's URL.
 
     The owner gets a role `<owner>_reader` beside it, which reads under row-level security what customers ask for.
-
-    `template` is a database nobody is connected to, whose content the new one starts with.
 
     Raises:
         RoleTakenError: the role exists and does not take `password`.
@@ -236,9 +234,8 @@ def create_database(admin_url: str, *, name: str, owner: str, password: str, tem
             with contextlib.suppress(psycopg.errors.DuplicateDatabase):  # made by a neighbour a moment ago
                 # An owner has to be a role that the maker is a member of; a superuser is of all.
                 connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
-                source = sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
                 connection.execute(
-                    sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), role) + source,
+                    sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), role),
                 )
                 connection.execute(
                     sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)),
@@ -287,9 +284,3 @@ def create_databases(admin_url: str, passwords: Mapping[str, str]) -> dict[str, 
         )
         for service, password in passwords.items()
     }
-
-
-def drop_database(admin_url: str, name: str) -> None:
-    """Drop a database, ending the connections to it."""
-    with psycopg.connect(admin_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ from deploy.local import envoy, peers, postgres
 from deploy.local.credentials import DEVELOPER, Credentials, write_dev_env
 from deploy.local.home import REPOSITORY, Home
 from deploy.local.launcher import Job, Launcher, Part
-from deploy.local.ports import HOST, PortBook, is_free, occupant
+from deploy.local.ports import HOST, PortBook, answers, is_free, occupant
 from deploy.local.postgres import SERVICES, EmbeddedPostgres
 from deploy.local.process import Program
 from deploy.local.redis import EmbeddedRedis
@@ -307,19 +308,23 @@ class Suite:
         postgres.create_databases(self.servers.admin_url, passwords)
         services = self._services()
         behind = {part.name for part in services if not launcher.runs(part)}
-        launcher.run_to_end(
-            [
-                Job(name=f"{service} migrate", part=service, program=self._service(service, "migrate"))
-                for service in SERVICES
-                if behind & {service, f"{service}-worker"}
-            ]
-        )
+        launcher.run_to_end(self._migrations([s for s in SERVICES if behind & {*self.replicas(s), f"{s}-worker"}]))
         launcher.bring_up(services)
-        if behind & {"pricing", "subscriptions"}:
-            launcher.run_to_end(self.stripe_jobs())
         self._port_book.keep("gateway", self.gateway_port)
-        launcher.bring_up([self._envoy()])
+        with ThreadPoolExecutor(1) as pool:
+            selling = pool.submit(
+                launcher.run_to_end, self.stripe_jobs() if behind & {"pricing", "subscriptions"} else []
+            )
+            launcher.bring_up([self._envoy()])
+            selling.result()
         launcher.confirm(self.parts())
+
+    def _migrations(self, services: Sequence[str]) -> list[Job]:
+        """What brings the databases of services to this release's schemas."""
+        urls = [f"TOLLKEEPER_{service.upper()}_DATABASE_URL" for service in services]
+        settings = {url: self.settings(service)[url] for url, service in zip(urls, services, strict=True)}
+        program = self._python("migrate", settings, "deploy.local.migrate", *services)
+        return [Job(name="migrate", part="migrate", program=program)] if services else []
 
     def _require_gateway_port(self) -> None:
         ours = self._envoy_runs() and self._port_book.get("gateway") == self.gateway_port
@@ -382,6 +387,9 @@ class Suite:
 
 def serving(port: int) -> bool:
     """Whether a gRPC server on 127.0.0.1 says that it serves."""
+    # It is asked again and again while it starts; a channel each time would cost more than the start.
+    if not answers(port):
+        return False
     with grpc.insecure_channel(f"{HOST}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]

@@ -61,9 +61,11 @@ def _options(settings: ServiceSettings, name: str = "") -> list[tuple[str, Any]]
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+        # A peer that is back is called again within half a second: a little longer than our retries last.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.max_reconnect_backoff_ms", 500),
+        # What its name does not say: how long a connection may take to be made, at least.
+        ("grpc.min_reconnect_backoff_ms", 2_000),
     ]
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "subscriptions" / "support"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "kit" / "support"))
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+from kit_collector import Collector
 from subscriptions_stripe import StripeSandbox
 
 from deploy.local.ports import free_port
@@ -29,7 +30,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 UP_SECONDS = 180
 PROVISION_SECONDS = 20
 # What is looked at now and then, is looked at often: tests wait for it.
-SOON = {"TOLLKEEPER_SUBSCRIPTIONS_ALERT_SECONDS": "1", "TOLLKEEPER_SUBSCRIPTIONS_METER_REPORT_SECONDS": "2"}
+SOON = {
+    "TOLLKEEPER_SUBSCRIPTIONS_ALERT_SECONDS": "1",
+    "TOLLKEEPER_SUBSCRIPTIONS_METER_REPORT_SECONDS": "2",
+    "TOLLKEEPER_PROXY_UPSTREAM_BREAKER_SECONDS": "1",
+}
 
 _numbers = itertools.count(1)
 
@@ -161,9 +166,9 @@ class Suite:
 
 
 @contextlib.contextmanager
-def running(**settings):
+def running(parent, **settings):
     """A suite in a folder of its own, its services given these settings besides, as environment variables."""
-    folder = Path(tempfile.mkdtemp(prefix="tollkeeper e2e-"))
+    folder = Path(tempfile.mkdtemp(prefix="tollkeeper e2e-", dir=parent))
     folder.chmod(0o711)
     suite = Suite(folder / "home", **settings)
     try:
@@ -175,17 +180,25 @@ def running(**settings):
 
 
 @pytest.fixture(scope="session")
-def suite():
-    """A suite of the test session's own."""
-    with running(**SOON) as suite:
+def collector():
+    """What the session's suite tells of its traces."""
+    with Collector() as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def suite(collector, quickest_folder):
+    """A suite of the test session's own. All files without one of their own go to one worker, which starts it."""
+    traces = {"TOLLKEEPER_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    with running(quickest_folder, **SOON, **traces) as suite:
         yield suite
 
 
 @pytest.fixture(scope="module")
-def own_suite():
+def own_suite(quickest_folder):
     """`own_suite(**settings)`: a suite of one module's own, set as it needs it."""
     with contextlib.ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(running(**settings))
+        yield lambda **settings: stack.enter_context(running(quickest_folder, **settings))
 
 
 @pytest.fixture

@@ -192,7 +192,7 @@ class Happenings:
         self.books.rows("proxy", "UPDATE outbox SET due_at = 'infinity' WHERE hold_id = %s RETURNING 1", self.waiting)
         start(terminal)
         self.eventually(lambda: self.books.outbox() == [(self.waiting, "settle", None)])
-        # Up to two seconds pass before subscriptions tries again to reach the ledger that was away.
+        # Half a second may pass before subscriptions tries again to reach the ledger that was away.
         self.eventually(lambda: self.suite.get("/api/credits/balance", self.buyer.key).status == 200)
         self.kept += [taken, self.billed_call()]
         terminal.type(dump_ledger)

@@ -24,6 +24,7 @@ PARTS = (
     "sandbox-stripe",
 )
 CALLERS = 4
+ANSWERS = 8  # two of each caller: the load is on
 BODY = {"model": "gpt-4o", "messages": [{"role": "user", "content": "What is a toll?"}], "max_tokens": 8}
 
 
@@ -33,6 +34,8 @@ class Load:
     def __init__(self, suite, key):
         self._suite, self._key = suite, key
         self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._answered = self._unanswered = 0
         self._pool = concurrent.futures.ThreadPoolExecutor(CALLERS)
         self._callers = [self._pool.submit(self._call) for _ in range(CALLERS)]
 
@@ -42,12 +45,28 @@ class Load:
             try:
                 answer = self._suite.post("/v1/chat/completions", BODY, self._key)
             except (OSError, HTTPException):  # no answer, or half of one
+                self._count(0)
                 time.sleep(0.05)
                 continue
+            self._count(answer.status == 200)
             if answer.status == 200 and "x-tollkeeper-cost-credits" in answer.headers:
                 answered[answer.headers["x-tollkeeper-request-id"]] = answer.headers["x-tollkeeper-cost-credits"]
-            time.sleep(0.05)  # below the plan's 600 calls a minute
+            time.sleep(0.2)  # a load, not all that the machine can do: what is killed starts again beside it
         return answered
+
+    def _count(self, answered):
+        with self._changed:
+            self._answered += answered
+            self._unanswered += not answered
+            self._changed.notify_all()
+
+    def goes_on(self, *, unanswered=0, seconds=30):
+        """Wait for so many more answers, or for some calls without one; whether they came in time."""
+        with self._changed:
+            answers, failures = self._answered + ANSWERS, self._unanswered + (unanswered or float("inf"))
+            return self._changed.wait_for(
+                lambda: self._answered >= answers or self._unanswered >= failures, timeout=seconds
+            )
 
     def stop(self):
         """Each answered call's id and what it cost, in credits."""
@@ -87,11 +106,11 @@ def audit(suite, account_id):
 def test_killed_process_loses_no_settled_call(suite, part, eventually):
     customer = suite.customer(credit_nanos=10**12)
     load = Load(suite, customer.key)
-    time.sleep(1)
+    assert load.goes_on()
     os.kill(suite.pid(part), signal.SIGKILL)
-    time.sleep(1)
+    load.goes_on(unanswered=CALLERS, seconds=1)  # calls that miss it, or go on without it; or else they wait for it
     suite.up()
-    time.sleep(1)
+    load.goes_on(seconds=1)
     answered = load.stop()
     # A provider that was away is left alone for some seconds more.
     other = suite.customer(credit_nanos=10**9)

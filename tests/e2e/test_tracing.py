@@ -2,34 +2,19 @@
 
 import json
 
-import pytest
-from kit_collector import Collector
-
 QUESTION = "What does nobody else need to know?"
 CALLER = "0af7651916cd43dd8448eb211c80319c"
 
 
-@pytest.fixture(scope="module")
-def collector():
-    with Collector() as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def traced(own_suite, collector):
-    """A suite that is traced."""
-    return own_suite(TOLLKEEPER_OTLP_ENDPOINT=collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="100")
-
-
-def test_one_trace_goes_through_all_that_a_call_passes(traced, collector, eventually):
-    customer = traced.customer(credit_nanos=10**10)
+def test_one_trace_goes_through_all_that_a_call_passes(suite, collector, eventually):
+    customer = suite.customer(credit_nanos=10**10)
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
     headers = {"traceparent": f"00-{CALLER}-b7ad6b7169203331-01"}
-    answer = traced.post("/v1/chat/completions", body, customer.key, headers=headers)
+    answer = suite.post("/v1/chat/completions", body, customer.key, headers=headers)
     assert answer.status == 200
     by_query = f"/v1beta/models/gemini-1.5-flash:generateContent?key={customer.key}"
     asked = {"contents": [{"role": "user", "parts": [{"text": QUESTION}]}]}
-    assert traced.post(by_query, asked, headers=headers).status == 200
+    assert suite.post(by_query, asked, headers=headers).status == 200
 
     def spans():
         return [span for span in list(collector.spans) if span.trace == CALLER]

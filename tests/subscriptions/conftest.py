@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
+import stripe
 from sqlalchemy import create_engine, text
 from tollkeeper.subscriptions.v1 import billing_service_pb2_grpc, credits_service_pb2_grpc, operator_service_pb2_grpc
 
@@ -27,7 +28,13 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 from subscriptions_events import Told, publish_professional
 from subscriptions_peers import USD, FakeLedger, FakePricing, FakeProxy
 from subscriptions_shop import Shop, publish_plans
-from subscriptions_stripe import start_stripe
+from subscriptions_stripe import start_stripe, stripe_in_this_process
+
+
+@pytest.fixture(autouse=True)
+def _stripe_asked_again_at_once(monkeypatch):
+    """The library's pauses between its attempts, short: that it asks again, and how often, is what tests look at."""
+    monkeypatch.setattr(stripe.HTTPClient, "INITIAL_DELAY", 0.02)
 
 
 @pytest.fixture(scope="session")
@@ -92,23 +99,10 @@ def proxy():
 
 
 @pytest.fixture
-def start_sandbox():
-    """`start_sandbox("--state", file)`: sandbox Stripes of the test's own."""
-    started = []
-
-    def begin(*arguments, **more):
-        started.append(start_stripe(*arguments, **more))
-        return started[-1]
-
-    yield begin
-    for running in started:
-        running.stop()
-
-
-@pytest.fixture
-def stripe_sandbox(start_sandbox):
+def stripe_sandbox():
     """A sandbox Stripe of the test's own, on a free port, empty."""
-    return start_sandbox()
+    with stripe_in_this_process() as sandbox:
+        yield sandbox
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,13 @@ from tollkeeper.pricing.v1 import resources_pb2
 from tollkeeper.proxy.v1 import entitlement_service_pb2
 from tollkeeper.proxy.v1 import resources_pb2 as proxy_pb
 
-SEEN = 1.0  # seconds within which a change is seen
+BELIEVED = {"cache_seconds": 0.1}  # how long what was known is, here
+SEEN = 0.2  # seconds within which a change is seen
+
+
+@pytest.fixture
+async def proxy(start_proxy):
+    return await start_proxy(**BELIEVED)
 
 
 async def test_refusals_come_in_their_order_and_hold_nothing(proxy, key, ledger, provider, refused):
@@ -47,7 +53,7 @@ async def test_prompt_of_600_characters_fits_a_plan_of_1000_tokens(proxy, key, l
 
 
 async def test_limits_per_minute_are_shared_by_replicas(start_proxy, ledger, refused):
-    first, second = await start_proxy(), await start_proxy()
+    first, second = await start_proxy(**BELIEVED), await start_proxy(**BELIEVED)
     first.revision = second.revision = 10
     await first.entitle(requests_per_minute=6)
     key = (await first.make_key()).key

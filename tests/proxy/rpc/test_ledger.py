@@ -50,14 +50,15 @@ async def test_operations_at_once_go_in_one_call_and_each_gets_its_own_result(ma
 
 async def test_few_wait_for_the_batch_under_way_but_not_for_one_that_is_held_up(make_ledger, fake, eventually):
     ledger = await make_ledger(timeout_seconds=30)
-    fake.delay_seconds = 60
+    gate = fake.gate = asyncio.Event()
     held_up = asyncio.ensure_future(ledger.apply(hold(1)))
     await eventually(lambda: fake.asked == 1)
-    fake.delay_seconds = 0
+    fake.gate = None
     results = await asyncio.gather(*(ledger.apply(hold(number)) for number in (2, 3)))
     assert [result[0].hold.hold.hold_id for result in results] == ["h-2", "h-3"]
     assert (fake.asked, held_up.done()) == (2, False)
-    held_up.cancel()
+    gate.set()
+    assert (await held_up)[0].hold.hold.hold_id == "h-1"
 
 
 async def test_batches_are_bounded(make_ledger, fake):

@@ -59,7 +59,7 @@ class Provider:
 @pytest.fixture
 def provider():
     provider = Provider()
-    thread = threading.Thread(target=provider.server.serve_forever, daemon=True)
+    thread = threading.Thread(target=provider.server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield provider
     provider.server.shutdown()

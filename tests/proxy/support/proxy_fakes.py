@@ -46,6 +46,7 @@ class FakeLedger(ledger_service_pb2_grpc.LedgerServiceServicer):
     down: set = field(default_factory=set)  # kinds of operations that are not answered
     lose: dict = field(default_factory=dict)  # kind: how many answers are lost
     delay_seconds: float = 0.0
+    gate: asyncio.Event | None = None  # calls that find one wait for it
     asked: int = 0  # calls of Apply, those not answered among them
 
     def __post_init__(self):
@@ -55,6 +56,8 @@ class FakeLedger(ledger_service_pb2_grpc.LedgerServiceServicer):
         self.asked += 1
         if self.delay_seconds:
             await asyncio.sleep(self.delay_seconds)
+        if self.gate is not None:
+            await self.gate.wait()
         kinds = [operation.WhichOneof("kind") for operation in request.operations]
         if self.down.intersection(kinds):
             await context.abort(grpc.StatusCode.INTERNAL, "down")

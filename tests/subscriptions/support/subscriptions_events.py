@@ -86,7 +86,7 @@ class Told:
         self.customers = {}
         self.stripe_clock = None
         set_up(parts, dry_run=False)
-        self._seen = {event.id for event in stripe.events()}
+        self._newest = stripe.v1.events.list({"limit": 1}).data[0].id
 
     # At Stripe
 
@@ -168,14 +168,11 @@ class Told:
 
     def news(self):
         """What has happened since, oldest first; each event once."""
-        new = []
-        for event in self.stripe.v1.events.list({"limit": 100}).auto_paging_iter():
-            if event.id not in self._seen:
-                new.append(event)
-            elif self.stripe_clock is None:
-                break  # newest first; by a clock of its own, what is new may be listed further back
-        self._seen.update(event.id for event in new)
-        return new[::-1]
+        listed = self.stripe.v1.events.list({"limit": 100, "ending_before": self._newest})
+        new = list(listed.auto_paging_iter())  # read back from `ending_before`, hence the oldest first
+        if new:
+            self._newest = new[-1].id
+        return new
 
     def tell(self, events):
         """Deliver events, in this order."""

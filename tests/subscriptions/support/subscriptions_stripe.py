@@ -6,18 +6,27 @@ stripe_sandbox.fault("cut", "/v1/subscriptions*")  faults, outages, deliveries, 
 stripe_sandbox.pay(checkout_url)                   what a person does on its pages
 """
 
+import asyncio
 import json
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import stripe
+from aiohttp import web
+
+from deploy.local.sandbox.stripe.server import SandboxStripe
+from deploy.local.sandbox.stripe.store import Store
+from deploy.local.sandbox.stripe.world import Settings
 
 KEY = "sk_test_subscriptions"
 SECRET = "whsec_subscriptions"
@@ -209,6 +218,38 @@ def start_stripe(*arguments, listen="127.0.0.1:0", keys=(KEY,)):
     found = re.search(r"(http://[\d.]+:\d+)$", banner.strip())
     assert found, f"the sandbox did not start: {banner!r}"
     return StripeSandbox(process, found[1], keys)
+
+
+@contextmanager
+def stripe_in_this_process():
+    """A sandbox that nothing is in, for tests that each need one: a thread begins sooner than a process."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    loop, began, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+
+    async def serve():
+        store = Store()
+        sandbox = SandboxStripe(store, Settings(base_url=url), frozenset({KEY}))
+        runner = web.AppRunner(sandbox.application(), access_log=None, shutdown_timeout=0)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listener).start()
+            began.set()
+            await stop.wait()
+        finally:
+            sandbox.stop()
+            await runner.cleanup()
+            store.close()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        assert began.wait(20), "the sandbox did not start"
+        yield StripeSandbox(None, url, (KEY,))
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
 
 
 def fresh(account_id):
