@@ -124,6 +124,10 @@ class Answer:
                 if isinstance(error, PyreqwestError):
                     raise
                 raise ReadTimeoutError("the provider fell silent", {"causes": None}) from error
+        # The client forgets that it is cancelled where a piece comes at that moment, which is often in a quick stream.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
         return None if piece is None else bytes(piece)
 
 

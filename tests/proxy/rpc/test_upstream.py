@@ -351,3 +351,27 @@ async def test_retry_after_above_the_limit_is_passed_on_and_nobody_calls_while_i
     unavailable = await refused(ProviderUnavailable, read(way, chat()))
     assert 29 <= unavailable.retry_after_seconds <= 30
     assert await provider.calls() == 1
+
+
+async def test_call_that_is_cancelled_reads_no_further_however_quickly_pieces_come(upstreams):
+    pieces = [part for _ in range(30_000) for part in (chunk(b"data: {}\n\n"), 0.0005)]
+    async with scripted([STREAM_HEAD, *pieces]) as provider:
+        way = upstreams(provider.url)
+        begun = asyncio.Semaphore(0)
+
+        async def reading():
+            outgoing = chat(stream=True)
+            async with way.post(way.provider("openai"), outgoing, deadline=time.monotonic() + 60) as got:
+                begun.release()
+                async for _ in got.pieces():
+                    pass
+
+        for _ in range(3):
+            tasks = [asyncio.create_task(reading()) for _ in range(30)]
+            for _ in tasks:
+                await begun.acquire()
+            for task in tasks:
+                task.cancel()
+            _, reads_on = await asyncio.wait(tasks, timeout=5)
+            assert not reads_on
+            assert all(task.cancelled() for task in tasks)
