@@ -256,6 +256,19 @@ def tls_files(tmp_path_factory):
     return make
 
 
+async def test_replica_at_an_address_shows_the_certificate_of_its_name(settings, tls_files, refused):
+    server = AioServer(settings.model_copy(update=tls_files("ledger.internal")))
+    server.register(ADD, AioEcho())
+    callers = settings.model_copy(update=tls_files("proxy.internal"))
+    async with server:
+        async with aio_channel(server.address, callers, name="ledger.internal") as channel:
+            stub = kit_echo_pb2_grpc.EchoServiceStub(channel)
+            assert await stub.Public(pb.PlainRequest())
+        async with aio_channel(server.address, callers, name="pricing.internal") as channel:
+            stub = kit_echo_pb2_grpc.EchoServiceStub(channel)
+            assert (await refused(stub.Public(pb.PlainRequest(), timeout=2))).code is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_mutual_tls_names_services_and_a_credential_counts_first(settings, tls_files, bearer, refused):
     server_settings = settings.model_copy(
         update=tls_files("ledger.internal") | {"tls_service_names": ("proxy.internal",)}
