@@ -75,7 +75,10 @@ class Addresses:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_RESOLVE_SECONDS)
-            await self._look()
+            try:
+                await self._look()
+            except Exception:  # noqa: BLE001 (whatever it is, a certificate just exchanged, it must not end the looking)
+                _log.exception("looking for the ledger's replicas failed")
 
     async def _look(self) -> None:
         for (host, port), before in self._names.items():
@@ -88,8 +91,8 @@ class Addresses:
                 self._names[host, port] = [Place(_target(*at), host) for at in found] or before
         places = {*self._fixed, *(place for places in self._names.values() for place in places)}
         if places != self._told:
-            self._told = places
             self._changed(places)
+            self._told = places
 
 
 def _target(ip: str, port: int) -> str:

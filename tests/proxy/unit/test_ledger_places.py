@@ -92,6 +92,24 @@ async def test_replicas_that_come_and_go_are_found_and_a_name_that_is_lost_keeps
         assert found.empty()
 
 
+async def test_places_that_could_not_be_taken_in_are_told_again(monkeypatch):
+    monkeypatch.setattr(addresses, "_RESOLVE_SECONDS", 0.05)
+    names, taken_in, failures = Names(ledger=["10.0.0.1"]), asyncio.Queue(), [OSError("no certificate just now")]
+
+    def take_in(places):
+        if len(places) > 1 and failures:
+            raise failures.pop()
+        taken_in.put_nowait(places)
+
+    watched = Addresses("ledger:1", take_in, names)
+    await watched.start()
+    assert len(await taken_in.get()) == 1
+    names.found = {"ledger": ["10.0.0.1", "10.0.0.2"]}
+    assert len(await asyncio.wait_for(taken_in.get(), 10)) == 2
+    assert not failures
+    await watched.stop()
+
+
 async def test_of_a_name_with_addresses_of_both_families_each_replica_is_found_once():
     found = await addresses.resolved("localhost", 9001)
     assert len({":" in ip for ip, _ in found}) == 1
