@@ -88,7 +88,7 @@ class Books:
         )
 
     def audit(self):
-        """Assert that provider, ledger and accounts agree to the token and the nano.
+        """Assert that provider, ledger and accounts agree to the token and the nano, and that the ledger verifies.
 
         It holds where no proxy was killed: one may lose the bills of calls that were under way.
         """
@@ -108,6 +108,8 @@ class Books:
         assert self.balances(self._given) == {
             name: (given - spent[name], 0, spent[name]) for name, given in self._given.items()
         }
+        verified = self.verified()
+        assert verified.returncode == 0, verified.stdout + verified.stderr
 
     def balances(self, accounts):
         """What each account has available, held and spent."""
