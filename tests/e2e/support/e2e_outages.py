@@ -3,8 +3,7 @@
 import concurrent.futures
 import contextlib
 import json
-import os
-import signal
+import time
 import urllib.parse
 from http.client import HTTPConnection, HTTPException
 
@@ -15,11 +14,27 @@ QUESTION = "What is a toll?"
 LONG = "[[sandbox output_tokens=16 chunk_tokens=1 delay_ms=400]] What is a toll?"
 
 
+def _ended(process):
+    """Whether a process runs no more; one that nobody has collected does not."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @contextlib.contextmanager
 def gone(suite, *names):
-    """Processes killed; they are back when this ends, as they come back for whoever calls `make up`."""
-    for name in names:
-        os.kill(suite.pid(name), signal.SIGKILL)
+    """Processes killed, and all that they forked; they are back when this ends, as for whoever calls `make up`.
+
+    Begins when none runs any more: a killed Postgres' sessions go on answering for some milliseconds (seen: 16).
+    """
+    servers = [psutil.Process(suite.pid(name)) for name in names]
+    killed = [each for server in servers for each in (server, *server.children(recursive=True))]
+    for each in killed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    while not all(map(_ended, killed)):
+        time.sleep(0.001)
     try:
         yield
     finally:
