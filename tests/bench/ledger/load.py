@@ -3,7 +3,8 @@
     python -m tests.bench.ledger.load JOB RESULT
 
 `JOB` is a file with the fields of `Job` as JSON; `RESULT` is written. What the client makes and reads beside sending is
-done before and after the time that is measured.
+done before and after the time that is measured. Single calls are written by `tests.bench.support.unary`; batches, which
+cost a client nothing beside what they cost the ledger, go by gRPC's own client.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from services.proxy.ledger.ledger import ranked
 from tests.bench.ledger.operations import APPLY, CREATE_HOLD, Call, Calls, apply_request, hold_request, refused
 from tests.bench.support import processors
 from tests.bench.support.figures import percentile
+from tests.bench.support.unary import Connection
 from tests.bench.support.window import Window
 
 _TIMEOUT_SECONDS = 30.0
@@ -61,13 +63,19 @@ async def _ready_channels(job: Job) -> list[grpc.aio.Channel]:
     return channels
 
 
-def _sender(channel: grpc.aio.Channel, method: str, token: str) -> Callable[[bytes], Any]:
-    """Sends bytes, gives bytes: no message is made or read."""
-    call: Any = channel.unary_unary(method)
-    if not token:
-        return call
+def _sender(channel: grpc.aio.Channel, token: str) -> Callable[[bytes], Any]:
+    """Sends batches as bytes, gives bytes: no message is made or read."""
+    call: Any = channel.unary_unary(APPLY)
     metadata = (("authorization", f"Bearer {token}"),)
     return lambda request: call(request, metadata=metadata, timeout=_TIMEOUT_SECONDS)
+
+
+async def _single_callers(job: Job, method: str) -> list[Connection]:
+    """A connection to each address, for single calls."""
+    headers = [("grpc-timeout", f"{_TIMEOUT_SECONDS:.0f}S")]
+    if job.token:
+        headers.append(("authorization", f"Bearer {job.token}"))
+    return [await Connection.opened(address, method, headers) for address in job.addresses]
 
 
 async def _send_all(
@@ -111,17 +119,13 @@ async def _measured(
     return window, answers, processors.cores(before, after)
 
 
-def _shares(job: Job, channels: Sequence[grpc.aio.Channel], method: str) -> list[tuple[Callable[[bytes], Any], Calls]]:
+def _shares(job: Job, sends: Sequence[Callable[[bytes], Any]]) -> list[tuple[Callable[[bytes], Any], Calls]]:
     """A sender and the calls of its own accounts for each replica that has any, as the proxy shares them out."""
     accounts: dict[str, list[str]] = {address: [] for address in job.addresses}
     for account_id in job.accounts:
         accounts[ranked(account_id, accounts)[0]].append(account_id)
-    shares = enumerate(zip(channels, accounts.values(), strict=True))
-    return [
-        (_sender(channel, method, job.token), Calls(own, f"{job.run}{number}"))
-        for number, (channel, own) in shares
-        if own
-    ]
+    shares = enumerate(zip(sends, accounts.values(), strict=True))
+    return [(send, Calls(own, f"{job.run}{number}")) for number, (send, own) in shares if own]
 
 
 def _result(window: Window, batch: int, cores: dict[str, float]) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def _require_done(answers: Sequence[bytes]) -> None:
 
 async def _apply(job: Job, channels: Sequence[grpc.aio.Channel]) -> dict[str, Any]:
     """Batches, each half holds and half settlements of the holds of the batch before it in its line."""
-    shares = _shares(job, channels, APPLY)
+    shares = _shares(job, [_sender(channel, job.token) for channel in channels])
     lines = [shares[number % len(shares)] for number in range(job.at_once)]
     half = job.batch // 2
     batches = max(2, job.at_most // job.batch // job.at_once)
@@ -172,28 +176,33 @@ async def _apply(job: Job, channels: Sequence[grpc.aio.Channel]) -> dict[str, An
 
 async def _hold(job: Job, channels: Sequence[grpc.aio.Channel]) -> dict[str, Any]:
     """Unary CreateHold calls; afterwards each hold is settled."""
-    shares = _shares(job, channels, CREATE_HOLD)
+    callers = await _single_callers(job, CREATE_HOLD)
+    shares = _shares(job, [caller.call for caller in callers])
     lines = [shares[number % len(shares)] for number in range(job.at_once)]
     made = [[calls.next() for _ in range(job.at_most // job.at_once)] for _, calls in lines]
     requests = [[hold_request(call).SerializeToString() for call in line] for line in made]
     window, answers, cores = await _measured(job, [send for send, _ in lines], [iter(line) for line in requests])
+    for caller in callers:
+        caller.close()
     held = [call for line, answered in zip(made, answers, strict=True) for call in line[: len(answered)]]
-    settled = await _settled(_sender(channels[0], APPLY, job.token), held)
+    settled = await _settled(_sender(channels[0], job.token), held)
     return _result(window, 1, cores) | {"operations": len(held) + settled}
 
 
-async def _echo(job: Job, channels: Sequence[grpc.aio.Channel]) -> dict[str, Any]:
+async def _echo(job: Job, _channels: Sequence[grpc.aio.Channel]) -> dict[str, Any]:
     """The same bytes as `hold` sends, to a server that does nothing."""
     request = hold_request(Calls(["acct-00000000"], job.run).next()).SerializeToString()
-    sends = [_sender(channel, job.method, "") for channel in channels]
+    callers = await _single_callers(job, job.method)
     lines = [itertools.repeat(request, job.at_most // job.at_once) for _ in range(job.at_once)]
-    window, _, cores = await _measured(job, sends, lines)
+    window, _, cores = await _measured(job, [caller.call for caller in callers], lines)
+    for caller in callers:
+        caller.close()
     return _result(window, 1, cores)
 
 
 async def _given(job: Job, channels: Sequence[grpc.aio.Channel]) -> dict[str, Any]:
     """The batches that the job brings, one after another; nothing is measured."""
-    send = _sender(channels[0], APPLY, job.token)
+    send = _sender(channels[0], job.token)
     _require_done([await send(bytes.fromhex(body)) for body in job.bodies])
     return {}
 
