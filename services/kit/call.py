@@ -10,10 +10,10 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from services.kit.identity import ANONYMOUS, Identity
+
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
-
-    from services.kit.identity import Identity
 
 REQUEST_ID_KEY = "x-request-id"
 
@@ -48,6 +48,12 @@ class Call:
 
 
 CURRENT: ContextVar[Call | None] = ContextVar("tollkeeper_call", default=None)
+
+
+def current_identity() -> Identity:
+    """The caller of the call being served; ANONYMOUS for one without a credential, and outside of a call."""
+    call = CURRENT.get()
+    return call.identity if call is not None else ANONYMOUS
 
 
 def current_metadata() -> Mapping[str, str | bytes]:

@@ -13,14 +13,20 @@ from typing import Any, Self
 
 import grpc
 import grpc.aio
+from prometheus_client import Gauge
 
 from services.kit.call import REQUEST_ID_KEY, current_request_id, remaining_seconds
-from services.kit.identity import AUTHORIZATION_KEY
+from services.kit.identity import AUTHORIZATION_KEY, expiry_of
 from services.kit.logs import get_logger
 from services.kit.settings import ServiceSettings
 from services.kit.tracing import TRACEPARENT_KEY, traceparent
 
 _log = get_logger(__name__)
+
+_EXPIRES = Gauge(
+    "tollkeeper_service_token_expires_timestamp_seconds",
+    "When the token that this process shows to other services expires, since 1970; 0: it has shown none",
+)
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
 _RECHECK_SECONDS = 1.0
@@ -82,22 +88,29 @@ class _TokenSource:
     """The service token: fixed, or read from a file again when that changes (checked at most once a second)."""
 
     def __init__(self, settings: ServiceSettings) -> None:
-        self._token = settings.service_token.strip()
-        self._file: Path | None = None if self._token else settings.service_token_file
+        self._token = ""
+        self._file: Path | None = None if settings.service_token.strip() else settings.service_token_file
         self._stamp = 0
         self._checked = -_RECHECK_SECONDS
+        self._take(settings.service_token)
 
     def token(self) -> str:
         if self._file is not None and time.monotonic() - self._checked >= _RECHECK_SECONDS:
             try:
                 stamp = self._file.stat().st_mtime_ns
                 if stamp != self._stamp:
-                    self._token, self._stamp = self._file.read_text().strip(), stamp
+                    self._take(self._file.read_text())
+                    self._stamp = stamp
             except OSError as error:
                 _log.error("service token not read, keeping the one in use", file=str(self._file), error=str(error))
             # Not before: a thread that comes meanwhile would take the token for read, and at first there is none.
             self._checked = time.monotonic()
         return self._token
+
+    def _take(self, token: str) -> None:
+        self._token = token.strip()
+        if expires := expiry_of(self._token):
+            _EXPIRES.set(expires)
 
 
 class _Caller:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import inspect
+import os
 import signal
 import sys
 import threading
@@ -26,7 +27,7 @@ from services.kit.db import DatabaseUrlError
 from services.kit.identity import KeyFileError
 from services.kit.logs import configure_logs, get_logger
 from services.kit.serving import AioServer, SyncServer, run_async
-from services.kit.settings import ServiceSettings
+from services.kit.settings import ServiceSettings, misspelt
 
 _log = get_logger(__name__)
 
@@ -88,6 +89,8 @@ def main(
         except (ValidationError, SettingsError) as error:
             raise _MisconfiguredError from error
         configure_logs(service, settings.log_level)
+        for variable, meant in misspelt(os.environ, f"TOLLKEEPER_{service.upper()}_", settings_class.model_fields):
+            _log.warning("no such setting", variable=variable, meant=meant)
         return settings
 
     def migrated() -> _S:

@@ -30,7 +30,9 @@ class DatabaseUrlError(ValueError):
 def parsed_url(database_url: str) -> URL:
     """A Postgres URL in any usual form (`postgresql://`, `postgres://`), for psycopg 3. Raises DatabaseUrlError."""
     if not database_url:
-        raise DatabaseUrlError("no database is configured: set DATABASE_URL (postgresql://user:password@host/database)")
+        raise DatabaseUrlError(
+            "no database is configured: set TOLLKEEPER_<SERVICE>_DATABASE_URL (postgresql://user:password@host/database)"
+        )
     try:
         url = make_url(database_url)
     except (ArgumentError, ValueError) as error:

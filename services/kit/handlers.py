@@ -174,6 +174,7 @@ class Rpc:
             log("call refused", reason=refusal.reason, message=refusal.message)
         code, message, trailing = wire_form(refusal)
         self.end(call, code.name, refusal.reason)
+        _forget_frames(error)
         return code, message, (*_trailing(context, call), *trailing)
 
     def answered(self, call: Call, context: Any) -> None:
@@ -192,6 +193,17 @@ class Rpc:
 
 def _trailing(context: Any, call: Call) -> tuple[tuple[str, str | bytes], ...]:
     return (*(context.trailing_metadata() or ()), (REQUEST_ID_KEY, call.request_id))
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Part an error that was told of, and what it came from, from the frames it passed: they hold the request.
+
+    An error raised from a variable (one that came through a queue, say) is held by its own frame, so the two would
+    last until Python next looks for cycles, and enough large requests that are refused would fill the memory.
+    """
+    while error is not None and error.__traceback__ is not None:  # each but once, even where they go round
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _as_it_is(message: Any) -> Any:
@@ -264,7 +276,7 @@ def _wrap_aio(rpc: Rpc, method: Callable[[Any, Any], Any], handler: Handler) -> 
 
     async def handle(argument: Any, context: Any) -> bytes | None:
         call, metadata, timeout = rpc.begin(context)
-        encoded = None
+        encoded = refused = None
         try:
             gate.enter()
             try:
@@ -288,7 +300,12 @@ def _wrap_aio(rpc: Rpc, method: Callable[[Any, Any], Any], handler: Handler) -> 
             rpc.end(call, code.name if isinstance(code, grpc.StatusCode) else "CANCELLED")
             raise
         except Exception as error:  # noqa: BLE001 (the one place where any failure becomes a refusal)
-            await context.abort(*rpc.refuse(call, context, error))
+            refused = rpc.refuse(call, context, error)
+        if refused is not None:
+            # gRPC keeps what `abort` raises, and so this frame, until Python next looks for cycles. Raised out here it
+            # has no cause; with the request in neither, large ones that are refused do not fill the memory.
+            argument = request = answer = response = None
+            await context.abort(*refused)
         rpc.answered(call, context)
         return encoded
 

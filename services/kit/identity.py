@@ -19,7 +19,6 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from services.kit.call import CURRENT
 from services.kit.refusals import TokenInvalid
 
 IDENTITY_KEY = "x-tollkeeper-identity"
@@ -56,12 +55,6 @@ class Identity:
 
 
 ANONYMOUS = Identity(Role.PUBLIC)
-
-
-def current_identity() -> Identity:
-    """The caller of the call being served; ANONYMOUS for one without a credential, and outside of a call."""
-    call = CURRENT.get()
-    return call.identity if call is not None else ANONYMOUS
 
 
 class KeyFileError(ValueError):
@@ -147,6 +140,14 @@ def _identity_of(claims: Mapping[str, Any]) -> Identity:
         workspace=texts["workspace"],
         scopes=frozenset(texts["scope"].split()),
     )
+
+
+def expiry_of(token: str) -> float | None:
+    """When a token expires, by its own word, in seconds since 1970; None where it does not say or is no such token."""
+    try:
+        return float(jwt.decode(token, options={"verify_signature": False, "verify_exp": False})["exp"])
+    except (jwt.PyJWTError, KeyError, ValueError, TypeError):
+        return None
 
 
 class TokenVerifier:

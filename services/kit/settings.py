@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+# How alike two names are (0 to 1) of which one is taken for the other misspelt.
+_ALIKE = 0.82
 
 
 class ServiceSettings(BaseSettings):
@@ -72,3 +77,14 @@ class ServiceSettings(BaseSettings):
             EnvSettingsSource(settings_cls, env_prefix=f"TOLLKEEPER_{cls.service.upper()}_"),
             EnvSettingsSource(settings_cls, env_prefix="TOLLKEEPER_"),
         )
+
+
+def misspelt(variables: Iterable[str], prefix: str, known: Iterable[str]) -> list[tuple[str, str]]:
+    """Of `variables` those that begin with `prefix` and name nothing `known` but nearly do, each with what it means.
+
+    Others are left alone: a shell may hold variables of other services, or of other programs.
+    """
+    names = {f"{prefix}{name}".upper(): name.upper() for name in known}
+    ours = sorted(name for name in map(str.upper, variables) if name.startswith(prefix) and name not in names)
+    near = ((name, get_close_matches(name.removeprefix(prefix), names.values(), 1, _ALIKE)) for name in ours)
+    return [(name, prefix + found[0]) for name, found in near if found]

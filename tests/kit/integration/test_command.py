@@ -74,6 +74,14 @@ def test_wrong_settings_are_named_and_not_repeated(run, monkeypatch):
     assert "hunter2" not in output
 
 
+def test_a_misspelt_setting_is_told_and_its_value_is_not(run, monkeypatch, taken):
+    monkeypatch.setenv("TOLLKEEPER_KITTEST_MAX_CONCURENT", "hunter2")
+    monkeypatch.setenv("TOLLKEEPER_KITTEST_LISTEN", taken)  # so that it ends
+    _, output = run("serve")
+    assert '"meant": "TOLLKEEPER_KITTEST_MAX_CONCURRENT"' in output
+    assert "hunter2" not in output
+
+
 def test_a_setting_that_is_no_json_is_named(run, monkeypatch):
     monkeypatch.setenv("TOLLKEEPER_KITTEST_NUMBERS", "hunter2")
     status, output = run("serve")

@@ -10,12 +10,13 @@ import grpc
 import kit_echo_pb2 as pb
 import kit_echo_pb2_grpc
 import pytest
+from prometheus_client import REGISTRY
 
 from services.kit import channels
 from services.kit.call import CURRENT, Call
 from services.kit.channels import aio_channel, sync_channel
 from services.kit.errors import Kind, ServiceError
-from services.kit.identity import ANONYMOUS, Identity, Role
+from services.kit.identity import ANONYMOUS, Identity, Role, TokenSigner, make_keypair
 from services.kit.serving import AioServer
 
 ADD = kit_echo_pb2_grpc.add_EchoServiceServicer_to_server
@@ -272,3 +273,22 @@ def test_thread_that_comes_while_the_token_file_is_first_read_has_the_token_too(
         finally:
             go_on.set()
         assert (one.result(), other.result()) == ("first", "first")
+
+
+def test_metric_says_when_the_token_that_is_shown_expires(settings, tmp_path, monkeypatch):
+    def shown():
+        return REGISTRY.get_sample_value("tollkeeper_service_token_expires_timestamp_seconds")
+
+    monkeypatch.setattr(channels, "_RECHECK_SECONDS", 0.0)
+    signer, file = TokenSigner(make_keypair()[0]), tmp_path / "token"
+    file.write_text(signer.sign(Identity(Role.SERVICE), 1000))
+    source = channels._TokenSource(settings.model_copy(update={"service_token": "", "service_token_file": file}))
+    source.token()
+    first = shown()
+    assert 990 < first - time.time() <= 1000
+    file.write_text("no token of ours")  # nothing is known of it
+    source.token()
+    assert shown() == first
+    file.write_text(signer.sign(Identity(Role.SERVICE), 5000) + "\n")
+    source.token()
+    assert 4900 < shown() - time.time() <= 5000

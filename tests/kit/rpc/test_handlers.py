@@ -1,9 +1,11 @@
 """Owns the tests of what happens around every method, over real connections, on both kinds of server."""
 
 import asyncio
+import gc
 import io
 import itertools
 import json
+import tracemalloc
 
 import grpc
 import kit_echo_pb2 as pb
@@ -436,3 +438,27 @@ async def test_a_service_can_bring_its_own_authenticator(settings, bearer, refus
         assert (await call(stub, "Public", (("x-api-key", "bad"),))).role == "PUBLIC"
         # A token is nothing to this authenticator.
         assert (await refused(call(stub, "Account", bearer("SERVICE")))).reason == "CREDENTIAL_MISSING"
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["Account", "Down"])
+@pytest.mark.parametrize("text", ["nobody", "refuse", "keep"])
+async def test_refused_call_leaves_nothing_of_its_request_in_memory(echo, bearer, refused, method, text):
+    """Or whoever sends large requests without a credential fills the memory until Python looks for cycles."""
+    of_no_known_field = b"\x7a\x80\x80\x40" + b"x" * 2**20
+    request = pb.EchoRequest.FromString(pb.EchoRequest(text=text).SerializeToString() + of_no_known_field)
+    metadata = () if text == "nobody" else bearer("ACCOUNT")
+    await refused(getattr(echo.stub, method)(request, metadata=metadata))
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(8):
+            await refused(getattr(echo.stub, method)(request, metadata=metadata))
+        left, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert left < 2 * 2**20

@@ -8,9 +8,8 @@ import grpc
 import kit_echo_pb2
 import kit_echo_pb2_grpc
 
-from services.kit.call import current_request_id
+from services.kit.call import current_identity, current_request_id
 from services.kit.errors import Kind, ServiceError
-from services.kit.identity import current_identity
 from services.kit.logs import get_logger
 from services.kit.validation import Violations
 
@@ -34,6 +33,10 @@ def echoed(request):
     match request.text:
         case "refuse":
             raise OutOfEcho("no echo left", retry_after_seconds=1.2, available_nanos=12)
+        case "keep":  # as of an error that came through a queue: its frame has it, and what is large besides
+            large, refusal = bytes(2**20), OutOfEcho("no echo left")
+            assert large
+            raise refusal
         case "crash":
             raise RuntimeError(SECRET)
         case "invalid":

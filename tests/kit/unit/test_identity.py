@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from services.kit import identity as identity_module
+from services.kit.call import current_identity
 from services.kit.identity import (
     ANONYMOUS,
     Identity,
@@ -18,7 +19,6 @@ from services.kit.identity import (
     TokenAuthenticator,
     TokenSigner,
     TokenVerifier,
-    current_identity,
     make_keypair,
 )
 from services.kit.refusals import TokenInvalid

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from services.kit.settings import ServiceSettings
+from services.kit.settings import ServiceSettings, misspelt
 
 
 class LedgerSettings(ServiceSettings):
@@ -43,6 +43,16 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch):
     monkeypatch.setenv("TOLLKEEPER_IDENTITY_JWKS_FILE", "")
     assert LedgerSettings().batch == 3
     assert LedgerSettings().identity_jwks_file is None
+
+
+def test_misspelt_variable_is_told_with_the_one_that_is_meant():
+    known = {"writers", "max_batch", "service_token"}
+    given = ["TOLLKEEPER_LEDGER_WRITER", "TOLLKEEPER_LEDGER_MAX_BATCH", "TOLLKEEPER_LEDGER_ADDR", "LEDGER_WRITER"]
+    given += ["TOLLKEEPER_LEDGER_SERVICE_PORT", "tollkeeper_ledger_max_bach"]
+    assert misspelt(given, "TOLLKEEPER_LEDGER_", known) == [
+        ("TOLLKEEPER_LEDGER_MAX_BACH", "TOLLKEEPER_LEDGER_MAX_BATCH"),
+        ("TOLLKEEPER_LEDGER_WRITER", "TOLLKEEPER_LEDGER_WRITERS"),
+    ]
 
 
 def test_variables_of_other_services_do_not_matter(monkeypatch):
