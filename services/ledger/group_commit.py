@@ -1,66 +1,32 @@
 """Owns group commit: concurrent operations wait in a queue, and a writer commits all that wait in one transaction.
 
-A batch that the database refuses is halved, and each half done again, so that one bad call fails alone. Every operation
-is safe to do again, so a batch whose commit may or may not have happened (the connection broke) is simply done again.
+A batch that the database refuses is halved, and each half done again, so that one bad call fails alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import psycopg
-from prometheus_client import Counter, Histogram
+from prometheus_client import Histogram
 
-from services.kit.db import connection_string, connection_words, session_options
 from services.kit.logs import get_logger
 from services.kit.refusals import Overloaded, StorageUnavailable
-from services.ledger.errors import LedgerError
-from services.ledger.model.batch import Batch
 from services.ledger.model.operations import Operation, Result
 from services.ledger.settings import LedgerSettings
-from services.ledger.store.loading import load
-from services.ledger.store.pipeline import Connection
-from services.ledger.store.remembered import Remembered, RememberedAccount
-from services.ledger.store.writing import NotAsRememberedError, take_slot, write
+from services.ledger.store.remembered import Remembered
+from services.ledger.writer import BLOCKED, Group, Writer
 
 _log = get_logger(__name__)
 
-_BATCH_SIZE = Histogram(
-    "tollkeeper_ledger_batch_operations",
-    "Operations committed together.",
-    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1000),
-)
 _QUEUE_WAIT = Histogram("tollkeeper_ledger_queue_wait_seconds", "How long a unit waited for its batch to begin.")
-_BATCHES = Counter(
-    "tollkeeper_ledger_batches_total",
-    "Batches committed: their accounts as this process remembered them, read, or read since others had changed them.",
-    ("accounts",),
-)
-_LOAD = Histogram("tollkeeper_ledger_load_seconds", "Locking a batch's accounts and reading what it needs.")
-_COMMIT = Histogram("tollkeeper_ledger_commit_seconds", "Writing a batch and committing it.")
-# For graphs: Prometheus adds in floats. The journal is what is billed by.
-_SPENT = Counter("tollkeeper_ledger_spent_nanos_total", "What was spent, without what was given back.")
-_REFUSED = Counter("tollkeeper_ledger_refused_total", "Operations refused.", ("reason",))
-
-# A database that restarts is back within seconds; callers give up after that.
-_RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-# The database is restarting, or another replica opened the same account at the same moment.
-_PASSING = (psycopg.OperationalError, psycopg.errors.UniqueViolation)
-# Somebody holds an account's lock for too long: waiting once more would keep every other account waiting too.
-_BLOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 
 # How long few operations wait for the batch under way to end before they go as a batch of their own.
 _PATIENCE_SECONDS = 0.05
-# How long the halves of a batch that met a locked account wait for it: the whole batch has waited for long already.
-_HURRIED_LOCK_MILLISECONDS = 200
-
-Group = Sequence[Operation]
 
 
 @dataclass(slots=True)
@@ -98,43 +64,6 @@ def _operations(call: _Call, places: Sequence[int]) -> list[Operation]:
     return [operation for at in places for operation in call.groups[at]]
 
 
-class _Line:
-    """A writer's connection: opened when it is first needed, and again when it was lost."""
-
-    def __init__(self, settings: LedgerSettings, remembered: Remembered) -> None:
-        self._settings = settings
-        self._remembered = remembered
-        self._connection: Connection | None = None
-        # This writer's own in the usage feed, so that none waits for another's.
-        self.slot = 0
-
-    async def connected(self) -> Connection:
-        """The connection, idle. Raises psycopg.OperationalError where the database cannot be reached."""
-        if self._connection is None or self._connection.closed:
-            url = self._settings.database_url
-            words = connection_words(url, "tollkeeper-ledger-writer", session_options(self._settings))
-            self._connection = await Connection.opened(connection_string(url), **words)
-            self.slot = await take_slot(self._connection)
-            # This may be another database, to which not all that was committed has come.
-            self._remembered.clear()
-        return self._connection
-
-    async def rolled_back(self) -> None:
-        """End what a failed batch began; a connection that does not even do that is given up."""
-        if self._connection is not None:
-            try:
-                await self._connection.rollback()
-            except Exception:  # noqa: BLE001 (whatever is wrong with it, a new one is made)
-                await self.close()
-
-    async def close(self) -> None:
-        """Let go of the connection, if there is one."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(psycopg.Error, OSError):
-                await connection.close()
-
-
 class GroupCommit:
     """The only way to write to the ledger's database.
 
@@ -151,22 +80,25 @@ class GroupCommit:
         self._busy: set[str] = set()
         self._under_way = 0
         self._last_begun = 0.0
-        self._idle: deque[asyncio.Future[None]] = deque()
+        self._idle: list[asyncio.Future[None]] = []
         self._patience: asyncio.TimerHandle | None = None
         self._closing = False
-        self._writers: list[asyncio.Task[None]] = []
+        self._writers: list[Writer] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start the writers, in the running loop. They connect when there is something to write."""
-        lines = [_Line(self._settings, self._remembered) for _ in range(self._settings.writers)]
-        self._writers = [asyncio.create_task(self._write_forever(line)) for line in lines]
+        self._writers = [Writer(self._settings, self._remembered) for _ in range(self._settings.writers)]
+        self._tasks = [asyncio.create_task(self._write_forever(writer)) for writer in self._writers]
 
     async def stop(self) -> None:
         """Commit what waits, then end the writers."""
         self._closing = True
+        for writer in self._writers:
+            writer.ending = True
         while self._idle:
             self._wake()
-        await asyncio.gather(*self._writers, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def submit(self, groups: Sequence[Group]) -> list[Result]:
         """Do linked groups of operations, in order within each account; the results of all operations, once committed.
@@ -218,19 +150,19 @@ class GroupCommit:
         self._wake()
 
     def _wake(self) -> None:
-        """Wake one writer, if one is idle."""
+        """Wake one writer, if one is idle: the one that was busy last, so that its backend finds its caches warm."""
         while self._idle:
-            idle = self._idle.popleft()
+            idle = self._idle.pop()
             if not idle.done():
                 idle.set_result(None)
                 return
 
-    async def _write_forever(self, line: _Line) -> None:
+    async def _write_forever(self, writer: Writer) -> None:
         try:
             while True:
                 parts = self._take()
                 if parts:
-                    await self._write(line, parts)
+                    await self._write(writer, parts)
                 elif self._closing and not self._waiting:
                     self._wake()  # the next one ends, too
                     return
@@ -240,9 +172,9 @@ class GroupCommit:
                     self._idle.append(asyncio.get_running_loop().create_future())
                     await self._idle[-1]
         finally:
-            await line.close()
+            await writer.close()
 
-    async def _write(self, line: _Line, parts: list[_Part]) -> None:
+    async def _write(self, writer: Writer, parts: list[_Part]) -> None:
         accounts = {operation.account_id for call, places in parts for operation in _operations(call, places)}
         self._busy |= accounts
         self._under_way += 1
@@ -250,7 +182,7 @@ class GroupCommit:
         if self._waiting:
             self._call_writer()  # one batch had no room for all
         try:
-            await self._answer(line, parts)
+            await self._answer(writer, parts)
         except BaseException:
             for call, _ in parts:
                 call.fail(_stopping())  # this task was cancelled
@@ -294,18 +226,19 @@ class GroupCommit:
         call.waiting = []
         return True
 
-    async def _answer(self, line: _Line, parts: list[_Part], *, hurried: bool = False) -> None:
+    async def _answer(self, writer: Writer, parts: list[_Part], *, hurried: bool = False) -> None:
         """Commit a batch and answer each call, with its results or with why not."""
         try:
-            results = await self._committed(line, parts, hurried=hurried)
+            groups = [call.groups[at] for call, places in parts for at in places]
+            results = await writer.commit(groups, hurried=hurried)
         except Exception as error:  # noqa: BLE001 (whatever one call did wrong, its neighbours go on)
             away = isinstance(error, psycopg.OperationalError)
-            if len(parts) > 1 and (isinstance(error, _BLOCKED) or not away):
+            if len(parts) > 1 and (isinstance(error, BLOCKED) or not away):
                 _log.warning("a batch failed; its halves are done apart", calls=len(parts), error=str(error))
                 middle = len(parts) // 2
-                hurried = hurried or isinstance(error, _BLOCKED)
-                await self._answer(line, parts[:middle], hurried=hurried)
-                await self._answer(line, parts[middle:], hurried=hurried)
+                hurried = hurried or isinstance(error, BLOCKED)
+                await self._answer(writer, parts[:middle], hurried=hurried)
+                await self._answer(writer, parts[middle:], hurried=hurried)
                 return
             _log.error("a batch failed", calls=len(parts), exc_info=error)
             refusal: BaseException = error
@@ -320,73 +253,6 @@ class GroupCommit:
         for call, places in parts:
             for at in places:
                 call.done(at, next(found))
-
-    async def _committed(self, line: _Line, parts: list[_Part], *, hurried: bool) -> list[list[Result]]:
-        """Each group's results, once they are committed. Does again what failed for a reason that passes."""
-        for pause in (*_RETRY_SECONDS, None):
-            try:
-                return await self._tried(line, parts, hurried=hurried)
-            except _PASSING as error:
-                await line.rolled_back()
-                if pause is None or self._closing or isinstance(error, _BLOCKED):
-                    raise
-                await asyncio.sleep(pause)
-            except Exception:
-                await line.rolled_back()
-                raise
-        raise AssertionError("unreachable")
-
-    async def _tried(self, line: _Line, parts: list[_Part], *, hurried: bool) -> list[list[Result]]:
-        connection = await line.connected()
-        groups = [call.groups[at] for call, places in parts for at in places]
-        operations = [operation for group in groups for operation in group]
-        # After the wait for this writer, so that a hold lives as long as was asked for.
-        now = datetime.now(UTC)
-        remembered = self._remembered.take(operations, now)
-        known = {} if hurried else remembered
-        try:
-            results = await self._booked(line, connection, groups, known, now, hurried=hurried)
-        except NotAsRememberedError as error:
-            await line.rolled_back()
-            if error.outdated:
-                self._remembered.outdated()
-            connection = await line.connected()
-            results = await self._booked(line, connection, groups, {}, datetime.now(UTC), hurried=hurried)
-        _BATCH_SIZE.observe(len(operations))
-        for group in results:
-            for result in group:
-                if isinstance(result.outcome, LedgerError):
-                    _REFUSED.labels(result.outcome.reason).inc()
-        return results
-
-    async def _booked(
-        self,
-        line: _Line,
-        connection: Connection,
-        groups: Sequence[Group],
-        remembered: Mapping[str, RememberedAccount],
-        now: datetime,
-        *,
-        hurried: bool,
-    ) -> list[list[Result]]:
-        """Do a batch, all of it in one transaction. Raises NotAsRememberedError, only where something is remembered.
-
-        `now`: as of which nothing is due at what is remembered.
-        """
-        operations = [operation for group in groups for operation in group]
-        begun = time.perf_counter()
-        patience = _HURRIED_LOCK_MILLISECONDS if hurried else None
-        loaded = await load(connection, operations, now, remembered, lock_milliseconds=patience)
-        read = time.perf_counter()
-        batch = Batch(loaded, now)
-        results = [batch.run(group) for group in groups]
-        version = await write(connection, batch.changes, line.slot, loaded.unconfirmed, loaded.unread)
-        _BATCHES.labels("remembered" if loaded.unconfirmed else "outdated" if loaded.outdated else "read").inc()
-        self._remembered.put(operations, loaded, batch.changes, version, remembered)
-        _SPENT.inc(sum(entry.spent for entry in batch.changes.entries if entry.spent > 0))
-        _LOAD.observe(read - begun)
-        _COMMIT.observe(time.perf_counter() - read)
-        return results
 
 
 def _takable(call: _Call, blocked: set[str], room: int, *, first: bool) -> list[int]:

@@ -16,7 +16,7 @@ from services.kit.errors import Violation
 from services.kit.logs import get_logger
 from services.kit.refusals import InvalidArgument, Overloaded
 from services.ledger.errors import AccountNotFound, HoldNotFound, LedgerError, TransactionNotFound
-from services.ledger.group_commit import Group, GroupCommit
+from services.ledger.group_commit import GroupCommit
 from services.ledger.model.book import Book, Grant, Hold, Limit
 from services.ledger.model.operations import Counted, Operation, Posted, Result, SetLimit, Touch
 from services.ledger.model.past import book_at, cycle_at, left_then
@@ -26,6 +26,7 @@ from services.ledger.model.windows import window_containing
 from services.ledger.store.narrowing import NextRows
 from services.ledger.store.reads import AccountReads, Reads, TransactionFilter, UsageFilter
 from services.ledger.store.summaries import SummaryFilter
+from services.ledger.writer import Group
 
 _log = get_logger(__name__)
 

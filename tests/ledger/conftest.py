@@ -9,8 +9,10 @@ import pytest
 from services.kit.identity import Identity, TokenSigner, make_keypair
 from services.kit.migrations import upgrade
 from services.ledger.__main__ import MIGRATIONS, make_server
+from services.ledger.group_commit import GroupCommit
 from services.ledger.settings import LedgerSettings
 from tests.ledger.support.ledger_client import Client
+from tests.ledger.support.ledger_past import connected, make_past
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +39,23 @@ def identity(tmp_path_factory):
 def ledger_settings(database_url, ledger_template, identity):
     url = database_url("ledger", template=ledger_template)
     return LedgerSettings(database_url=url, identity_jwks_file=identity.file, log_level="warning")
+
+
+@pytest.fixture
+async def commits(ledger_settings):
+    """A running group commit on an empty ledger."""
+    commits = GroupCommit(ledger_settings)
+    commits.start()
+    yield commits
+    await commits.stop()
+
+
+@pytest.fixture
+async def connection(ledger_settings):
+    """A connection to an empty ledger that has the partitions of four past months."""
+    async with connected(ledger_settings) as connection:
+        await make_past(connection, 4)
+        yield connection
 
 
 @pytest.fixture

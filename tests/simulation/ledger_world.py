@@ -18,7 +18,7 @@ from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as contract
 from services.ledger.model.operations import SetStatus, Touch
 from services.ledger.model.rows import transaction_id
 from tests.ledger.support.ledger_audit import audit, rows
-from tests.ledger.support.ledger_chance import Chance
+from tests.ledger.support.ledger_chance import REAL_TIME, Chance
 from tests.ledger.support.ledger_client import reasons
 from tests.ledger.support.ledger_proto import batch_of
 from tests.ledger.support.ledger_shadow import Shadow
@@ -124,7 +124,7 @@ class World:
 
     async def _live(self, own, random, steps):
         for _ in range(steps):
-            chance = Chance(random.randrange(2**32), own, {own.account_id: 1}, real_time=True)
+            chance = Chance(random.randrange(2**32), own, {own.account_id: 1}, REAL_TIME)
             group = [chance.operation() for _ in range(random.choice([1, 1, 1, 2, 3]))]
             group = [x for x in group if not isinstance(x, Touch)]
             group = [x for x in group if not (isinstance(x, SetStatus) and x.status == "closed")]

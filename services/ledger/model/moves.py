@@ -6,7 +6,7 @@ from datetime import datetime
 
 from services.ledger.errors import AccountClosed, AccountNotFound, HoldNotFound, IdempotencyConflict, ResultArchived
 from services.ledger.model.book import Book, Entry, Grant, GrantUses, Hold, Limit
-from services.ledger.model.operations import LimitWarning, Usage, UsageRow
+from services.ledger.model.operations import LimitWarning, Quota, Usage, UsageRow
 from services.ledger.model.rows import Changes, GrantRow, Loaded, PastRequest, transaction_id, usage_id
 from services.ledger.model.windows import cycle_containing
 
@@ -290,3 +290,14 @@ def warnings_of(limits: list[Limit]) -> tuple[LimitWarning, ...]:
             found.append(LimitWarning("LIMIT_NEAR", limit.copy()))
     # A batch of a thousand operations at an account of many limits is still an answer that clients take.
     return tuple(sorted(found, key=lambda warning: warning.reason)[:MAX_WARNINGS])
+
+
+def quotas_of(book: Book) -> tuple[Quota, ...]:
+    """What is left of the account's limits on tokens and requests in its cycle, which are in their present windows."""
+    if not book.limits:  # most accounts, at each of their holds
+        return ()
+    return tuple(
+        Quota(limit.unit, limit.amount, max(limit.room, 0), limit.window_end)
+        for limit in book.limits
+        if limit.window == "cycle" and limit.unit != "nanos"
+    )

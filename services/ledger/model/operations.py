@@ -290,6 +290,15 @@ class LimitWarning(NamedTuple):
     limit: Limit
 
 
+class Quota(NamedTuple):
+    """What was left of a limit of the whole account on tokens or requests in a cycle; never below 0."""
+
+    unit: str
+    amount: int
+    remaining: int
+    resets_at: datetime
+
+
 class Debited(NamedTuple):
     """A debit was booked."""
 
@@ -298,21 +307,23 @@ class Debited(NamedTuple):
 
 
 class HoldMade(NamedTuple):
-    """A hold was made or extended; `available` is what was left after it."""
+    """A hold was made or extended; `available` and `quotas` are what was left after it; a replay has no quotas."""
 
     hold: Hold
     available: int
     warnings: tuple[LimitWarning, ...]
+    quotas: tuple[Quota, ...] = ()
 
 
 class HoldSettled(NamedTuple):
-    """A hold was settled. `entry` is the deduction, None where nothing was charged."""
+    """A hold was settled. `entry` is the deduction, None where nothing was charged; a replay has no `quotas`."""
 
     hold: Hold
     entry: Entry | None
     available: int
     was_expired: bool
     warnings: tuple[LimitWarning, ...]
+    quotas: tuple[Quota, ...] = ()
 
 
 class HoldReleased(NamedTuple):

@@ -62,7 +62,10 @@ class JournalServicer(Servicer, contract.JournalServiceServicer):
         before = page_position(v, request, int)
         if request.status:
             v.one_of("status", request.status, ("ok", "cut", "failed"))
+        if request.type:
+            v.one_of("type", request.type, requests.TYPES)
         wanted = UsageFilter(
+            type=request.type,
             session=v.text("session", request.session, max_length=MAX_FILTER_CHARS),
             status=request.status,
             **common_filter(v, request),

@@ -117,7 +117,11 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                 results.append(result)
 
     async def _ready(self, *, writing: bool = False) -> None:
-        """Wait until the socket can be read, or written where that is wanted."""
+        """Wait until the socket can be read, or written where that is wanted.
+
+        A reader that stays would save a few system calls, but uvloop ends one whose socket has an error: where Postgres
+        resets a connection in the middle of an answer, the rest would be waited for without end.
+        """
         loop = asyncio.get_running_loop()
         ready = loop.create_future()
 

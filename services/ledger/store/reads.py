@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Row, Select, false, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.ledger import tables
@@ -30,6 +30,8 @@ from services.ledger.store.summaries import SummaryFilter
 # Entries looked through for holds at once, and how often for one page.
 HOLD_ENTRIES = 2_000
 HOLD_LOOKS = 25
+# The only type of transaction by which use is paid for.
+BILLED_BY = "usage_deduction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class UsageFilter:
     workspace: str = ""
     session: str = ""
     status: str = ""
+    type: str = ""
 
 
 class Reads:
@@ -198,6 +201,8 @@ class AccountReads:
         usage = tables.usage
         fields = ("provider", "model", "key_id", "workspace", "session", "status")
         query = _filtered(self._own(select(usage), usage), usage.c, wanted, fields)
+        if wanted.type:
+            query = query.where(usage.c.billed > 0 if wanted.type == BILLED_BY else false())
         if before is not None:
             query = query.where(usage.c.usage_number < before)
         return await self._account.rows(query.order_by(usage.c.usage_number.desc()).limit(count))

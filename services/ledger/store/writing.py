@@ -273,8 +273,8 @@ def _is_single(written: Sequence[tuple[_Part, Sequence[Any]]]) -> bool:
 
 
 def _changed(written: Sequence[tuple[_Part, Sequence[Any]]], slot: int, version: int | None = None) -> Asked:
-    """The statement of what nearly every batch writes. `version`: confirm the single account, too."""
-    single = _is_single(written)
+    """The statement of what nearly every batch writes. `version`: each part is single, and the account is confirmed."""
+    single = version is not None or _is_single(written)
     parts: list[str] = []
     parameters: list[bytes | None] = []
     for part, rows in written:

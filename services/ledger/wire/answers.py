@@ -23,6 +23,7 @@ from services.ledger.model.operations import (
     LimitState,
     LimitWarning,
     Posted,
+    Quota,
     Result,
 )
 from services.ledger.model.rows import transaction_id, usage_id
@@ -173,11 +174,19 @@ def _add_warnings(
         fill_limit(added.limit, account_id, warning.limit)
 
 
+def _add_quotas(message: pb.CreateHoldResponse | pb.SettleHoldResponse, quotas: tuple[Quota, ...]) -> None:
+    for quota in quotas:
+        added = message.quotas.add()
+        added.unit, added.amount, added.remaining = quota.unit, quota.amount, quota.remaining
+        set_timestamp(added.resets_at, quota.resets_at)
+
+
 def fill_hold_made(message: pb.CreateHoldResponse, made: HoldMade) -> None:
     """What a hold did."""
     fill_hold(message.hold, made.hold)
     message.available_nanos = made.available
     _add_warnings(message, made.hold.account_id, made.warnings)
+    _add_quotas(message, made.quotas)
 
 
 def fill_hold_settled(message: pb.SettleHoldResponse, settled: HoldSettled) -> None:
@@ -189,6 +198,7 @@ def fill_hold_settled(message: pb.SettleHoldResponse, settled: HoldSettled) -> N
     message.available_nanos = settled.available
     message.was_expired = settled.was_expired
     _add_warnings(message, settled.hold.account_id, settled.warnings)
+    _add_quotas(message, settled.quotas)
 
 
 def fill_debited(message: pb.DebitAccountResponse, debited: Debited) -> None:

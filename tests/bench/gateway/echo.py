@@ -8,12 +8,10 @@ Asked for a stream it answers the events that the provider answers, a message ea
 import sys
 
 import grpc
-import grpc.aio
 from google.api import httpbody_pb2
 
-from deploy.local.ports import HOST
-from services.kit.serving import run_async
 from tests.bench.gateway import calls
+from tests.bench.support.echo import serve
 
 _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
@@ -42,14 +40,5 @@ class _Routes(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(_healthy) if handler_call_details.method == _HEALTH else None
 
 
-async def _serve() -> None:
-    # The loop that the proxy runs on, and nothing else of what a service has.
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((_Routes(),))
-    server.add_insecure_port(f"{HOST}:{sys.argv[1]}")
-    await server.start()
-    await server.wait_for_termination()
-
-
 if __name__ == "__main__":
-    run_async(_serve)
+    serve(_Routes(), int(sys.argv[1]))

@@ -3,10 +3,8 @@
 import sys
 
 import grpc
-import grpc.aio
 
-from deploy.local.ports import HOST
-from services.kit.serving import run_async
+from tests.bench.support.echo import serve
 
 METHOD = "/bench.Echo/Echo"
 
@@ -20,14 +18,5 @@ class _Routes(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(_echo) if handler_call_details.method == METHOD else None
 
 
-async def _serve() -> None:
-    # The loop that the ledger runs on, and nothing else of what a service has.
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((_Routes(),))
-    server.add_insecure_port(f"{HOST}:{sys.argv[1]}")
-    await server.start()
-    await server.wait_for_termination()
-
-
 if __name__ == "__main__":
-    run_async(_serve)
+    serve(_Routes(), int(sys.argv[1]))

@@ -8,7 +8,7 @@ import pytest
 
 from services.kit.db import async_engine
 from services.kit.refusals import Overloaded, StorageUnavailable
-from services.ledger import group_commit
+from services.ledger import writer
 from services.ledger.errors import InsufficientCredit
 from services.ledger.group_commit import GroupCommit
 from services.ledger.model.book import Book
@@ -40,7 +40,7 @@ async def reads(ledger_settings):
 
 def once(monkeypatch, action):
     """Let the next write of a batch be `action(the real write, its arguments)`."""
-    real = group_commit.write
+    real = writer.write
     left = [action]
 
     async def write(connection, changes, *others):
@@ -48,7 +48,7 @@ def once(monkeypatch, action):
             return await left.pop()(lambda *first: real(*first, *others), connection, changes)
         return await real(connection, changes, *others)
 
-    monkeypatch.setattr(group_commit, "write", write)
+    monkeypatch.setattr(writer, "write", write)
 
 
 async def test_commit_whose_answer_was_lost_is_not_done_twice(commits, monkeypatch, ledger_settings):
@@ -147,7 +147,7 @@ async def test_stop_commits_what_waits_and_takes_no_more(ledger_settings):
 
 
 async def test_database_that_is_away_is_said_so_and_stop_does_not_wait_for_it(ledger_settings, monkeypatch):
-    monkeypatch.setattr(group_commit, "_RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr(writer, "_RETRY_SECONDS", (0.01,))
     url = ledger_settings.database_url.rsplit("@", 1)[0] + "@127.0.0.1:1/nowhere"
     commits = GroupCommit(ledger_settings.model_copy(update={"database_url": url}))
     commits.start()

@@ -10,7 +10,6 @@ from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from services.kit.db import async_engine
 from services.ledger.errors import CursorUnknown, ResultArchived, TransactionNotFound
 from services.ledger.feed import Cursor, UsageFeed
-from services.ledger.group_commit import GroupCommit
 from services.ledger.model.rows import transaction_id
 from services.ledger.store import months as store
 from services.ledger.store.feed import FeedReads
@@ -27,22 +26,7 @@ from tests.ledger.support.ledger_memory import (
     settle,
     undo,
 )
-from tests.ledger.support.ledger_past import THREE, TWO, connected, happened, make_past, months_ago, two_old_months
-
-
-@pytest.fixture
-async def connection(ledger_settings):
-    async with connected(ledger_settings) as connection:
-        await make_past(connection, 4)
-        yield connection
-
-
-@pytest.fixture
-async def commits(ledger_settings):
-    commits = GroupCommit(ledger_settings)
-    commits.start()
-    yield commits
-    await commits.stop()
+from tests.ledger.support.ledger_past import THREE, TWO, connected, happened, months_ago, two_old_months
 
 
 def sums(url, account_id):

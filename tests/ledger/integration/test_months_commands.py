@@ -19,13 +19,6 @@ from tests.ledger.support.ledger_audit import rows
 from tests.ledger.support.ledger_past import THREE, TWO, connected, make_past, months_ago, two_old_months
 
 
-@pytest.fixture
-async def connection(ledger_settings):
-    async with connected(ledger_settings) as connection:
-        await make_past(connection, 4)
-        yield connection
-
-
 def run(capsys, monkeypatch, settings, *words):
     monkeypatch.setenv("TOLLKEEPER_LEDGER_DATABASE_URL", settings.database_url)
     arguments = {"serve": make_server, "script_location": MIGRATIONS, "own": COMMANDS, "arguments": ["months", *words]}

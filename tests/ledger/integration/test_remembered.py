@@ -80,6 +80,9 @@ async def done(commits, *group):
     return results[0].outcome
 
 
+KINDS = ("remembered", "read", "outdated")
+
+
 def batches(kind):
     return REGISTRY.get_sample_value("tollkeeper_ledger_batches_total", {"accounts": kind}) or 0.0
 
@@ -152,6 +155,25 @@ async def test_hold_that_another_replica_made_is_made_once(mine, theirs):
     assert results[1].outcome.available == 40
     with pytest.raises(IdempotencyConflict):
         await done(mine, hold(21, "h1"))
+
+
+@pytest.mark.parametrize(
+    "group", [[hold(1, "h1")], [hold(1, "h1"), settle(1, "open")], [hold(1, "h1"), settle(1, "never")]],
+    ids=["one", "two", "some-read"],
+)  # fmt: skip
+async def test_batch_of_an_account_that_another_replica_changed_counts_as_outdated(mine, theirs, group):
+    await done(theirs, credit(5, "c2"))
+    before = [batches(kind) for kind in KINDS]
+    await mine.submit([[operation] for operation in group])
+    assert [batches(kind) for kind in KINDS] == [before[0], before[1], before[2] + 1]
+
+
+async def test_batch_of_a_hold_that_was_made_before_counts_as_read(mine):
+    await done(mine, hold(20, "h1"))
+    await done(mine, settle(5, "h1"))
+    before = [batches(kind) for kind in KINDS]
+    assert (await mine.submit([[hold(20, "h1")]]))[0].replayed
+    assert [batches(kind) for kind in KINDS] == [before[0], before[1] + 1, before[2]]
 
 
 async def test_hold_that_this_replica_made_and_settled_is_made_once(mine):

@@ -4,13 +4,11 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import psycopg
-import pytest
 from prometheus_client import REGISTRY
 
 from services.kit.db import async_engine
 from services.ledger import worker
 from services.ledger.errors import ResultArchived
-from services.ledger.group_commit import GroupCommit
 from services.ledger.service import Ledger
 from services.ledger.store import retention
 from services.ledger.store.loading import MAX_LAPSED
@@ -28,25 +26,10 @@ from tests.ledger.support.ledger_memory import (
     suspend,
     update,
 )
-from tests.ledger.support.ledger_past import connected, happened, make_past
+from tests.ledger.support.ledger_past import connected, happened
 
 OLD = datetime.now(UTC) - timedelta(days=91)
 RECENT = datetime.now(UTC) - timedelta(days=89)
-
-
-@pytest.fixture
-async def connection(ledger_settings):
-    async with connected(ledger_settings) as connection:
-        await make_past(connection, 4)
-        yield connection
-
-
-@pytest.fixture
-async def commits(ledger_settings):
-    commits = GroupCommit(ledger_settings)
-    commits.start()
-    yield commits
-    await commits.stop()
 
 
 async def ended(connection, moment, account_id, name, count):

@@ -100,8 +100,8 @@ CASES = [
                                                     page_size=-1, page_token=LONG),
      {"type", "key", "workspace", "provider", "model", "from", "to", "page_size", "page_token"}),
     ("ListUsage", pb.ListUsageRequest(account_id="acme", session=NUL, status=NUL, key_id=NUL, workspace=NUL,
-                                      provider=LONG, model=NUL, page_token=TOKEN),
-     {"session", "status", "key", "workspace", "provider", "model", "page_token"}),
+                                      provider=LONG, model=NUL, page_token=TOKEN, type=NUL),
+     {"session", "status", "type", "key", "workspace", "provider", "model", "page_token"}),
 ]  # fmt: skip
 
 

@@ -95,10 +95,13 @@ async def test_transactions_and_usage_are_filtered(ledger, words, found):
     assert [record.hold_id for record in await ledger.usage(**words)] == found
 
 
-async def test_usage_is_filtered_by_session_status_and_time(ledger):
+async def test_usage_is_filtered_by_session_status_type_and_time(ledger):
     await busy(ledger)
     assert [record.hold_id for record in await ledger.usage(session="s4")] == ["h4"]
     assert [record.hold_id for record in await ledger.usage(status="cut")] == ["h5", "h3", "h1"]
+    paid_for = [entry.hold_id for entry in await ledger.transactions(type="usage_deduction")]
+    assert [record.hold_id for record in await ledger.usage(type="usage_deduction")] == paid_for
+    assert await ledger.usage(type="refund") == []
     third = (await ledger.usage(session="s3"))[0].created_at
     assert [record.hold_id for record in await ledger.usage(from_time=third)] == ["open", "h5", "h4", "h3"]
     assert [record.hold_id for record in await ledger.usage(to_time=third)] == ["h2", "h1", "h0"]

@@ -66,6 +66,32 @@ async def test_token_hold_is_cut_to_what_the_plan_has_left(ledger):
     assert (await refused(ledger.hold(10, "h2", tokens=80, minimum_tokens=20))).reason == "LIMIT_EXCEEDED"
 
 
+async def test_holds_and_settlements_say_what_is_left_of_the_quotas(ledger):
+    await ledger.open(credit=1_000)
+    assert not (await ledger.hold(10, "h0", tokens=1)).quotas
+    assert not (await ledger.settle(10, "h0", tokens=1)).quotas
+    cycle_end = (await ledger.balance()).cycle_end
+    for unit, amount, mode in (("tokens", 101, "hard"), ("requests", 2, "soft")):
+        limit = pb.SetLimitRequest(account_id="acme", scope="plan", unit=unit, window="cycle", amount=amount, mode=mode)
+        await ledger.SetLimit(limit)
+
+    def quotas(tokens, requests):
+        told = (("tokens", 101, tokens), ("requests", 2, requests))
+        return [resources.Quota(unit=u, amount=a, remaining=r, resets_at=cycle_end) for u, a, r in told]
+
+    assert (await ledger.hold(10, "h1", tokens=60)).quotas == quotas(40, 0)
+    assert not (await ledger.hold(10, "h1", tokens=60)).quotas  # a replay
+    assert (await ledger.settle(5, "h1", tokens=25)).quotas == quotas(75, 0)
+    assert not (await ledger.settle(5, "h1", tokens=25)).quotas
+    hold = pb.CreateHoldRequest(account_id="acme", hold_id="h2", amount_nanos=1, tokens=10)
+    more = pb.ExtendHoldRequest(account_id="acme", hold_id="h2", additional_tokens=5, request_id="e")
+    settle = pb.SettleHoldRequest(account_id="acme", hold_id="h2", amount_nanos=1, tokens=12)
+    made, extended, settled = await ledger.apply(("hold", hold), ("extend", more), ("settle", settle))
+    assert made.hold.quotas == quotas(65, 0)
+    assert extended.hold.quotas == quotas(60, 0)
+    assert settled.settle.quotas == quotas(63, 0)
+
+
 async def test_soft_limit_warns_and_lets_pass(ledger):
     await ledger.open(credit=1_000)
     await ledger.SetLimit(pb.SetLimitRequest(account_id="acme", window="day", amount_nanos=100, mode="soft"))

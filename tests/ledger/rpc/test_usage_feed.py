@@ -17,7 +17,7 @@ from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from services.kit.db import async_engine
 from services.kit.identity import Role
 from services.ledger import feed as feeds
-from services.ledger import group_commit
+from services.ledger import writer
 from services.ledger.__main__ import make_server
 from services.ledger.errors import CursorUnknown
 from services.ledger.feed import Cursor, UsageFeed
@@ -232,7 +232,7 @@ async def test_concurrent_writers_leave_no_gap_and_no_double_for_a_reader_that_i
         async def shared(_connection):
             return random.randrange(slots)
 
-        monkeypatch.setattr(group_commit, "take_slot", shared)
+        monkeypatch.setattr(writer, "take_slot", shared)
     commits = [GroupCommit(ledger_settings.model_copy(update={"writers": 3, "max_batch": 8})) for _ in range(2)]
     seed = random.randrange(10**6)
     print("seed", seed)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.ledger import group_commit, service
+from services.ledger import service, writer
 from services.ledger.servicer import filters
 
 
@@ -21,7 +21,7 @@ class Clock:
                 clock.now += step
                 return clock.now.astimezone(tz)
 
-        for module in (group_commit, service, filters):  # those that ask what time it is
+        for module in (writer, service, filters):  # those that ask what time it is
             monkeypatch.setattr(module, "datetime", Frozen)
 
     def wait(self, **words):

@@ -174,6 +174,14 @@ class ShadowAccount:
     def limit_use(self):
         return {name: (limit.amount, *self.use(limit)) for name, limit in self.limits.items()}
 
+    def quotas(self):
+        """What a hold's answer says of the whole account's limits on tokens and requests in the cycle."""
+        return {
+            (made.unit, made.amount, max(made.amount - sum(self.use(made)), 0), self.cycle[1])
+            for made in self.limits.values()
+            if not made.subject and made.window == "cycle" and made.unit != "nanos"
+        }
+
     def refusal(self, key_id, made_at, *, nanos, tokens, requests):
         """Why so much is not to be had, if it is not, of what was asked for at that time."""
         if nanos > 0 and self.available + self.overdraft < nanos:
@@ -201,24 +209,29 @@ class Shadow:
         }
 
     def apply(self, groups, now, names):
-        """`names`: of transactions that are to be undone, what they are called here."""
+        """`names`: of transactions that are to be undone, what they are called here.
+
+        `self.quotas` are then what was left of them after each operation, where that was done.
+        """
         self.names = names
         touched = set()
-        answers = []
+        answers, self.quotas = [], []
         for group in groups:
             for account_id in {operation.account_id for operation in group} - touched:
                 self.accounts[account_id].let_happen(now)
                 touched.add(account_id)
             before = copy.deepcopy(self.accounts)
-            found = []
+            found, left = [], []
             for operation in group:
                 found.append(self.do(operation))
+                left.append(self.accounts[operation.account_id].quotas())
                 if found[-1].isupper():
                     self.accounts = before
                     found = ["LINKED_OPERATION_FAILED"] * (len(found) - 1) + found[-1:]
                     found += ["LINKED_OPERATION_FAILED"] * (len(group) - len(found))
                     break
             answers += found
+            self.quotas += left + [set()] * (len(found) - len(left))
         return answers
 
     def do(self, operation):

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from services.ledger.model.operations import HoldMade, HoldSettled
 from tests.ledger.support.ledger_chance import Chance
 from tests.ledger.support.ledger_memory import Memory, opened, touch
 from tests.ledger.support.ledger_shadow import Shadow
@@ -39,6 +40,9 @@ class LedgerAndShadow(RuleBasedStateMachine):
         batch = chance.batch()
         results = self.ledger.apply(*batch)
         assert [answer(result) for result in results] == self.shadow.apply(batch, self.ledger.now, chance.names)
+        for result, left in zip(results, self.shadow.quotas, strict=True):
+            if isinstance(result.outcome, HoldMade | HoldSettled):
+                assert set(result.outcome.quotas) == (set() if result.replayed else left)
 
     @rule(seconds=st.sampled_from([1, 31, 61, 3600, 43_200, 500_000]))
     def wait(self, seconds):

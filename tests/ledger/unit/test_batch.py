@@ -17,6 +17,7 @@ from tests.ledger.support.ledger_memory import (
     credit,
     debit,
     delete_limit,
+    extend,
     hold,
     opened,
     release,
@@ -260,6 +261,57 @@ def test_new_limit_counts_what_its_window_has_seen(ledger):
     assert (limit.used, limit.held) == (5, 100)
     ledger.do(settle(60, "open"))
     assert limits(ledger)["account::nanos:day"] == (85, 0)
+
+
+def test_quotas_say_what_is_left_after_each_operation(ledger):
+    ledger.do(credit(1000, "c"))
+    ends = ledger.books["acme"].cycle_end
+    ledger.do(set_limit(100, scope="plan", unit="tokens", window="cycle"))
+    ledger.do(set_limit(3, scope="plan", unit="requests", window="cycle", mode="soft"))
+    assert ledger.do(hold(10, "h1", tokens=60)).quotas == (("tokens", 100, 40, ends), ("requests", 3, 2, ends))
+    assert ledger.do(extend(1, "h1", "e", tokens=15)).quotas == (("tokens", 100, 25, ends), ("requests", 3, 2, ends))
+    assert ledger.do(settle(5, "h1", tokens=20)).quotas == (("tokens", 100, 80, ends), ("requests", 3, 2, ends))
+    # More than was held, more than there is, and past the soft limit: nothing is left, and never less.
+    ledger.do(hold(10, "h2", tokens=1, requests=5))
+    assert ledger.do(settle(5, "h2", tokens=90)).quotas == (("tokens", 100, 0, ends), ("requests", 3, 0, ends))
+
+
+def test_quotas_are_of_the_cycle_and_of_the_whole_account_alone(ledger):
+    ledger.do(credit(1000, "c"))
+    assert ledger.do(hold(10, "h1", tokens=1)).quotas == ledger.do(settle(5, "h1", tokens=1)).quotas == ()
+    for words in ({"window": "day"}, {"window": "lifetime"}, {"window": "cycle", "scope": "key", "subject": "k1"}):
+        ledger.do(set_limit(100, unit="tokens", **words))
+    ledger.do(set_limit(1000, window="cycle"))
+    assert ledger.do(hold(10, "h2", tokens=1, key_id="k1")).quotas == ()
+    ledger.do(set_limit(100, unit="tokens", window="cycle"))
+    assert [quota.remaining for quota in ledger.do(hold(10, "h3", tokens=7, key_id="k1")).quotas] == [91]
+
+
+def test_extension_that_is_not_paid_for_is_told_so_before_limits_that_it_counts_in_no_window_of(ledger):
+    ledger.do(credit(20, "c"))
+    ledger.do(set_limit(100, unit="tokens"))
+    ledger.do(hold(10, "h1", tokens=1, ttl_seconds=86_400))
+    ledger.wait(13 * 3600)
+    with pytest.raises(LimitExceeded):
+        ledger.do(extend(10, "h1", "e1", tokens=1))
+    with pytest.raises(InsufficientCredit):
+        ledger.do(extend(11, "h1", "e2", tokens=1))
+
+
+def test_quotas_begin_anew_with_the_cycle_and_a_replay_has_none(ledger):
+    ledger.do(credit(1000, "c"))
+    ledger.do(set_limit(100, scope="plan", unit="tokens", window="cycle"))
+    held = hold(10, "h1", tokens=60, ttl_seconds=86_400)
+    ledger.do(held)
+    assert ledger.do(held).quotas == ()
+    ledger.now = ledger.books["acme"].cycle_end
+    settled = settle(10, "h1", tokens=60)
+    # The hold was of the cycle before, and counts there.
+    assert [quota.remaining for quota in ledger.do(settled).quotas] == [100]
+    assert ledger.do(settled).quotas == ()
+    (quota,) = ledger.do(hold(10, "h2", tokens=30)).quotas
+    assert (quota.remaining, quota.resets_at) == (70, ledger.books["acme"].cycle_end)
+    assert quota.resets_at > ledger.now
 
 
 def test_limit_made_again_counts_what_the_deleted_one_did(ledger):

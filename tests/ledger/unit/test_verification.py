@@ -179,11 +179,12 @@ def history():
     memory.do(credit(1000, "c1"))
     memory.do(hold(10, "first"))
     memory.do(extend(5, "first", "e1"))
-    for seed in range(150):
+    for seed in range(180):
         batch = Chance(seed, memory, {"acme": 1}).batch()
         memory.apply(*(group for group in batch if not any(getattr(x, "status", "") == "closed" for x in group)))
         memory.wait([0, 0, 1, 0, 5, 0, 3600, 43_200][seed % 8])
     assert {entry.type for entry in memory.journal()} == TYPES
+    assert len(memory.journal()) > MAX_FINDINGS + 20
     return memory
 
 
@@ -231,9 +232,11 @@ def test_first_broken_entry_comes_first_and_no_more_than_a_hundred_follow():
 def test_deleted_swapped_and_added_entries_are_told_from_changed_ones():
     journal = history().journal()
     last = journal[-1]
-    (gap,) = (f for f in verified(history(), journal=journal[:30] + journal[31:]).findings if f.sequence)
-    assert (gap.reason, gap.sequence, gap.detail) == ("SEQUENCE_GAP", 32, "expected entry 31, found 32")
-    swapped = [*journal[:30], journal[31], journal[30], *journal[32:]]
+    at = next(number for number, entry in enumerate(journal) if entry.type == "hold_expired")
+    (gap,) = (f for f in verified(history(), journal=journal[:at] + journal[at + 1 :]).findings if f.sequence)
+    assert (gap.reason, gap.sequence) == ("SEQUENCE_GAP", at + 2)
+    assert gap.detail == f"expected entry {at + 1}, found {at + 2}"
+    swapped = [*journal[:at], journal[at + 1], journal[at], *journal[at + 2 :]]
     assert verified(history(), journal=swapped).findings[0].reason == "SEQUENCE_GAP"
     shorter = verified(history(), journal=journal[:-1])
     assert "SEQUENCE_GAP" in reasons(shorter)

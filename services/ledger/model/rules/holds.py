@@ -14,7 +14,7 @@ from services.ledger.errors import (
     ResultArchived,
 )
 from services.ledger.model.book import MAX_AMOUNT, MAX_SPENT, Book, Hold, admit, lapses_at, limit_exceeded
-from services.ledger.model.moves import Moves, warnings_of
+from services.ledger.model.moves import Moves, quotas_of, warnings_of
 from services.ledger.model.operations import (
     NOT_REPORTED,
     CreateHold,
@@ -77,7 +77,7 @@ def create_hold(moves: Moves, operation: CreateHold) -> Result:
     moves.count(limits, book)
     book.expects(hold.expires_at)
     moves.loaded.holds[key] = moves.changes.made[key] = hold
-    return Result(HoldMade(hold.copy(), book.available, warnings_of(limits)))
+    return Result(HoldMade(hold.copy(), book.available, warnings_of(limits), quotas_of(book)))
 
 
 def _made_before(moves: Moves, there: Hold, operation: CreateHold) -> Result:
@@ -107,11 +107,6 @@ def extend_hold(moves: Moves, operation: ExtendHold) -> Result:
         raise AccountFull(f"a hold cannot be larger than {MAX_AMOUNT} nanos", holdId=hold.hold_id)
     applying = moves.applying(book, hold.key_id, hold.workspace)
     limits = [limit for limit in applying if limit.counts(hold)]
-    more = {"nanos": operation.amount, "tokens": operation.tokens, "requests": 0}
-    for limit in applying:
-        # It would be counted in no window: not in the hold's, which is over, nor in this one.
-        if limit.mode == "hard" and not limit.counts(hold) and more[limit.unit]:
-            raise limit_exceeded(limit, more[limit.unit], book.touched_at)
     admit(
         book,
         limits,
@@ -122,6 +117,11 @@ def extend_hold(moves: Moves, operation: ExtendHold) -> Result:
         requests=0,
         billable=operation.amount > 0,
     )
+    more = {"nanos": operation.amount, "tokens": operation.tokens, "requests": 0}
+    for limit in applying:
+        # It would be counted in no window: not in the hold's, which is over, nor in this one.
+        if limit.mode == "hard" and not limit.counts(hold) and more[limit.unit]:
+            raise limit_exceeded(limit, more[limit.unit], book.touched_at)
     before = hold.copy()
     reservations, unbacked = book.reserve(operation.amount)
     hold.reservations += reservations
@@ -136,7 +136,7 @@ def extend_hold(moves: Moves, operation: ExtendHold) -> Result:
     sequence = _posted(moves, hold, "hold_extended", operation.amount, operation.request_id)
     moves.change_hold(hold, extended=True)
     moves.remember(operation.account_id, operation.request_id, operation.body_hash, sequence)
-    return Result(HoldMade(hold.copy(), book.available, warnings_of(limits)))
+    return Result(HoldMade(hold.copy(), book.available, warnings_of(limits), quotas_of(book)))
 
 
 def settle_hold(moves: Moves, operation: SettleHold) -> Result:
@@ -209,7 +209,7 @@ def _settled(moves: Moves, book: Book, hold: Hold, operation: SettleHold) -> Hol
     )
     moves.expire_grants(book, book.touched_at)
     hold.end_available = book.available
-    return HoldSettled(hold.copy(), charged, book.available, was_expired, warnings_of(limits))
+    return HoldSettled(hold.copy(), charged, book.available, was_expired, warnings_of(limits), quotas_of(book))
 
 
 def release_hold(moves: Moves, operation: ReleaseHold) -> Result:

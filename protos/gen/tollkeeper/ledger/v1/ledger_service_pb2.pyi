@@ -1065,6 +1065,7 @@ class CreateHoldResponse(_message.Message):
     HOLD_FIELD_NUMBER: _builtins.int
     AVAILABLE_NANOS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    QUOTAS_FIELD_NUMBER: _builtins.int
     available_nanos: _builtins.int
     """Available after it."""
     @_builtins.property
@@ -1075,16 +1076,21 @@ class CreateHoldResponse(_message.Message):
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Warning]:
         """Limits that are nearly or, if soft, wholly used up."""
 
+    @_builtins.property
+    def quotas(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Quota]:
+        """What is left of the cycle's quotas. Empty where the account has none, and in a replay."""
+
     def __init__(
         self,
         *,
         hold: _resources_pb2.Hold | None = ...,
         available_nanos: _builtins.int = ...,
         warnings: _abc.Iterable[_resources_pb2.Warning] | None = ...,
+        quotas: _abc.Iterable[_resources_pb2.Quota] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nanos", b"available_nanos", "hold", b"hold", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nanos", b"available_nanos", "hold", b"hold", "quotas", b"quotas", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1188,6 +1194,7 @@ class SettleHoldResponse(_message.Message):
     AVAILABLE_NANOS_FIELD_NUMBER: _builtins.int
     WAS_EXPIRED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    QUOTAS_FIELD_NUMBER: _builtins.int
     usage_id: _builtins.str
     """The usage record's id."""
     available_nanos: _builtins.int
@@ -1206,6 +1213,10 @@ class SettleHoldResponse(_message.Message):
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Warning]:
         """Limits that are nearly or wholly used up."""
 
+    @_builtins.property
+    def quotas(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Quota]:
+        """What is left of the present cycle's quotas. Empty where the account has none, and in a replay."""
+
     def __init__(
         self,
         *,
@@ -1215,10 +1226,11 @@ class SettleHoldResponse(_message.Message):
         available_nanos: _builtins.int = ...,
         was_expired: _builtins.bool = ...,
         warnings: _abc.Iterable[_resources_pb2.Warning] | None = ...,
+        quotas: _abc.Iterable[_resources_pb2.Quota] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nanos", b"available_nanos", "hold", b"hold", "transaction", b"transaction", "usage_id", b"usage_id", "warnings", b"warnings", "was_expired", b"was_expired"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nanos", b"available_nanos", "hold", b"hold", "quotas", b"quotas", "transaction", b"transaction", "usage_id", b"usage_id", "warnings", b"warnings", "was_expired", b"was_expired"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1645,6 +1657,7 @@ class ListUsageRequest(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose."""
     provider: _builtins.str
@@ -1663,6 +1676,8 @@ class ListUsageRequest(_message.Message):
     """1 to 1000, default 100."""
     page_token: _builtins.str
     """From the previous answer; the other fields must be as they were then."""
+    type: _builtins.str
+    """Paid for by a transaction of this type (`Transaction.type`): `usage_deduction` finds what was billed, any other nothing."""
     @_builtins.property
     def from_time(self) -> _timestamp_pb2.Timestamp:
         """Booked at or after."""
@@ -1685,10 +1700,11 @@ class ListUsageRequest(_message.Message):
         status: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "to_time", b"to_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "from_time", b"from_time", "key_id", b"key_id", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "session", b"session", "status", b"status", "to_time", b"to_time", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "from_time", b"from_time", "key_id", b"key_id", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "session", b"session", "status", b"status", "to_time", b"to_time", "type", b"type", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -915,6 +915,44 @@ class UsageSummary(_message.Message):
 Global___UsageSummary: _TypeAlias = UsageSummary  # noqa: Y015
 
 @_typing.final
+class Quota(_message.Message):
+    """What is left of a limit of the whole account (scope `plan` or `account`) on tokens or requests in a cycle, hard or soft,
+    after the operation that tells it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    RESETS_AT_FIELD_NUMBER: _builtins.int
+    unit: _builtins.str
+    """`tokens` or `requests`."""
+    amount: _builtins.int
+    """The most that may be used in the cycle; what exceeds a soft limit counts all the same."""
+    remaining: _builtins.int
+    """What is neither used nor set aside by open holds; 0 where that is more than `amount`."""
+    @_builtins.property
+    def resets_at(self) -> _timestamp_pb2.Timestamp:
+        """When the cycle ends, and all of it is there again."""
+
+    def __init__(
+        self,
+        *,
+        unit: _builtins.str = ...,
+        amount: _builtins.int = ...,
+        remaining: _builtins.int = ...,
+        resets_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resets_at", b"resets_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "remaining", b"remaining", "resets_at", b"resets_at", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quota: _TypeAlias = Quota  # noqa: Y015
+
+@_typing.final
 class Warning(_message.Message):
     """Something a caller should pass on: a limit that is nearly used up, or a soft one that is exceeded."""
 
