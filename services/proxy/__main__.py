@@ -6,14 +6,17 @@ import asyncio
 import sys
 from pathlib import Path
 
-from services.kit.command import main
+from services.kit.command import Command, main
 from services.proxy.app import serve
 from services.proxy.bootstrap import bootstrap_admin_key
 from services.proxy.settings import ProxySettings
 
-BOOTSTRAP = "bootstrap-admin-key"
+BOOTSTRAP: Command[ProxySettings] = Command(
+    name="bootstrap-admin-key",
+    help="make an operator's key and print it, this once; each run makes another",
+    arguments=lambda _: None,
+    run=lambda _, settings: asyncio.run(bootstrap_admin_key(settings())),
+)
 
 if __name__ == "__main__":
-    if sys.argv[1:] == [BOOTSTRAP]:
-        sys.exit(asyncio.run(bootstrap_admin_key(ProxySettings())))
-    sys.exit(main(ProxySettings, serve=serve, script_location=Path(__file__).parent / "migrations"))
+    sys.exit(main(ProxySettings, serve=serve, script_location=Path(__file__).parent / "migrations", own=(BOOTSTRAP,)))

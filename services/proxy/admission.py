@@ -11,6 +11,8 @@ does not fit the plan is refused; where it gave none, the cap is what fits.
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Collection
 from datetime import datetime
 from typing import NamedTuple
@@ -29,10 +31,15 @@ from services.proxy.errors import (
 from services.proxy.formats.request import Request
 from services.proxy.keys.model import Key
 
+# Models of OpenAI and Perplexity that search the web in every call, for a fee besides the tokens.
+_SEARCHING = re.compile(r"-search-(preview|api)|(^|/)sonar")
+
 
 class Admitted(NamedTuple):
     """An admitted call: its price, and what is to be held for it.
 
+    `service_tier` is the one that is held for, and billed where the answer names none: asking for a cheaper tier is not
+    yet getting it.
     `cap` is the output cap that is wanted, for each of `choices` answers; 0 where there are none to cap (embeddings).
     `amount_nanos` and `tokens` are the most that the call can cost and use; the minima are those of the same call with
     one token for each answer.
@@ -111,12 +118,17 @@ def choose_card(
     if provider and not entitlement.allows_provider(provider):
         raise ProviderNotAllowed(f"the plan does not include {provider}", provider=provider, plan=entitlement.plan_id)
     if not may_call(key, entitlement, model):
-        raise ModelNotAllowed(f"this key may not call {model}", model=model, plan=entitlement.plan_id)
+        raise ModelNotAllowed(
+            f"this key may not call {model}; GET /v1/models lists what it may", model=model, plan=entitlement.plan_id
+        )
     having = catalogue.providers_of(model, now)
     if provider:
         having = [name for name in having if name == provider]
     if not having:
-        raise ModelNotPriced(f"{model} has no price", model=model)
+        named = f"{provider}/{model}" if provider else model
+        raise ModelNotPriced(
+            f"{named} has no price, so it is not served; GET /v1/models lists what this key may call", model=model
+        )
     allowed = [name for name in having if entitlement.allows_provider(name)]
     if not allowed:
         raise ProviderNotAllowed(
@@ -143,17 +155,14 @@ def admit(
     key: Key, entitlement: Entitlement, card: rating.PriceCard, request: Request, *, default_cap: int
 ) -> Admitted:
     """What to hold for a call at this price. Raises RequestTooLargeForPlan; ModelNotPriced where a part has no rate."""
+    if _SEARCHING.search(card.model) and card.rate("request", request.service_tier, 0) is None:
+        raise ModelNotPriced(f"{card.model} has no price for its searches", model=card.model, component="request")
     cap = _cap(entitlement, card, request, default_cap)
     billable = key.billable and not entitlement.metered
+    input_bound = request.input_within(card.max_input_tokens)
+    outputs = [each * request.choices for each in (cap, min(cap, request.least_cap))]
     try:
-        most, least = rating.most_billed(
-            card,
-            request.input_bound,
-            [each * request.choices for each in (cap, min(cap, request.least_cap))],
-            service_tier=request.service_tier,
-            multiplier_millionths=entitlement.multiplier_millionths,
-            components=request.components,
-        )
+        tier, (most, least) = _dearer_tier(card, request, input_bound, outputs, entitlement.multiplier_millionths)
     except rating.ComponentNotPriced as error:
         raise ModelNotPriced(str(error), model=card.model, component=error.component) from error
     except rating.CostTooLarge as error:
@@ -161,17 +170,44 @@ def admit(
     return Admitted(
         card=card,
         multiplier_millionths=entitlement.multiplier_millionths,
-        service_tier=request.service_tier,
+        service_tier=tier,
         components=request.components,
-        input_bound=request.input_bound,
+        input_bound=input_bound,
         choices=request.choices,
         cap=cap,
         billable=billable,
         amount_nanos=most if billable else 0,
         minimum_amount_nanos=least if billable else 0,
-        tokens=request.input_bound + cap * request.choices,
-        minimum_tokens=request.input_bound + max(1, min(cap, request.least_cap)) * request.choices,
+        tokens=input_bound + cap * request.choices,
+        minimum_tokens=input_bound + max(1, min(cap, request.least_cap)) * request.choices,
     )
+
+
+def _dearer_tier(
+    card: rating.PriceCard, request: Request, input_bound: int, outputs: list[int], multiplier_millionths: int
+) -> tuple[str, tuple[int, ...]]:
+    """The tier that was asked for, or the standard one where that is dearer; and the most that `outputs` cost in it.
+
+    A provider may serve a cheaper tier's request in the standard one, or not know of tiers at all. Raises
+    ComponentNotPriced where the tier that was asked for has no price, CostTooLarge.
+    """
+
+    def most_billed(tier: str) -> tuple[int, ...]:
+        return rating.most_billed(
+            card,
+            input_bound,
+            outputs,
+            service_tier=tier,
+            multiplier_millionths=multiplier_millionths,
+            components=request.components,
+        )
+
+    asked = most_billed(request.service_tier)
+    if request.service_tier != rating.STANDARD:
+        with contextlib.suppress(rating.ComponentNotPriced):
+            if (standard := most_billed(rating.STANDARD)) > asked:
+                return rating.STANDARD, standard
+    return request.service_tier, asked
 
 
 def _cap(entitlement: Entitlement, card: rating.PriceCard, request: Request, default_cap: int) -> int:

@@ -14,6 +14,7 @@ ProxyError (domain "tollkeeper.proxy")
 ├── IdempotencyConflict        IDEMPOTENCY_CONFLICT          409
 ├── IdempotencyInProgress      IDEMPOTENCY_IN_PROGRESS       409  the first call with the key still runs
 ├── AnswerNotKept              ANSWER_NOT_KEPT               409  answered and charged; the answer is not there
+├── AnswerNotPassedOn          ANSWER_NOT_PASSED_ON          400  too large, or not understood; it is billed
 ├── AnswersUnavailable         ANSWERS_UNAVAILABLE           503  of calls with an idempotency key
 ├── AccountSuspended           ACCOUNT_SUSPENDED             403
 ├── ProviderNotAllowed         PROVIDER_NOT_ALLOWED          403
@@ -142,6 +143,14 @@ class AnswerNotKept(ProxyError):
     kind = Kind.CONFLICT
     reason = "ANSWER_NOT_KEPT"
     advice = "To make the call again, and pay for it again, use a new idempotency key."
+
+
+class AnswerNotPassedOn(ProxyError):
+    """The provider's answer is too large to be passed on, or not understood. It was made, and is billed."""
+
+    kind = Kind.INVALID
+    reason = "ANSWER_NOT_PASSED_ON"
+    advice = "Ask for less in one answer (fewer choices, no log probabilities), or for a stream."
 
 
 class AnswersUnavailable(ProxyError):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.client import HTTPException
 from typing import Any
 
 import jwt
@@ -21,6 +22,7 @@ import jwt
 from services.kit.identity import Identity, Role
 from services.kit.logs import get_logger
 from services.kit.refusals import TokenInvalid
+from services.kit.validation import is_identifier
 from services.proxy.errors import IdentityProviderUnavailable
 from services.proxy.settings import ProxySettings
 
@@ -29,7 +31,8 @@ _log = get_logger(__name__)
 # Signatures that only the provider can make: never a secret shared with it, never none.
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 _MAX_TOKEN_CHARS = 8192
-_MAX_ACCOUNT_CHARS = 64
+# As OpenID Connect has it: a longer one would make an identity token that no service takes.
+_MAX_SUBJECT_CHARS = 255
 _MAX_VERDICTS = 10_000
 _TIMEOUT_SECONDS = 5
 # The provider's keys are fetched again after this, and, for a key that is not among them, once in the lesser time.
@@ -64,7 +67,7 @@ class OidcVerifier:
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_at = -math.inf
         self._asked_at = -math.inf
-        self._fetching = asyncio.Lock()
+        self._fetching: asyncio.Task[None] | None = None
         self._verdicts: dict[str, Verdict] = {}
 
     async def verified(self, token: str) -> Verdict:
@@ -77,7 +80,7 @@ class OidcVerifier:
         if found is not None and is_fresh and datetime.now(UTC) < found.expires_at:
             return found
         claims = self._claims(token, await self._key_of(token))
-        verdict = Verdict(name, self._identity(claims), datetime.fromtimestamp(claims["exp"], UTC))
+        verdict = Verdict(name, self._identity(claims), _expiry(claims))
         self._verdicts.pop(name, None)
         while len(self._verdicts) >= _MAX_VERDICTS:
             del self._verdicts[next(iter(self._verdicts))]
@@ -89,31 +92,45 @@ class OidcVerifier:
             key_id = str(jwt.get_unverified_header(token).get("kid", ""))
         except jwt.PyJWTError as error:
             raise TokenInvalid("the token is not valid") from error
-        async with self._fetching:
-            age = time.monotonic() - self._fetched_at
-            again = key_id not in self._keys and time.monotonic() - self._asked_at >= _AGAIN_SECONDS
-            if age >= _KEYS_SECONDS or again:
-                await self._fetch()
+        age = time.monotonic() - self._fetched_at
+        if key_id not in self._keys or age >= 2 * _KEYS_SECONDS:
+            await self._fetched()
+        elif age >= _KEYS_SECONDS:
+            # Whoever brings a key that is in hand waits for nobody: not for the provider, and not for a stranger who
+            # names a key that does not exist.
+            self._fetch_soon()
         key = self._keys.get(key_id)
         if key is None:
             raise TokenInvalid("the token is signed with a key that its issuer does not have")
         return key
 
-    async def _fetch(self) -> None:
-        """Fetch the provider's keys, not too often. Where it does not answer, those in hand hold for as long again."""
-        now = time.monotonic()
-        if now - self._asked_at >= _AGAIN_SECONDS:
-            self._asked_at = now
-            try:
-                fetched = await asyncio.to_thread(self._client.get_jwk_set, refresh=True)
-            except (jwt.PyJWTError, ValueError) as error:
-                _log.error("the identity provider's keys were not fetched", error=type(error).__name__)
-            else:
-                self._keys = {key.key_id: key for key in fetched.keys if key.key_id}
-                self._fetched_at = now
-                self._verdicts.clear()
-        if now - self._fetched_at >= 2 * _KEYS_SECONDS:
+    async def _fetched(self) -> None:
+        """Wait for the provider's keys, asked for anew unless they just were. Raises IdentityProviderUnavailable."""
+        self._fetch_soon()
+        if self._fetching is not None:
+            await asyncio.shield(self._fetching)
+        if time.monotonic() - self._fetched_at >= 2 * _KEYS_SECONDS:
             raise IdentityProviderUnavailable("the identity provider's keys cannot be fetched")
+
+    def _fetch_soon(self) -> None:
+        """Begin to fetch the provider's keys, not too often, and once at a time."""
+        now = time.monotonic()
+        if self._fetching is None and now - self._asked_at >= _AGAIN_SECONDS:
+            self._asked_at = now
+            self._fetching = asyncio.create_task(self._fetch(now))
+
+    async def _fetch(self, now: float) -> None:
+        """Fetch the provider's keys. Where it does not answer, those in hand hold for as long again."""
+        try:
+            fetched = await asyncio.to_thread(self._client.get_jwk_set, refresh=True)
+        except (jwt.PyJWTError, ValueError, OSError, HTTPException) as error:
+            _log.error("the identity provider's keys were not fetched", error=type(error).__name__)
+        else:
+            self._keys = {key.key_id: key for key in fetched.keys if key.key_id}
+            self._fetched_at = now
+            self._verdicts.clear()
+        finally:
+            self._fetching = None
 
     def _claims(self, token: str, key: jwt.PyJWK) -> Mapping[str, Any]:
         try:
@@ -132,11 +149,21 @@ class OidcVerifier:
         return claims
 
     def _identity(self, claims: Mapping[str, Any]) -> Identity:
+        if len(claims["sub"]) > _MAX_SUBJECT_CHARS:
+            raise TokenInvalid("the token's subject is too long")
         subject = f"oidc:{claims['sub']}"
         role = claims.get(self._role_claim)
         if self._admin_role in (role if isinstance(role, list) else [role]):
             return Identity(Role.ADMIN, subject=subject)
         account_id = claims.get(self._account_claim)
-        if not isinstance(account_id, str) or not 0 < len(account_id) <= _MAX_ACCOUNT_CHARS:
+        if not isinstance(account_id, str) or not is_identifier(account_id):
             raise TokenInvalid("the token names no account")
         return Identity(Role.ACCOUNT, subject=subject, account_id=account_id)
+
+
+def _expiry(claims: Mapping[str, Any]) -> datetime:
+    """When a token ends. Raises TokenInvalid where it says so in no number, or names no moment that there will be."""
+    try:
+        return datetime.fromtimestamp(claims["exp"], UTC)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TokenInvalid("the token's expiry is not understood") from error

@@ -46,6 +46,7 @@ _MOST_CORRECTIONS = 10_000
 _CORRECTED_WITHIN_SECONDS = 0.05
 
 _DROPPED = Counter("tollkeeper_rate_corrections_dropped_total", "Token counts left as guessed")
+_UNSHARED = Counter("tollkeeper_rate_unshared_total", "Calls counted by this replica alone, as Redis did not answer")
 _FAILURES = (TimeoutError, redis.exceptions.RedisError, OSError)
 
 
@@ -148,6 +149,7 @@ class RateLimits:
         answer = await self._taken([limit.key for limit in asked], arguments)
         shared = answer is not None
         if answer is None:
+            _UNSHARED.inc(self._scripts is not None)
             asked = [self._own_share(limit) for limit in asked]
             answer = self._local.take(asked)
         refused, wait_ms, second = answer[:3]

@@ -10,8 +10,7 @@ from google.api import httpbody_pb2  # type: ignore[import-untyped]
 from tollkeeper.proxy.v1 import wire_service_pb2 as pb
 from tollkeeper.proxy.v1 import wire_service_pb2_grpc
 
-from services.kit.call import current_metadata
-from services.kit.identity import current_identity
+from services.kit.call import current_identity, current_metadata
 from services.kit.refusals import CredentialMissing
 from services.kit.validation import Violations
 from services.proxy import admission

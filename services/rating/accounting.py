@@ -2,7 +2,7 @@
 
 | form | input tokens | cached tokens | reasoning |
 | --- | --- | --- | --- |
-| OpenAI | all | inside the input | inside the output; beside it, where the total says so |
+| OpenAI | all | inside the input | inside the output; beside it, or unnamed, where the total says so |
 | Anthropic messages | those of no cache | read and written are beside the input | inside the output |
 | Gemini | the prompt; what tools add is beside it | inside the prompt | beside the candidates |
 | Bedrock Converse | those of no cache | read and written are beside the input | inside the output |
@@ -163,15 +163,21 @@ def _openai(usage: Mapping[str, Any], input_name: str, output_name: str) -> Usag
     long_kept = sum(_count(of_written, name, at_written) for name in ("ttl_12h_tokens", "ttl_1h_tokens"))
     written = max(_count(of_input, "cache_write_tokens", at_input), long_kept)
     reasoning = _count(of_output, "reasoning_tokens", at_output)
+    # DeepSeek says it beside the details.
+    read = _count(of_input, "cached_tokens", at_input) or _count(usage, "prompt_cache_hit_tokens")
     given, answered = _count(usage, input_name), _count(usage, output_name)
-    if reasoning > answered or (reasoning and _count(usage, "total_tokens") == given + answered + reasoning):
+    total = _count(usage, "total_tokens")
+    if reasoning > answered or (reasoning and total == given + answered + reasoning):
         answered += reasoning  # beside the answer, as xAI counts
+    elif total > given + answered and read + written <= given:
+        # Thoughts that only the total counts, as Google does; where caches are beside the input, it counts these.
+        reasoning += total - given - answered
+        answered = total - given
     return _within(
         Usage(
             input_tokens=given,
             output_tokens=answered,
-            # DeepSeek says it beside the details.
-            cache_read_tokens=_count(of_input, "cached_tokens", at_input) or _count(usage, "prompt_cache_hit_tokens"),
+            cache_read_tokens=read,
             cache_write_5m_tokens=written - long_kept,
             cache_write_1h_tokens=long_kept,
             reasoning_tokens=reasoning,

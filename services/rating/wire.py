@@ -1,4 +1,4 @@
-"""Owns the passage between rating's values and the messages of tollkeeper.pricing.v1, in both directions."""
+"""Owns the passage between rating's values and the messages of tollkeeper.pricing.v1."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from tollkeeper.pricing.v1 import resources_pb2
 
-from services.rating.arithmetic import Cost, CostPart
+from services.rating.arithmetic import Cost
 from services.rating.card import STANDARD, PriceCard, Rate
 from services.rating.usage import USAGE_FIELDS, Usage
 
@@ -71,25 +71,6 @@ def usage_from_proto(usage: resources_pb2.Usage) -> Usage:
     if not usage.HasField("requests"):
         counts["requests"] = 1
     return Usage(**counts)
-
-
-def usage_to_proto(usage: Usage) -> resources_pb2.Usage:
-    """The message of a call's counts."""
-    return resources_pb2.Usage(**usage._asdict())
-
-
-def cost_from_proto(cost: resources_pb2.Cost) -> Cost:
-    """A cost as pricing answered it."""
-    return Cost(
-        cost_nanos=cost.cost_nanos,
-        billed_nanos=cost.billed_nanos,
-        input_cost_nanos=cost.input_cost_nanos,
-        output_cost_nanos=cost.output_cost_nanos,
-        price_version=cost.price_version,
-        parts=tuple(
-            CostPart(part.component, part.quantity, part.nanos_per_million, part.cost_nanos) for part in cost.parts
-        ),
-    )
 
 
 def cost_to_proto(cost: Cost) -> resources_pb2.Cost:

@@ -45,6 +45,16 @@ def test_openai_chat_counts_reasoning_beside_the_output_where_the_total_says_so(
     assert accounting.openai_chat(more) == Usage(100, 35, reasoning_tokens=30)
 
 
+def test_openai_chat_bills_thoughts_that_only_the_total_counts():
+    thought = {"prompt_tokens": 20, "completion_tokens": 151, "total_tokens": 553}
+    assert accounting.openai_chat(thought) == Usage(20, 533, reasoning_tokens=382)
+    alone = {"prompt_tokens": 21, "total_tokens": 81}
+    assert accounting.openai_chat(alone) == Usage(21, 60, reasoning_tokens=60)
+    # What is above the input here was read from a cache, beside it.
+    beside = {"prompt_tokens": 10, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 2000}}
+    assert accounting.openai_chat(beside | {"total_tokens": 2015}).output_tokens == 5
+
+
 def test_openai_chat_counts_cached_audio_once():
     usage = accounting.openai_chat(
         {

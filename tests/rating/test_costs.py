@@ -180,12 +180,13 @@ def test_rates_that_are_not_sound_make_no_card(rates, field):
 
 def test_messages_and_values_pass_into_each_other_whole():
     usage = Usage(*range(1, 15))
-    assert wire.usage_from_proto(wire.usage_to_proto(usage)) == usage
+    assert wire.usage_from_proto(resources_pb2.Usage(**usage._asdict())) == usage
     assert wire.usage_from_proto(resources_pb2.Usage()).requests == 1
-    assert wire.usage_from_proto(wire.usage_to_proto(Usage(requests=0))).requests == 0
+    assert wire.usage_from_proto(resources_pb2.Usage(requests=0)).requests == 0
     assert wire.card_from_proto(wire.card_to_proto(CACHED)) == CACHED
     found = cost(CACHED, Usage(1000, 500))
-    assert wire.cost_from_proto(wire.cost_to_proto(found)) == found
+    parts = [resources_pb2.CostPart(**part._asdict()) for part in found.parts]
+    assert wire.cost_to_proto(found) == resources_pb2.Cost(**found._asdict() | {"parts": parts})
 
 
 @pytest.mark.parametrize(("nanos", "tokens"), [(0, 1), (1, 2), (2, 5), (3, 6), (4, 9)])

@@ -19,6 +19,7 @@ from services.kit.amounts import NANOS_PER_CREDIT
 from services.kit.logs import get_logger
 from services.proxy.admission import Admitted
 from services.proxy.calls.delivery import Delivery, Metadata
+from services.proxy.calls.quotas import quota_headers
 from services.proxy.clock import utc_now
 from services.proxy.formats import tokens
 from services.proxy.formats.answer import AnswerReader
@@ -63,7 +64,8 @@ class Call:
 
     `hold_open` says that a hold stands, or may stand, in the ledger; `held_until` is in seconds of `time.monotonic()`.
     `standing` says how it stands with the limits per minute, `price_version` what it is priced by, `available_nanos`
-    what was available after it. A fallback is a new attempt, with a request, a reader and a hold of its own.
+    what was available after it, `quotas` what is left of the plan's: after the hold, then after its settlement. A
+    fallback is a new attempt, with a request, a reader and a hold of its own.
     """
 
     key: Key
@@ -77,6 +79,7 @@ class Call:
     standing: RateStanding | None = None
     price_version: int = 0
     available_nanos: int = 0
+    quotas: Sequence[ledger_resources_pb.Quota] = ()
     attempt: int = 0
     reader: AnswerReader = field(init=False)
     hold_open: bool = False
@@ -127,9 +130,10 @@ class Call:
         return ((FALLBACK_HEADER, f"{self.provider}/{self.request.model}"),) if self.attempt else ()
 
     def head(self, *, answered: bool = True) -> Metadata:
-        """The response headers that every answer has: the call's id, limits per minute, and which fallback answered."""
+        """The response headers of every answer: the call's id, limits per minute, a quota, which fallback it is of."""
         standing = self.standing.headers() if self.standing is not None else ()
-        return (self.identified(), *standing, *(self.fallback() if answered else ()))
+        fallback = self.fallback() if answered else ()
+        return (self.identified(), *standing, *quota_headers(self.quotas), *fallback)
 
 
 class Settled(NamedTuple):

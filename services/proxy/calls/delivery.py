@@ -58,6 +58,9 @@ class Delivery:
 
     async def end(self, failure: Exception | None = None) -> None:
         """Say that nothing more comes, and why where it is not the answer's end. Only the first time counts."""
+        if failure is not None:
+            # Its frames hold the request, and the last of them holds it: both would outlast the call.
+            failure.__traceback__ = None
         if not self._ended:
             self._ended = True
             if not self.abandoned:

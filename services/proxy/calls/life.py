@@ -24,6 +24,7 @@ from services.proxy.admission import Admitted
 from services.proxy.answers import Answers, Begun, KeptAnswer
 from services.proxy.calls.call import CUT, FAILED, OK, Call, Settled, settlement
 from services.proxy.calls.delivery import Head
+from services.proxy.calls.quotas import refusal_headers
 from services.proxy.calls.streaming import relay
 from services.proxy.calls.texts import Texts
 from services.proxy.catalogue import CatalogueWatch
@@ -32,6 +33,7 @@ from services.proxy.entitlements.model import Entitlement
 from services.proxy.entitlements.service import Entitlements
 from services.proxy.errors import (
     AccountNotFound,
+    AnswerNotPassedOn,
     FormNotSpoken,
     KeyTypeNotAllowed,
     LedgerUnavailable,
@@ -45,7 +47,7 @@ from services.proxy.ledger import Ledger
 from services.proxy.outbox import Settlements
 from services.proxy.rates import Limit, RateLimits
 from services.proxy.settings import ProxySettings
-from services.proxy.upstream import ProviderRefusalError, Upstreams, failure
+from services.proxy.upstream import ProviderRefusalError, UnreadAnswerError, Upstreams, failure
 
 _log = get_logger(__name__)
 
@@ -237,11 +239,13 @@ class Life:
         # From here on a hold may stand, whether its answer comes or not.
         self._admitted, call.hold_open = admitted, True
         try:
-            held = (await self._applied(operation)).hold.hold
+            made = (await self._applied(operation)).hold
         except ServiceError as refusal:
             call.hold_open = isinstance(refusal, LedgerUnavailable)
+            refusal.headers = refusal_headers(refusal)
             raise
-        return admitted.cap_within(held.amount_nanos, held.tokens)
+        call.quotas = made.quotas
+        return admitted.cap_within(made.hold.amount_nanos, made.hold.tokens)
 
     async def _applied(self, operation: ledger_pb.Operation) -> ledger_pb.OperationResult:
         """Send an operation, and again where its answer was lost: its id makes that harmless."""
@@ -283,6 +287,7 @@ class Life:
             return None
         call.hold_open = False
         if not call.reader.owed:
+            call.quotas = ()  # they were told with this hold in them
             await self._parts.settlements.release(call.key.account_id, call.hold_id, "the call was not answered")
             return None
         request = settlement(call, admitted, status)
@@ -293,6 +298,7 @@ class Life:
         if self._call.standing is not None:
             self._parts.rates.correct(self._call.standing, request.tokens)
         self._call.available_nanos = available or 0
+        self._call.quotas = booked.quotas if booked is not None else ()
         return Settled(self._call.hold_id, request.amount_nanos, available)
 
     # ----------------------------------------------------------------------------------------------------------- call
@@ -305,6 +311,7 @@ class Life:
         try:
             async with self._parts.upstreams.post(provider, outgoing, deadline=deadline) as raw:
                 answer = answer_of(raw, outgoing, call.request.model)
+                call.reader.served_in(raw.service_tier)
                 if call.request.stream and answer.is_events:
                     await relay(
                         call,
@@ -324,8 +331,16 @@ class Life:
     async def _whole(self, answer: ReadableAnswer) -> None:
         """A unary answer: nothing of it goes out before it is settled, since its headers say what it cost."""
         call = self._call
-        body = await answer.whole(self._parts.settings.max_message_bytes - _FRAME_BYTES)
+        try:
+            body = await answer.whole(self._parts.settings.max_message_bytes - _FRAME_BYTES)
+        except UnreadAnswerError as error:
+            # Told so that no client tries again by itself: it would come, and be billed, again.
+            call.reader.take_end(error.end, error.size_bytes)
+            await self._end_hold(CUT)
+            raise AnswerNotPassedOn(f"{error}; it is billed", provider=call.provider) from error
         call.reader.take_whole(body)
+        if call.reader.failed and not body.lstrip().startswith(b"{"):  # no words of the provider's
+            raise ProviderUnavailable("the provider's answer was not understood", provider=call.provider)
         settled = await self._kept(answer, body) if self._begun is not None else await self._end_hold(OK)
         costs = settled.headers() if settled is not None else ()  # else it is the provider's word that it failed
         if settled is not None and call.asked.credits_in_body:

@@ -21,7 +21,7 @@ from services.proxy.sse import DONE, EventSplitter, EventTooLargeError, data_of
 
 _log = get_logger(__name__)
 
-_MAX_EVENT_BYTES = 16 * 1024 * 1024
+_MAX_EVENT_BYTES = 48 * 1024 * 1024  # an image of 4 096 pixels a side, as PNG in base64, may have 30 MiB
 _AFTER_DONE_SECONDS = 0.5
 # No tokenizer has tokens of more characters on average than this, so a longer answer has more tokens than its cap.
 _MAX_CHARS_PER_TOKEN = 16

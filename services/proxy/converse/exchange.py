@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
-from services.proxy.converse.answer import MalformedAnswerError, completion, error_body
+from services.proxy.converse.answer import MalformedAnswerError, beside_choices, completion, error_body
 from services.proxy.converse.events import EventStreamError
 from services.proxy.converse.stream import ConverseStream
 from services.proxy.errors import ProviderUnavailable
 from services.proxy.sse import event_of
-from services.proxy.upstream import Answer, Outgoing, ProviderRefusalError
+from services.proxy.upstream import Answer, Outgoing, ProviderRefusalError, UnreadAnswerError
 
 CONVERSE = "converse"
 _DONE = event_of(b"[DONE]")
@@ -35,7 +35,7 @@ class ReadableAnswer(Protocol):
         """The body as it comes."""
 
     async def whole(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises ProviderUnavailable where it is above the limit."""
+        """The whole body. Raises UnreadAnswerError where it is above the limit, or not understood."""
 
 
 def answer_of(answer: Answer, outgoing: Outgoing, model: str) -> ReadableAnswer:
@@ -78,9 +78,13 @@ class _ConverseAnswer:
     async def whole(self, limit_bytes: int) -> bytes:
         """See ReadableAnswer."""
         body = await self._answer.whole(limit_bytes)
+        answer: Any = None
         try:
             answer = orjson.loads(body)
             found = completion(answer, model=self._model, identifier=self._identifier, created=self._created)
         except (orjson.JSONDecodeError, MalformedAnswerError) as error:
-            raise ProviderUnavailable("the provider's answer was not understood") from error
+            counted = beside_choices(answer) if isinstance(answer, dict) else {}
+            raise UnreadAnswerError(
+                "the provider's answer was not understood", orjson.dumps(counted), len(body)
+            ) from error
         return orjson.dumps(found)

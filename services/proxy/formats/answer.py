@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,11 +14,18 @@ import orjson
 from services import rating
 from services.kit.logs import get_logger
 from services.proxy.formats.reading import MAX_CAP, answered_tier
-from services.proxy.sse import BYTE_ORDER_MARK, data_of, event_of, name_of
+from services.proxy.sse import BYTE_ORDER_MARK, EventSplitter, data_of, event_of, name_of
 
 _log = get_logger(__name__)
 
 _MAX_IDENTIFIER_CHARS = 200  # what the ledger keeps
+
+# A count in an answer's JSON, by its name in any form; in a text its quotes would be escaped.
+_COUNT = re.compile(rb'"(usage|usageMetadata)"\s*:\s*(?=\{)')
+# With twenty likely alternatives, each spelt in bytes, a line for each.
+_MAX_BYTES_OF_A_TOKEN = 16 * 1024
+
+_EVENT_STARTS = (b"data:", b"event:", b":")
 
 EVENTS = "text/event-stream"
 BROKEN = "The provider broke off in the middle of its answer."
@@ -65,6 +74,10 @@ class AnswerReader(ABC):
         """Whether the counts are ours."""
         return self.usage is None
 
+    def served_in(self, tier: str) -> None:
+        """Note the tier that an answer's headers name, where it is known; its body may say otherwise."""
+        self.service_tier = answered_tier(tier)
+
     def take_whole(self, body: bytes) -> None:
         """Read a unary answer."""
         self._begun = self.finished = True
@@ -73,11 +86,38 @@ class AnswerReader(ABC):
         except orjson.JSONDecodeError:
             answer = None
         if not isinstance(answer, dict):
-            self.said.append(body.decode(errors="replace"))
+            self._no_object(body.strip())
             return
         self._whole(answer)
         # An error in place of an answer is none, whatever its status says.
         self.failed = answer.get("error") is not None and not self.said and self.usage is None
+
+    def _no_object(self, body: bytes) -> None:
+        """Read what came in place of a JSON object: events that nobody asked for, nothing, a page, or at worst text."""
+        if body.startswith(_EVENT_STARTS):
+            for event in EventSplitter(len(body) + 2).feed(body + b"\n\n"):
+                self.take_event(event)
+        elif not body or body.startswith(b"<"):
+            self.failed = True  # what stands between the provider and us has answered, not a model
+        else:
+            self.said.append(body.decode(errors="replace"))
+
+    def take_end(self, end: bytes, size_bytes: int) -> None:
+        """Read the last bytes of a unary answer that nobody is given, for its count: it stands at the end in all forms.
+
+        Without one it had at least so many tokens as so many bytes have.
+        """
+        self._begun = self.finished = True
+        self.pieces = size_bytes // _MAX_BYTES_OF_A_TOKEN
+        counts = list(_COUNT.finditer(end))
+        if not counts:
+            return
+        last = counts[-1]
+        try:
+            counted, _ = json.JSONDecoder().raw_decode(end[last.end() :].decode(errors="replace"))
+        except (ValueError, RecursionError):
+            return
+        self._whole({last[1].decode(): counted})
 
     def take_event(self, raw: bytes) -> Event:
         """Read one event of a stream."""
@@ -160,8 +200,14 @@ class AnswerReader(ABC):
             self.service_tier = known or self.service_tier
 
     def count(self, read: Callable[[Mapping[str, Any]], rating.Usage], usage: object) -> bool:
-        """Take the provider's count, where it is one that can be believed; whether it is."""
+        """Take the provider's count, where it is one that can be believed; whether it is.
+
+        Of an answer that says something, one without output counts the input alone.
+        """
         found = believed(read, usage)
+        if found is not None and self.said and not found.output_tokens:
+            self.partial = found
+            return False
         self.usage = found or self.usage
         return found is not None
 

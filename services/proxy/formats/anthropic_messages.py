@@ -48,14 +48,14 @@ class MessagesRequest(Request):
             violations.count("tools", tools, at_most=reading.MAX_TOOLS)
         if tools:
             count.definitions(tools)
-        if body.get("mcp_servers"):
-            count.file(None)  # what their tools answer is read within the same call
         if body.get("thread"):
             count.file(None)  # what Anthropic remembers of the conversation is not seen here
         if body.get("context_management"):
-            count.bound *= 2  # a compaction reads all of it once more
+            count.twice()  # by a compaction
         violations.raise_if_any()
         reading.refuse_billed_tools(tools, _BILLED_TOOLS)
+        if body.get("mcp_servers"):
+            raise reading.not_priced("mcp_servers")  # any number of rounds, each of the whole context
         if body.get("fallbacks"):
             raise reading.not_priced("fallbacks")  # other models, each at a price of its own
         for name, plain in _DEARER.items():
@@ -70,6 +70,7 @@ class MessagesRequest(Request):
             input_bound=count.bound,
             input_guess=count.guess,
             media_guess=count.media_guess,
+            unseen=count.unseen,
             service_tier=tier,
             components=TEXT_COMPONENTS | IMAGE_COMPONENTS if count.has_images else TEXT_COMPONENTS,
         )
@@ -135,8 +136,6 @@ class MessagesReader(AnswerReader):
 
     def _whole(self, answer: dict[str, Any]) -> None:
         usage = answer.get("usage")
-        if _counts_output(usage):
-            self.count(_accounted, usage)
         self.note(answer.get("id"), usage.get("service_tier") if isinstance(usage, dict) else None)
         content = answer.get("content")
         for block in content if isinstance(content, list) else ():
@@ -145,6 +144,8 @@ class MessagesReader(AnswerReader):
                     self.say(block.get(name))
                 if block.get("input"):
                     self.say(orjson.dumps(block["input"]).decode())
+        if _counts_output(usage):
+            self.count(_accounted, usage)
 
     def _is_failure(self, chunk: dict[str, Any]) -> bool:
         return chunk.get("type") == "error"

@@ -22,17 +22,33 @@ from services.rating import accounting
 
 # What is named by an address or an id, and what its own tools bring, may fill the largest window that Gemini has.
 _WINDOW_TOKENS = tokens.LARGEST_WINDOW_TOKENS
-# A PDF has at most 1 000 pages of 258 tokens each.
-_PDF_TOKENS = 300_000
-_READING_TOOLS = ("urlContext", "url_context", "codeExecution", "code_execution", "fileSearch", "file_search")
+# A PDF has at most 1 000 pages: of 258 tokens each before Gemini 3, and since then of 560, or 1 120 where a higher
+# resolution is asked for. Source: Gemini API, "Document understanding" and "Media resolution".
+_OLDER_MODELS = ("gemini-1", "gemini-2")
+_OLDER_PDF_TOKENS, _PDF_TOKENS = 300_000, 600_000
+_READING_TOOLS = (
+    "urlContext",
+    "url_context",
+    "codeExecution",
+    "code_execution",
+    "fileSearch",
+    "file_search",
+)
 _BILLED_TOOLS = {
     "googleSearch": ("googleSearch", "google_search"),
     "googleSearchRetrieval": ("googleSearchRetrieval", "google_search_retrieval"),
     "googleMaps": ("googleMaps", "google_maps"),
     "enterpriseWebSearch": ("enterpriseWebSearch", "enterprise_web_search"),
+    "mcpServers": ("mcpServers", "mcp_servers"),  # any number of rounds, each of the whole context
 }
 _OUTPUT_COUNTS = ("candidatesTokenCount", "thoughtsTokenCount")
-_OUTPUT_COMPONENTS = {"AUDIO": "audio_output", "IMAGE": "image_output"}
+# By modality of the answer; in proto JSON it may be said by its number too.
+_OUTPUT_COMPONENTS: dict[str, frozenset[str]] = {
+    "TEXT": frozenset(),
+    "AUDIO": frozenset({"audio_output"}),
+    "IMAGE": frozenset({"image_output"}),
+}
+_ANY_OUTPUT = frozenset({"audio_output", "image_output"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +72,17 @@ class GeminiRequest(Request):
         config = _object(violations, body, "generationConfig", "generation_config")
         cap = _integer(violations, config, "maxOutputTokens", "max_output_tokens", reading.MAX_CAP)
         choices = _integer(violations, config, "candidateCount", "candidate_count", reading.MAX_CHOICES) or 1
-        count = tokens.InputCount(raw, model)
-        _count_contents(count, violations, body.get("contents"))
-        _count_parts(count, violations, _object(violations, body, "systemInstruction", "system_instruction"))
+        count = tokens.InputCount(raw, model, window=_WINDOW_TOKENS)
+        pdf_tokens = _pdf_tokens(raw, model)
+        _count_contents(count, violations, body.get("contents"), pdf_tokens)
+        system = _object(violations, body, "systemInstruction", "system_instruction")
+        _count_parts(count, violations, system, pdf_tokens)
         tools = body.get("tools")
         if tools:
             count.definitions(tools)
             _count_reading_tools(count, tools)
         if _field(violations, body, "cachedContent", "cached_content"):
-            count.file(None, _WINDOW_TOKENS)
+            count.file(None)
         modalities = _field(violations, config, "responseModalities", "response_modalities")
         tier = reading.service_tier(
             violations, {"service_tier": _field(violations, body, "serviceTier", "service_tier")}
@@ -76,9 +94,7 @@ class GeminiRequest(Request):
             components |= AUDIO_COMPONENTS
         if count.has_images:
             components |= IMAGE_COMPONENTS
-        if isinstance(modalities, list):
-            named = {str(modality).upper() for modality in modalities}
-            components |= {component for name, component in _OUTPUT_COMPONENTS.items() if name in named}
+        components |= _answered_in(modalities)
         return cls(
             body=body,
             model=model,
@@ -88,6 +104,7 @@ class GeminiRequest(Request):
             input_bound=count.bound,
             input_guess=count.guess,
             media_guess=count.media_guess,
+            unseen=count.unseen,
             service_tier=tier,
             components=components,
             as_array=as_array,
@@ -167,7 +184,8 @@ class GeminiReader(AnswerReader):
 
     def _said(self, answer: dict[str, Any]) -> bool:
         """Note the parts of an answer; whether all candidates that have begun end with them."""
-        self.note(answer.get("responseId"), None)
+        usage = answer.get("usageMetadata")
+        self.note(answer.get("responseId"), usage.get("serviceTier") if isinstance(usage, dict) else None)
         feedback = answer.get("promptFeedback")
         blocked = isinstance(feedback, dict) and bool(feedback.get("blockReason"))
         candidates = answer.get("candidates")
@@ -230,7 +248,23 @@ def _integer(violations: Violations, body: Mapping[str, Any], camel: str, snake:
     return reading.integer(violations, {camel: value}, camel, most, at="generationConfig.")
 
 
-def _count_contents(count: tokens.InputCount, violations: Violations, contents: object) -> None:
+def _answered_in(modalities: object) -> frozenset[str]:
+    """The components of answers in these modalities. Where none are named, models that make images make some."""
+    if not modalities:
+        return _OUTPUT_COMPONENTS["IMAGE"]
+    named = modalities if isinstance(modalities, list) else [modalities]
+    return frozenset().union(*(_OUTPUT_COMPONENTS.get(str(one).upper(), _ANY_OUTPUT) for one in named))
+
+
+def _pdf_tokens(raw: bytes, model: str) -> int | None:
+    """The most tokens of a PDF; None where it may fill the window."""
+    if model.startswith(_OLDER_MODELS):
+        return _OLDER_PDF_TOKENS
+    # In either spelling, and where it may be spelt otherwise.
+    return None if b"esolution" in raw or b"\\u" in raw else _PDF_TOKENS
+
+
+def _count_contents(count: tokens.InputCount, violations: Violations, contents: object, pdf_tokens: int | None) -> None:
     if isinstance(contents, dict):  # proto JSON takes one in place of a list of one
         contents = [contents]
     if not isinstance(contents, list) or not contents:
@@ -241,12 +275,14 @@ def _count_contents(count: tokens.InputCount, violations: Violations, contents: 
     for number, content in enumerate(contents):
         if isinstance(content, dict):
             count.message()
-            _count_parts(count, violations, content)
+            _count_parts(count, violations, content, pdf_tokens)
         else:
             violations.add(f"contents[{number}]", "must be an object")
 
 
-def _count_parts(count: tokens.InputCount, violations: Violations, content: Mapping[str, Any]) -> None:
+def _count_parts(
+    count: tokens.InputCount, violations: Violations, content: Mapping[str, Any], pdf_tokens: int | None
+) -> None:
     parts = content.get("parts")
     parts = parts if isinstance(parts, list) else [parts]
     violations.count("contents.parts", parts, at_most=reading.MAX_PARTS)
@@ -264,11 +300,14 @@ def _count_parts(count: tokens.InputCount, violations: Violations, content: Mapp
             elif kind.startswith("audio/"):
                 count.audio(inline.get("data"))
             else:
-                count.file(inline.get("data"), _PDF_TOKENS if kind == "application/pdf" else _WINDOW_TOKENS)
+                count.file(inline.get("data"), pdf_tokens if kind == "application/pdf" else None)
         elif part.get("fileData") or part.get("file_data"):
-            count.file(None, _WINDOW_TOKENS)
+            count.file(None)
         else:
             count.json(part)
+            given = part.get("functionResponse") or part.get("function_response")
+            if isinstance(given, dict) and given.get("parts"):  # images and files that a tool gave
+                _count_parts(count, violations, given, pdf_tokens)
 
 
 def _refuse_billed_tools(tools: object) -> None:
@@ -282,4 +321,4 @@ def _count_reading_tools(count: tokens.InputCount, tools: object) -> None:
     """What pages, files and programs give to Google's own tools is read as input within the same call."""
     for tool in tools if isinstance(tools, list) else (tools,):
         if isinstance(tool, dict) and any(name in tool for name in _READING_TOOLS):
-            count.file(None, _WINDOW_TOKENS)
+            count.file(None)

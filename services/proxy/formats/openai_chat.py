@@ -20,8 +20,19 @@ from services.rating import accounting
 
 CONVERSE = "converse"
 
-# What OpenAI and Bedrock bill besides the tokens, and others who speak this form: searches of xAI, plug-ins of routers.
-_BILLED_APART = ("web_search_options", "guardrailConfig", "performanceConfig", "search_parameters", "plugins")
+# What OpenAI and Bedrock bill besides the tokens, and others who speak this form: searches of xAI, plug-ins of routers;
+# what lets a router choose another model, or a dearer maker of this one; an answer that is fetched later.
+_BILLED_APART = (
+    "web_search_options",
+    "guardrailConfig",
+    "performanceConfig",
+    "search_parameters",
+    "plugins",
+    "models",
+    "route",
+    "preset",
+    "deferred",
+)
 _BILLED_TOOLS = (
     "web_search",
     "file_search",
@@ -34,7 +45,11 @@ _BILLED_TOOLS = (
     "google_search",
     "googleSearch",
     "google_maps",
+    "googleMaps",
+    "enterprise_web_search",
+    "enterpriseWebSearch",
 )
+_LONG_PARTS = ("video", "audio", "file", "document")
 _CAP_FIELDS = ("max_completion_tokens", "max_tokens")
 _SAID = ("content", "refusal", "reasoning_content", "reasoning")
 
@@ -60,13 +75,14 @@ class ChatRequest(Request):
         _count_messages(count, violations, body.get("messages"))
         _count_definitions(count, violations, body)
         violations.raise_if_any()
-        for name in _BILLED_APART:
-            if body.get(name) is not None:
-                raise reading.not_priced(name)
-        reading.refuse_billed_tools(body.get("tools"), _BILLED_TOOLS)
+        _refuse_billed_apart(body)
         components = TEXT_COMPONENTS
-        if count.has_audio or body.get("audio") is not None:
+        modalities = body.get("modalities")
+        wanted = {str(one) for one in modalities} if isinstance(modalities, list) else set()
+        if count.has_audio or body.get("audio") is not None or "audio" in wanted:
             components |= AUDIO_COMPONENTS
+        if "image" in wanted:
+            components |= {"image_output"}
         if count.has_images:
             components |= IMAGE_COMPONENTS
         return cls(
@@ -78,6 +94,7 @@ class ChatRequest(Request):
             input_bound=max(1, count.bound),
             input_guess=max(1, count.guess),
             media_guess=count.media_guess,
+            unseen=count.unseen,
             service_tier=tier,
             components=components,
         )
@@ -89,18 +106,21 @@ class ChatRequest(Request):
     def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
         """See Request."""
         if self.form not in provider.forms:
-            body = orjson.dumps(converse.to_converse(self.body, cap))
-            return Outgoing(CONVERSE, converse.model_path(self.model, self.stream), body, self.stream)
-        changes: dict[str, Any] = {}
-        if self.cap is None:
-            changes[provider.cap_field] = cap
-        elif cap < self.cap:
-            changes |= {name: min(cap, self.body[name]) for name in _CAP_FIELDS if self.body.get(name) is not None}
+            sent = orjson.dumps(converse.to_converse(self.body, cap))
+            return Outgoing(CONVERSE, converse.model_path(self.model, self.stream), sent, self.stream)
+        body = dict(self.body)
+        given = [name for name in _CAP_FIELDS if body.get(name) is not None]
+        if given and provider.name != self.owner and provider.cap_field not in given:
+            # By the other name it may be passed over, and the answer be as long as it likes.
+            body = {name: value for name, value in body.items() if name not in given}
+            given = []
+        lowered = cap if self.cap is None else min(cap, self.cap)
+        body |= {name: min(lowered, body[name]) for name in given} or {provider.cap_field: lowered}
         if self.stream:
             options = self.body.get("stream_options") or {}
             if options.get("include_usage") is not True:
-                changes["stream_options"] = {**options, "include_usage": True}
-        return Outgoing(self.form, "chat/completions", orjson.dumps(self.body | changes), self.stream, headers)
+                body["stream_options"] = {**options, "include_usage": True}
+        return Outgoing(self.form, "chat/completions", orjson.dumps(body), self.stream, headers)
 
     def reader(self) -> AnswerReader:
         """See Request."""
@@ -180,13 +200,16 @@ class ChatReader(AnswerReader):
 
     def _whole(self, answer: dict[str, Any]) -> None:
         self._noted(answer)
-        self._counted(answer.get("usage"), last=True)
         self._said(answer.get("choices"), "message")
+        self._counted(answer.get("usage"), last=True)
 
     def _chunk(self, raw: bytes, chunk: dict[str, Any]) -> Event:
         self._noted(chunk)
         choices, usage = chunk.get("choices"), chunk.get("usage")
-        self.pieces += self._said(choices, "delta")
+        if self._said(choices, "delta"):
+            self.pieces += 1
+            if self.usage is not None:  # it was no count of the whole: more is said
+                self.partial, self.usage = self.usage, None
         ended = self.finished if not choices else self._ends(choices)
         last = ended or not choices
         self._counted(usage, last=last)
@@ -207,7 +230,7 @@ class ChatReader(AnswerReader):
 
     def _counted(self, usage: object, *, last: bool) -> None:
         """Take a count. One that comes with what is said counts what came so far: the call's, where no more is said."""
-        if not isinstance(usage, dict) or usage.get("completion_tokens") is None:  # it counts half of the call
+        if not isinstance(usage, dict) or not _counts_output(usage):
             return
         if last:
             self.count(accounting.openai_chat, usage)
@@ -217,8 +240,9 @@ class ChatReader(AnswerReader):
 
     def _finish(self) -> None:
         self.finished = True
-        if self.usage is None and self.partial is not None and self._counted_pieces == self.pieces:
-            self.usage = self.partial
+        partial = self.partial
+        if self.usage is None and partial is not None and self._counted_pieces == self.pieces:
+            self.usage = partial if partial.output_tokens or not self.said else None
 
     def _noted(self, answer: dict[str, Any]) -> None:
         tier = answer.get("service_tier")
@@ -252,6 +276,26 @@ class ChatReader(AnswerReader):
             for text in function.values() if isinstance(function, dict) else ():
                 found |= self.say(text)
         return found
+
+
+def _refuse_billed_apart(body: Mapping[str, Any]) -> None:
+    """Raise ToolNotPriced for what has a price besides the tokens, or leaves the price to the provider."""
+    for name in _BILLED_APART:
+        if body.get(name) not in (None, False):
+            raise reading.not_priced(name)
+    if isinstance(body.get("provider"), dict):  # a router's choice of whose; as a name it means nothing
+        raise reading.not_priced("provider")
+    reading.refuse_billed_tools(body.get("tools"), _BILLED_TOOLS)
+    extra = body.get("extra_body")
+    google = extra.get("google") if isinstance(extra, dict) else None
+    reading.refuse_billed_tools(google.get("tools") if isinstance(google, dict) else None, _BILLED_TOOLS)
+
+
+def _counts_output(usage: Mapping[str, Any]) -> bool:
+    """Whether it counts all of a call, not its input alone: by name or, of thoughts without an answer, by the total."""
+    given, total = usage.get("prompt_tokens"), usage.get("total_tokens")
+    thought = isinstance(given, int) and isinstance(total, int) and total > given
+    return usage.get("completion_tokens") is not None or thought
 
 
 def _has_parts(message: Any) -> bool:
@@ -314,7 +358,16 @@ def _count_part(count: tokens.InputCount, part: Any) -> None:
         case "file":
             file = part.get("file")
             count.file(file.get("file_data") if isinstance(file, dict) else None)
-        case _:
+        case kind:
             for text in part.values():
                 if isinstance(text, str):
                     count.text(text)
+            _count_others_part(count, str(kind))
+
+
+def _count_others_part(count: tokens.InputCount, kind: str) -> None:
+    """Count a part that others know who speak OpenAI's form: images, and what is as long as a file."""
+    if "image" in kind:
+        count.image(None)
+    elif any(name in kind for name in _LONG_PARTS):
+        count.file(None)

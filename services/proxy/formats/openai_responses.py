@@ -22,7 +22,8 @@ from services.proxy.upstream import Outgoing, Provider
 from services.rating import accounting
 
 _REMEMBERED = ("previous_response_id", "conversation", "prompt")
-# Tools that OpenAI, and others who speak its form, run and bill by the call, by the beginning of their type.
+# Tools that OpenAI, and others who speak its form, run and bill by the call, by the beginning of their type. `mcp`: the
+# whole context is read and billed again after each of its calls, of which there may be any number.
 _BILLED_TOOLS = (
     "web_search",
     "file_search",
@@ -32,6 +33,7 @@ _BILLED_TOOLS = (
     "x_search",
     "code_execution",
     "collections_search",
+    "mcp",
 )
 # Source: OpenAI's API reference, `max_output_tokens`: a lower one is refused.
 _LEAST_CAP = 16
@@ -73,8 +75,6 @@ class ResponsesRequest(Request):
         tools = body.get("tools")
         if isinstance(tools, list):
             violations.count("tools", tools, at_most=reading.MAX_TOOLS)
-            if any(isinstance(tool, dict) and tool.get("type") == "mcp" for tool in tools):
-                count.file(None)  # what its tools answer is read within the same call
         for value in (tools, body.get("text")):
             if value:
                 count.definitions(value)
@@ -94,6 +94,7 @@ class ResponsesRequest(Request):
             input_bound=count.bound,
             input_guess=count.guess,
             media_guess=count.media_guess,
+            unseen=count.unseen,
             service_tier=tier,
             components=components,
         )
@@ -168,7 +169,6 @@ class ResponsesReader(AnswerReader):
         return event_of(orjson.dumps(told), b"response.incomplete")
 
     def _whole(self, answer: dict[str, Any]) -> None:
-        self._note(answer)
         output = answer.get("output")
         for item in output if isinstance(output, list) else ():
             if not isinstance(item, dict):
@@ -181,6 +181,7 @@ class ResponsesReader(AnswerReader):
                     if isinstance(part, dict):
                         self.say(part.get("text"))
                         self.say(part.get("refusal"))
+        self._note(answer)
 
     def _is_failure(self, chunk: dict[str, Any]) -> bool:
         return chunk.get("type") == "error" or super()._is_failure(chunk)

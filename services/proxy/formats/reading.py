@@ -106,16 +106,24 @@ def mapping(violations: Violations, body: Mapping[str, Any], name: str, *, at: s
 
 
 def refuse_billed_tools(tools: object, billed: tuple[str, ...]) -> None:
-    """Raise ToolNotPriced for a tool that the provider runs and bills by itself; `billed` begin the types of those."""
+    """Raise ToolNotPriced for a tool that the provider runs and bills by itself.
+
+    `billed` begin the types of those, or the name of the one field that Google tells its tools by. A tool may be a
+    group of others.
+    """
     for tool in tools if isinstance(tools, list) else (tools,):
-        name = str(tool.get("type", "")) if isinstance(tool, dict) else ""
-        if name.startswith(billed):
-            raise not_priced(name)
+        if not isinstance(tool, dict):
+            continue
+        for name in (str(tool.get("type", "")), *tool):
+            if name.startswith(billed):
+                raise not_priced(name)
+        if isinstance(tool.get("tools"), list):
+            refuse_billed_tools(tool["tools"], billed)
 
 
 def not_priced(name: str) -> ToolNotPriced:
-    """The refusal of something that has a price besides the tokens."""
-    return ToolNotPriced(f"{name} has a price of its own, which is not known here", tool=name)
+    """The refusal of something that is billed by more than the request shows."""
+    return ToolNotPriced(f"{name} is billed by more than the request shows, so it has no price here", tool=name)
 
 
 def service_tier(violations: Violations, body: Mapping[str, Any]) -> str:

@@ -23,8 +23,8 @@ class Request(ABC):
 
     `choices` is how many answers are asked for, 0 where the answer has no tokens (embeddings); `cap` is the client's
     output cap for each of them, None where it gave none. `input_bound` and `input_guess` are in tokens (see
-    `tokens.py`), `media_guess` what of the guess is images, recordings and files; `components` are the price
-    components, besides plain input and output, that such a call can have.
+    `tokens.py`), `media_guess` what of the guess is images, recordings and files, `unseen` what of the bound is not to
+    be seen; `components` are the price components, besides plain input and output, that such a call can have.
     """
 
     # The providers' name of the form (`upstream.Outgoing.form`), and whose it is.
@@ -41,6 +41,7 @@ class Request(ABC):
     service_tier: str
     components: frozenset[str]
     media_guess: int = 0
+    unseen: tokens.Unseen = tokens.NOTHING_UNSEEN
 
     @classmethod
     @abstractmethod
@@ -74,6 +75,10 @@ class Request(ABC):
     def for_model(self, raw: bytes, model: str) -> Self:
         """The same request, read from its body once more, to another model. Raises InvalidArgument."""
         return self.read(raw, model=model, stream=self.stream)
+
+    def input_within(self, window: int) -> int:
+        """The bound on the input in a model that takes so many tokens; 0: that is not known."""
+        return self.input_bound + self.unseen.more(window)
 
     def forms(self) -> frozenset[str]:
         """The forms in which a provider can be asked for this."""

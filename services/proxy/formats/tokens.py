@@ -3,7 +3,8 @@
 **The bound on input tokens is never below the real count.** A tokenizer of bytes makes at most one token of each byte,
 and the JSON of a request has at least one byte for each byte of text in it (escapes only lengthen it), tool definitions
 and schemas included. So the bound is the length of the body; plus what a provider's template adds to each message and
-tool; less the base64 of images and audio, which are no text, and plus a stated bound for each of those.
+tool; less the base64 of images and audio, which are no text, and plus a stated bound for each of those. What is not to
+be seen here (`Unseen`) is bounded by the model's window, once for all of it together.
 
 The best guess (four characters of Latin text to a token, one of others) is what a plan's size limit is checked with:
 checked with the bound, a limit of 1 000 tokens would refuse prompts of 250.
@@ -17,10 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from splintr import AnyTokenizer, Tokenizer
+
+from services.proxy.formats import recordings
 
 # What templates add: role and separators (4 to 8 tokens with every known one) and the opening of the answer.
 _MESSAGE_TOKENS = 16
@@ -30,13 +33,21 @@ _REQUEST_TOKENS = 64
 _MESSAGE_GUESS = 4
 REQUEST_GUESS = 3
 
-# The dearest image of OpenAI's models: 8 tiles of 170 and 85 with gpt-4o; 1 536 patches at 2.46 with the small ones of
-# gpt-4.1; Claude and Gemini below that. gpt-4o-mini counts its tiles at 5 667 and 2 833.
+# The dearest image of OpenAI's older models: 8 tiles of 170 and 85 with gpt-4o; 1 536 patches at 2.46 with the small
+# ones of gpt-5; Claude and Gemini below that. gpt-4o-mini counts its tiles at 5 667 and 2 833. Since gpt-5.4 an image
+# may have 10 000 patches, since gpt-5.6 30 000, without asking for it. Source: OpenAI's guide "Images and vision".
 _IMAGE_TOKENS = 5_000
-_IMAGE_TOKENS_OF = {"gpt-4o-mini": 50_000}
+_IMAGE_TOKENS_OF = {
+    "gpt-4o-mini": 50_000,
+    "gpt-5.4": 10_000,
+    "gpt-5.5": 10_000,
+    "gpt-5.6": 30_000,
+    "gpt-6": 30_000,
+}
 _IMAGE_GUESS = 765  # four tiles
-# Audio is 10 to 40 tokens a second; at 8 kbit/s, the least that carries speech, a second is 1 333 of base64.
-_AUDIO_CHARS_PER_TOKEN = 32
+# Audio is 10 to 40 tokens a second.
+_AUDIO_TOKENS_A_SECOND = 40
+_AUDIO_CHARS_PER_GUESS = 256
 # A file, or whatever is named and not brought along, may fill the model's window: what it says can be told only by who
 # opens it, and a page of a PDF is an image besides its text.
 WINDOW_TOKENS = 200_000
@@ -49,22 +60,62 @@ _OLDER = ("gpt-3.5", "gpt-4-", "text-embedding-")
 _MAX_ESTIMATED_CHARS = 2_000_000
 
 
-class InputCount:
-    """Counts a request's input tokens while it is walked through: the bound and the guess."""
+class Unseen(NamedTuple):
+    """What of a request's input is not to be seen here, as it counts in the bound already.
 
-    def __init__(self, raw: bytes, model: str) -> None:
-        self.bound = len(raw) + _REQUEST_TOKENS
+    `files` bounds the tokens of those that are brought along, `named` says whether there is something that is only
+    named (an address, an id, what a provider remembers); `window` is the one that was taken for the model's.
+    """
+
+    files: int = 0
+    named: bool = False
+    window: int = WINDOW_TOKENS
+
+    def within(self, window: int) -> int:
+        """The most tokens of it in a window of so many: it may fill that, and never more."""
+        return window if self.named else min(self.files, window)
+
+    def more(self, window: int) -> int:
+        """How many tokens more it may have in a window of so many than in the one that was taken; never less."""
+        return self.within(max(window, self.window)) - self.within(self.window)
+
+
+NOTHING_UNSEEN = Unseen()
+
+
+class InputCount:
+    """Counts a request's input tokens while it is walked through: the bound and the guess.
+
+    `window` is what a model of this form has where its price does not say.
+    """
+
+    def __init__(self, raw: bytes, model: str, *, window: int = WINDOW_TOKENS) -> None:
+        self._seen = len(raw) + _REQUEST_TOKENS
+        self._window = window
+        self._files = 0
+        self._named = False
         self.guess = REQUEST_GUESS
         self.media_guess = 0  # of that, images, recordings and files
         self.has_images = False
         self.has_audio = False
+        name = model.rpartition("/")[2]
         self._image_tokens = next(
-            (tokens for name, tokens in _IMAGE_TOKENS_OF.items() if model.startswith(name)), _IMAGE_TOKENS
+            (tokens for known, tokens in _IMAGE_TOKENS_OF.items() if name.startswith(known)), _IMAGE_TOKENS
         )
+
+    @property
+    def unseen(self) -> Unseen:
+        """What is not to be seen of it."""
+        return Unseen(self._files, self._named, self._window)
+
+    @property
+    def bound(self) -> int:
+        """The bound on all of it."""
+        return self._seen + self.unseen.within(self._window)
 
     def message(self) -> None:
         """A message, its content apart."""
-        self.bound += _MESSAGE_TOKENS
+        self._seen += _MESSAGE_TOKENS
         self.guess += _MESSAGE_GUESS
 
     def text(self, text: str) -> None:
@@ -75,10 +126,14 @@ class InputCount:
         """Something that the model reads as JSON, or nearly so."""
         self.guess += len(orjson.dumps(value)) // 4
 
+    def twice(self) -> None:
+        """All of it, read once more."""
+        self._seen += self.bound
+
     def definitions(self, value: Any) -> None:
         """Definitions of tools, or a schema."""
         self.json(value)
-        self.bound += _TOOL_TOKENS * (len(value) if isinstance(value, list) else 1)
+        self._seen += _TOOL_TOKENS * (len(value) if isinstance(value, list) else 1)
 
     def image(self, data: object) -> None:
         """An image, by its base64 or its address."""
@@ -86,21 +141,32 @@ class InputCount:
         self._not_text(data, self._image_tokens, _IMAGE_GUESS)
 
     def audio(self, data: object) -> None:
-        """A recording, by its base64."""
+        """A recording, by its base64. One of a length that cannot be told may fill the window, as a file may."""
         self.has_audio = True
         length = len(data) if isinstance(data, str) else 0
-        self._not_text(data, length // _AUDIO_CHARS_PER_TOKEN + 1, length // 256 + 1)
+        seconds = recordings.most_seconds(data) if isinstance(data, str) else None
+        guess = length // _AUDIO_CHARS_PER_GUESS + 1
+        if seconds is None:
+            self._files += self._window
+            self._not_text(data, 0, guess)
+        else:
+            bound = seconds * _AUDIO_TOKENS_A_SECOND
+            self._not_text(data, bound, min(bound, guess))
 
-    def file(self, data: object, window: int = WINDOW_TOKENS) -> None:
-        """A file, by its base64, or by nothing where it is only named."""
-        self._not_text(data, window, len(data) // _FILE_CHARS_PER_GUESS if isinstance(data, str) else 1)
+    def file(self, data: object, most: int | None = None) -> None:
+        """A file, by its base64, or by nothing where it is only named; of at most so many tokens, else of a window."""
+        if isinstance(data, str):
+            self._files += self._window if most is None else most
+        else:
+            self._named = True
+        self._not_text(data, 0, len(data) // _FILE_CHARS_PER_GUESS if isinstance(data, str) else 1)
 
     def _not_text(self, data: object, bound: int, guess: int) -> None:
         """Take a part that is no text out of the body's bytes, and put its own bound there."""
         self.guess += guess
         self.media_guess += guess
         # Only what has a byte in the body for each of its characters, as base64 and addresses have.
-        self.bound += bound - (len(data) if isinstance(data, str) and data.isascii() else 0)
+        self._seen += bound - (len(data) if isinstance(data, str) and data.isascii() else 0)
 
 
 def guessed(text: str) -> int:

@@ -9,12 +9,13 @@ import orjson
 from tollkeeper.proxy.v1 import generate_service_pb2 as pb
 from tollkeeper.proxy.v1 import generate_service_pb2_grpc
 
+from services.kit.call import current_identity
 from services.kit.errors import HTTP_STATUS_KEY
-from services.kit.identity import current_identity
 from services.kit.replays import REPLAYED
 from services.kit.validation import Violations
 from services.proxy.calls.call import Asked, Call
-from services.proxy.calls.delivery import Head
+from services.proxy.calls.delivery import Head, Metadata
+from services.proxy.calls.quotas import QUOTA_HEADERS
 from services.proxy.calls.running import Calls
 from services.proxy.clock import utc_now
 from services.proxy.errors import ProviderRefused, ProviderUnavailable
@@ -47,7 +48,7 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         finally:
             call.delivery.abandon()
         _raise_refusal(head, body)
-        await context.send_initial_metadata(tuple(pair for pair in head.metadata if pair == REPLAYED))
+        await context.send_initial_metadata(_told(head))
         try:
             return messages.response(body, call)
         except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -65,6 +66,8 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         finish_reason = ""
         try:
             head = await call.delivery.head()
+            if told := _told(head):
+                await context.send_initial_metadata(told)
             async for event in call.delivery.pieces():
                 _raise_refusal(head, event)
                 data = data_of(event)
@@ -117,6 +120,11 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
             tokens_per_minute=0,
             created_at=utc_now(),
         )
+
+
+def _told(head: Head) -> Metadata:
+    """What of an answer's headers has no place in the messages."""
+    return tuple(pair for pair in head.metadata if pair == REPLAYED or pair[0] in QUOTA_HEADERS)
 
 
 def _raise_refusal(head: Head, body: bytes) -> None:

@@ -10,7 +10,7 @@ from tollkeeper.proxy.v1 import key_service_pb2 as pb
 from tollkeeper.proxy.v1 import key_service_pb2_grpc, resources_pb2
 
 from services.kit.amounts import request_amount
-from services.kit.identity import current_identity
+from services.kit.call import current_identity
 from services.kit.paging import page_position, page_token
 from services.kit.replays import tell_replayed
 from services.kit.times import moment_of, timestamp

@@ -5,7 +5,13 @@
 an answer or nothing is left to try, and `answer` is what came back.
 """
 
-from services.proxy.upstream.answer import MAX_ERROR_BYTES, Answer, ProviderRefusalError, failure
+from services.proxy.upstream.answer import (
+    MAX_ERROR_BYTES,
+    Answer,
+    ProviderRefusalError,
+    UnreadAnswerError,
+    failure,
+)
 from services.proxy.upstream.client import Upstreams
 from services.proxy.upstream.configuration import ConfigurationError, Provider
 from services.proxy.upstream.outgoing import Outgoing, path_segment
@@ -17,6 +23,7 @@ __all__ = [
     "Outgoing",
     "Provider",
     "ProviderRefusalError",
+    "UnreadAnswerError",
     "Upstreams",
     "failure",
     "path_segment",

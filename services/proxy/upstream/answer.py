@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import AsyncGenerator
@@ -20,6 +21,9 @@ from services.proxy.errors import ProviderTimeout, ProviderUnavailable
 _log = get_logger(__name__)
 
 MAX_ERROR_BYTES = 1024 * 1024
+# Of an answer above the limit: what is kept, and after how much it is given up.
+_END_BYTES = 64 * 1024
+_MOST_BYTES = 1024 * 1024 * 1024
 _MAX_RETRY_AFTER_SECONDS = 10_000_000.0
 
 _AWS_EVENTS = "application/vnd.amazon.eventstream"
@@ -59,6 +63,18 @@ class ProviderRefusalError(Exception):
         self.aws_exception = aws_exception
 
 
+class UnreadAnswerError(Exception):
+    """A good answer that cannot be passed on: the provider has made it all the same, and bills it.
+
+    `end` is what is kept of it, its last bytes; `size_bytes` is how much was read.
+    """
+
+    def __init__(self, message: str, end: bytes, size_bytes: int) -> None:
+        super().__init__(message)
+        self.end = end
+        self.size_bytes = size_bytes
+
+
 class Meaning(Enum):
     """What a refusal says, and so what comes next."""
 
@@ -79,6 +95,7 @@ class Answer:
         self._idle_seconds = idle_seconds
         self._length = response.get_header("content-length")  # of what is read; None where it came compressed
         self.content_type = response.get_header("content-type") or "application/json"
+        self.service_tier = response.get_header("x-gemini-service-tier") or ""  # in Google's own words
 
     @property
     def is_events(self) -> bool:
@@ -101,16 +118,28 @@ class Answer:
             yield piece
 
     async def whole(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises ProviderUnavailable where it is above the limit."""
+        """The whole body. Raises UnreadAnswerError where it is above the limit."""
         pieces, size = [], 0
         while (piece := self._ahead.pop() if self._ahead else await self._piece(self._idle_seconds)) is not None:
             pieces.append(piece)
             size += len(piece)
             if size > limit_bytes:
-                raise ProviderUnavailable(f"the provider's answer is above {limit_bytes} bytes")
+                end = b"".join(pieces)[-_END_BYTES:]
+                del pieces
+                raise UnreadAnswerError(
+                    f"the provider's answer is above {limit_bytes} bytes", *await self._end(end, size)
+                )
             if str(size) == self._length:
                 break  # to be told that it has ended would be another way to the client's thread and back
         return b"".join(pieces)
+
+    async def _end(self, end: bytes, size: int) -> tuple[bytes, int]:
+        """Read on for what stands at the end, as counts do: the last bytes, and how many there were."""
+        with contextlib.suppress(PyreqwestError):
+            while size < _MOST_BYTES and (piece := await self._piece(self._idle_seconds)) is not None:
+                end = (end + piece)[-_END_BYTES:]
+                size += len(piece)
+        return end, size
 
     async def _piece(self, seconds: float | None) -> bytes | None:
         """The next piece, None at the end; waited for so long at most. Raises PyreqwestError."""

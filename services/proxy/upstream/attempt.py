@@ -24,6 +24,7 @@ from services.proxy.upstream.answer import (
     Answer,
     Meaning,
     ProviderRefusalError,
+    UnreadAnswerError,
     failure,
     meaning_of,
     retry_after_seconds,
@@ -158,7 +159,10 @@ class Sender:
     ) -> Opened | Failed:
         """What the answer is, its first piece read. Raises PyreqwestError where that does not come."""
         if response.status not in _SERVED:
-            body = await opened.answer.whole(MAX_ERROR_BYTES)
+            try:
+                body = await opened.answer.whole(MAX_ERROR_BYTES)
+            except UnreadAnswerError as error:
+                raise ProviderUnavailable(str(error), provider=provider.name) from error
             return _judged(provider, credential, response, body)
         left = begun + self._first_byte_seconds - time.monotonic()
         if not await opened.answer.read_ahead(max(left, 0.001)) and outgoing.stream:

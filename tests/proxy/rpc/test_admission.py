@@ -94,7 +94,7 @@ async def test_ledgers_own_refusals_pass_through(proxy, key, ledger, refused):
     ledger.accounts["acme"].token_limit = 10
     refusal = await refused(proxy.chat(key, max_tokens=5))
     assert (refusal.reason, refusal.trailing["x-tollkeeper-http-status"]) == ("LIMIT_EXCEEDED", "429")
-    assert refusal.metadata["unit"] == "tokens"
+    assert refusal.metadata["limitId"] == "plan::tokens:cycle"
 
 
 async def test_cap_is_lowered_to_the_tokens_that_are_left(proxy, key, ledger):

@@ -375,6 +375,19 @@ async def test_unknown_key_ids_are_not_found(proxy, refused):
     ).reason == "INVALID_ARGUMENT"
 
 
+def test_bootstrap_is_among_the_commands_and_says_which_setting_it_lacks():
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TOLLKEEPER_")}
+    words = [sys.executable, "-m", "services.proxy"]
+    told = subprocess.run([*words, "--help"], env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert "bootstrap-admin-key" in told.stdout
+    done = subprocess.run(
+        [*words, "bootstrap-admin-key"], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "TOLLKEEPER_<SERVICE>_DATABASE_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 async def test_bootstrap_prints_an_admin_key_that_works(start_proxy, proxy_database, authorize):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TOLLKEEPER_")}
     done = await asyncio.to_thread(

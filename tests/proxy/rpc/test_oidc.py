@@ -1,9 +1,11 @@
 """Tokens of a configured identity provider open `/api/*` as their claims say, and nothing else does."""
 
+import asyncio
 import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import jwt
 import pytest
@@ -21,11 +23,14 @@ class Provider:
 
     def __init__(self):
         self.keys, self.fetched, self.away = {}, 0, False
+        self.answering = threading.Event()
+        self.answering.set()
         provider = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 provider.fetched += 1
+                provider.answering.wait(10)
                 self.send_response(503 if provider.away else 200)
                 self.end_headers()
                 self.wfile.write(b"" if provider.away else json.dumps(provider.jwks()).encode())
@@ -102,9 +107,15 @@ async def test_operators_role_makes_an_operator(trusting, provider, authorize, r
         {"tollkeeper_account": None},
         {"tollkeeper_account": ""},
         {"tollkeeper_account": ["acme"]},
+        {"tollkeeper_account": "acme\n"},
+        {"tollkeeper_account": "a/../acme"},
+        {"exp": str(int(time.time()) + 300)},
+        {"exp": 10**13},
+        {"exp": 10**300},
+        {"sub": "a" * 256},
         {"tollkeeper_account": None, "tollkeeper_role": "administrator"},
     ],
-    ids=str,
+    ids=", ".join,
 )
 async def test_token_with_other_claims_is_refused(trusting, provider, claims):
     assert await refused_with(trusting, provider.token(**claims)) == "TOKEN_INVALID"
@@ -137,6 +148,34 @@ async def test_keys_are_fetched_once_however_many_tokens_come(trusting, provider
     for _ in range(5):
         await refused_with(trusting, provider.token(key="unknown"))
     assert provider.fetched <= 2
+
+
+async def test_stranger_who_names_an_unknown_key_makes_nobody_wait(
+    trusting, provider, authorize, monkeypatch, eventually
+):
+    await authorize(trusting, {"authorization": f"Bearer {provider.token()}"})
+    monkeypatch.setattr("services.proxy.oidc._AGAIN_SECONDS", 0)
+    provider.answering.clear()
+    of_no_key = provider.token(key="unknown", signed_by=provider.keys["first"])
+    stranger = asyncio.create_task(refused_with(trusting, of_no_key))
+    await eventually(lambda: provider.fetched == 2)
+    identity = await authorize(trusting, {"authorization": f"Bearer {provider.token(sub='bob')}"})
+    assert identity.subject == "oidc:bob"
+    assert not stranger.done()
+    provider.answering.set()
+    assert await stranger == "TOKEN_INVALID"
+
+
+async def test_old_keys_hold_while_new_ones_are_waited_for(trusting, provider, authorize, monkeypatch, eventually):
+    headers = {"authorization": f"Bearer {provider.token()}"}
+    await authorize(trusting, headers)
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 400)
+    monkeypatch.setattr("services.proxy.oidc.time", later)
+    provider.answering.clear()
+    assert (await authorize(trusting, headers)).subject == "oidc:ada"
+    await eventually(lambda: provider.fetched == 2)
+    assert not provider.answering.is_set()
+    provider.answering.set()
 
 
 async def test_provider_that_is_away_is_no_verdict(start_proxy, provider, refused):

@@ -8,6 +8,7 @@ import redis as sync_redis
 import redis.asyncio as aio_redis
 import redis.crc
 import redis.exceptions
+from prometheus_client import REGISTRY
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from structlog.testing import capture_logs
@@ -203,15 +204,21 @@ async def test_correction_never_raises_and_never_waits(own_redis):
     await client.aclose()
 
 
+def unshared():
+    return REGISTRY.get_sample_value("tollkeeper_rate_unshared_total")
+
+
 async def test_lost_redis_is_replaced_by_each_replicas_share_and_logged_once(own_redis, monkeypatch):
     monkeypatch.setattr(rates, "_RETRY_SECONDS", 0.0)
     with own_redis() as server:
         client = connected(server.url)
         replicas = [RateLimits(client, replicas=2) for _ in range(2)]
         assert [await admitted(replicas[n % 2], requests(4)) for n in range(5)] == [True] * 4 + [False]
+    before = unshared()
     with capture_logs() as logged:
         assert [await admitted(replicas[n % 2], requests(4)) for n in range(5)] == [True] * 4 + [False]
         assert [entry["log_level"] for entry in logged] == ["error", "error"]  # one of each replica
+    assert unshared() - before == 5  # an alert watches it
     with own_redis(), capture_logs() as logged:
         assert [await admitted(replicas[n % 2], requests(4)) for n in range(5)] == [True] * 4 + [False]
         assert [entry["log_level"] for entry in logged] == ["info", "info"]

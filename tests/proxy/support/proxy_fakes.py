@@ -3,19 +3,23 @@
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC
 
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
 from tollkeeper.ledger.v1 import ledger_service_pb2_grpc
+from tollkeeper.ledger.v1 import resources_pb2 as ledger_resources_pb2
 from tollkeeper.pricing.v1 import pricing_service_pb2, pricing_service_pb2_grpc, resources_pb2
 
 from services.proxy.upstream import Provider
 from services.proxy.upstream.configuration import Base
 
 USD = 1_000_000_000
+CYCLE_END = Timestamp(seconds=1_800_000_000)
 
 
 def refusal(code, reason, message="refused", **metadata):
@@ -30,6 +34,22 @@ class Account:
     spent: int = 0
     token_limit: int | None = None
     tokens: int = 0
+    request_limit: int | None = None  # a soft one
+    requests: int = 0
+
+    def quotas(self):
+        counted = (("requests", self.request_limit, self.requests), ("tokens", self.token_limit, self.tokens))
+        return [
+            ledger_resources_pb2.Quota(unit=unit, amount=limit, remaining=max(limit - used, 0), resets_at=CYCLE_END)
+            for unit, limit, used in counted
+            if limit is not None
+        ]
+
+    def exceeded(self):
+        """What the refusal of the token limit says, all of it held."""
+        figures = {"amount": self.token_limit, "used": 0, "held": self.tokens, "required": self.token_limit + 1}
+        resets_at = CYCLE_END.ToDatetime(UTC).isoformat()
+        return {"limitId": "plan::tokens:cycle", "resetsAt": resets_at} | {k: str(v) for k, v in figures.items()}
 
 
 @dataclass
@@ -80,7 +100,10 @@ class FakeLedger(ledger_service_pb2_grpc.LedgerServiceServicer):
         if account is None:
             return refusal(code_pb2.NOT_FOUND, "ACCOUNT_NOT_FOUND")
         if body.hold_id in self.holds:
-            return ledger_pb.OperationResult(hold=self.holds[body.hold_id], replayed=True)
+            first = ledger_pb.CreateHoldResponse()
+            first.CopyFrom(self.holds[body.hold_id])
+            first.ClearField("quotas")
+            return ledger_pb.OperationResult(hold=first, replayed=True)
         least = body.minimum_amount_nanos if body.HasField("minimum_amount_nanos") else body.amount_nanos
         billable = body.billable if body.HasField("billable") else True
         amount = min(body.amount_nanos, max(account.available, 0))
@@ -90,10 +113,11 @@ class FakeLedger(ledger_service_pb2_grpc.LedgerServiceServicer):
         if account.token_limit is not None:
             tokens = min(tokens, account.token_limit - account.tokens)
             if tokens < body.minimum_tokens:
-                return refusal(code_pb2.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", "too many tokens", unit="tokens")
+                return refusal(code_pb2.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", "too many tokens", **account.exceeded())
         account.available -= amount
         account.tokens += tokens
-        response = ledger_pb.CreateHoldResponse(available_nanos=account.available)
+        account.requests += body.requests
+        response = ledger_pb.CreateHoldResponse(available_nanos=account.available, quotas=account.quotas())
         response.hold.hold_id, response.hold.account_id = body.hold_id, body.account_id
         response.hold.amount_nanos, response.hold.tokens = amount, tokens
         response.hold.status = "open"
@@ -112,7 +136,7 @@ class FakeLedger(ledger_service_pb2_grpc.LedgerServiceServicer):
         account.available += hold.amount_nanos - body.amount_nanos
         account.spent += body.amount_nanos
         account.tokens += body.tokens - hold.tokens
-        response = ledger_pb.SettleHoldResponse(available_nanos=account.available)
+        response = ledger_pb.SettleHoldResponse(available_nanos=account.available, quotas=account.quotas())
         self.settled[body.hold_id] = (body, response)
         return ledger_pb.OperationResult(settle=response)
 
@@ -125,6 +149,7 @@ class FakeLedger(ledger_service_pb2_grpc.LedgerServiceServicer):
         if body.hold_id not in self.released:
             self.accounts[body.account_id].available += hold.amount_nanos
             self.accounts[body.account_id].tokens -= hold.tokens
+            self.accounts[body.account_id].requests -= 1
             self.released.append(body.hold_id)
         return ledger_pb.OperationResult(released=hold)
 

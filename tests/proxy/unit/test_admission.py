@@ -7,7 +7,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from proxy_fakes import price
+from proxy_fakes import USD, price
 from tollkeeper.pricing.v1 import pricing_service_pb2
 
 from services import rating
@@ -93,6 +93,43 @@ def test_internal_key_holds_no_money_but_its_tokens():
 def test_tier_without_a_price_is_not_served():
     with pytest.raises(ModelNotPriced):
         admission.admit(KEY, PLAN, CARD, request(service_tier="priority"), default_cap=1)
+
+
+def tiered(**usd):
+    """A card whose input and output cost so many USD for a million tokens in these tiers."""
+    rates = [rating.Rate(part, tier, 0, each * USD) for tier, each in usd.items() for part in ("input", "output")]
+    return replace(CARD, rates=tuple(rates))
+
+
+@pytest.mark.parametrize(
+    ("asked", "card", "held"),
+    [
+        ("flex", tiered(standard=10, flex=5), "standard"),
+        ("batch", tiered(standard=10, batch=5), "standard"),
+        ("priority", tiered(standard=10, priority=20), "priority"),
+        ("flex", tiered(flex=5), "flex"),
+        ("default", tiered(standard=10, flex=5), "standard"),
+    ],
+    ids=["flex", "batch", "priority", "flex-alone", "default"],
+)
+def test_cheaper_tier_is_held_for_as_if_the_provider_had_not_heard_of_it(asked, card, held):
+    admitted = admission.admit(KEY, PLAN, card, request(service_tier=asked, max_tokens=100), default_cap=1)
+    assert admitted.service_tier == held
+    most = rating.upper_bound(
+        card, admitted.input_bound, 100, service_tier=held, multiplier_millionths=PLAN.multiplier_millionths
+    )
+    assert admitted.amount_nanos == most.billed_nanos
+
+
+@pytest.mark.parametrize("model", ["gpt-4o-mini-search-preview-2025-03-11", "gpt-5-search-api", "sonar-pro"])
+def test_model_that_searches_in_every_call_is_not_served_without_a_price_per_call(model):
+    card = replace(CARD, model=model)
+    with pytest.raises(ModelNotPriced) as caught:
+        admission.admit(KEY, PLAN, card, request(), default_cap=1)
+    assert caught.value.metadata["component"] == "request"
+    fee = replace(card, rates=(*card.rates, rating.Rate("request", nanos_per_million=25_000 * USD)))
+    admitted = admission.admit(KEY, PLAN, fee, request(), default_cap=1)
+    assert admitted.minimum_amount_nanos > 25_000_000 * 1.5
 
 
 def choose(made, plan=PLAN, **fields):

@@ -1,6 +1,8 @@
 """A client that leaves or stops reading never holds a call up."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -82,3 +84,33 @@ async def test_failure_comes_after_what_was_sent_before_it():
     assert await delivery.waiting() == b"ab"
     with pytest.raises(OSError):  # noqa: PT011
         await delivery.waiting()
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["client has left", "client reads"])
+async def test_failure_keeps_nothing_of_the_call_it_came_from(gone):
+    """Or large requests that are refused fill the memory until Python looks for cycles."""
+
+    class Request:
+        pass
+
+    def refuse():
+        raise RuntimeError("no")
+
+    async def live(delivery):
+        request, failed = Request(), None
+        try:
+            refuse()
+        except RuntimeError as error:
+            failed = error
+        await delivery.end(failed)
+        return weakref.ref(request)
+
+    delivery = Delivery()
+    if gone:
+        delivery.abandon()
+    gc.disable()
+    try:
+        request = await live(delivery)
+        assert request() is None
+    finally:
+        gc.enable()

@@ -139,9 +139,7 @@ def test_bound_is_never_below_the_real_count(form, data, ascii_only):
         ("responses", {"conversation": "conv_1"}),
         ("responses", {"prompt": {"id": "pmpt_1"}}),
         ("responses", {"input": [{"type": "item_reference", "id": "msg_1"}]}),
-        ("responses", {"tools": [{"type": "mcp", "server_label": "a", "server_url": "https://example.com"}]}),
         ("responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]}),
-        ("messages", {"mcp_servers": [{"type": "url", "url": "https://example.com", "name": "a"}]}),
         ("messages", {"thread": {"type": "continue", "previous_message_id": "msg_1"}}),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "container_upload", "file_id": "f"}]}]}),
         ("gemini", {"cachedContent": "cachedContents/1"}),
@@ -149,11 +147,56 @@ def test_bound_is_never_below_the_real_count(form, data, ascii_only):
         ("gemini", {"contents": [{"parts": [{"fileData": {"fileUri": "https://example.com/a"}}]}]}),
         ("chat", {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]}),
         ("chat", {"extra_body": {"google": {"cached_content": "cachedContents/1"}}}),
+        ("chat", {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "a"}}]}]}),
+        (
+            "gemini",
+            {"contents": [{"parts": [{"functionResponse": {"name": "f", "parts": [{"fileData": {"fileUri": "a"}}]}}]}]},
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_what_is_not_brought_along_may_fill_the_window(form, fields):
     assert read(form, **fields).input_bound >= WINDOW > read(form).input_bound
+
+
+@pytest.mark.parametrize(
+    ("model", "resolution", "most"),
+    [
+        ("gemini-2.5-pro", {}, 300_000),
+        ("gemini-3-pro", {}, 600_000),
+        ("gemini-3-pro", {"mediaResolution": "MEDIA_RESOLUTION_HIGH"}, 1_048_576),
+        ("gemini-3-pro", {"media_resolution": 3}, 1_048_576),
+    ],
+    ids=["older", "plain", "high", "high-by-number"],
+)
+def test_pdf_is_of_as_many_tokens_as_its_pages_may_have(model, resolution, most):
+    part = {"inlineData": {"mimeType": "application/pdf", "data": "A" * 4000}}
+    raw = orjson.dumps({"contents": [{"parts": [part]}], "generationConfig": resolution})
+    assert most <= GeminiRequest.read(raw, model=model).input_bound < most + 1_000
+
+
+LARGE_WINDOW = 1_000_000
+UPLOAD = {"type": "container_upload", "file_id": "file-1"}
+FILE = {"type": "file", "file": {"file_data": "A" * 4000}}
+
+
+@pytest.mark.parametrize(
+    ("form", "fields", "windows"),
+    [
+        ("responses", {"previous_response_id": "resp_1"}, (WINDOW, LARGE_WINDOW)),
+        ("messages", {"thread": {"a": 1}, "messages": [{"role": "user", "content": [UPLOAD]}]}, (WINDOW, LARGE_WINDOW)),
+        ("chat", {"messages": [{"role": "user", "content": [FILE]}]}, (WINDOW, WINDOW)),
+        ("chat", {"messages": [{"role": "user", "content": [FILE] * 3}]}, (WINDOW, 3 * WINDOW)),
+        ("chat", {"messages": [{"role": "user", "content": [FILE] * 9}]}, (WINDOW, LARGE_WINDOW)),
+    ],
+    ids=["memory", "two-names", "file", "three-files", "nine-files"],
+)
+def test_what_is_not_seen_fills_the_models_window_once(form, fields, windows):
+    request = read(form, **fields)
+    text = request.input_within(0) - windows[0]
+    assert 0 < text < 5_000
+    assert [request.input_within(window) - text for window in (0, 16_000, WINDOW)] == [windows[0]] * 3
+    assert request.input_within(LARGE_WINDOW) - text == windows[1]
 
 
 def test_compaction_may_read_everything_twice():
@@ -170,6 +213,12 @@ def test_compaction_may_read_everything_twice():
         ("chat", {"web_search_options": {}}, "web_search_options"),
         ("chat", {"plugins": [{"id": "web"}]}, "plugins"),
         ("chat", {"tools": [{"type": "web_search"}]}, "web_search"),
+        ("chat", {"tools": [{"googleSearch": {}}]}, "googleSearch"),
+        ("chat", {"extra_body": {"google": {"tools": [{"google_search": {}}]}}}, "google_search"),
+        ("chat", {"models": ["maker/dearer"]}, "models"),
+        ("chat", {"provider": {"order": ["dearer"]}}, "provider"),
+        ("chat", {"deferred": True}, "deferred"),
+        ("responses", {"tools": [{"type": "namespace", "tools": [{"type": "web_search"}]}]}, "web_search"),
         ("responses", {"tools": [{"type": "web_search_preview"}]}, "web_search_preview"),
         ("responses", {"tools": [{"type": "code_interpreter", "container": "c"}]}, "code_interpreter"),
         ("responses", {"tools": [{"type": "image_generation"}]}, "image_generation"),
@@ -178,6 +227,9 @@ def test_compaction_may_read_everything_twice():
         ("messages", {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search_20250305"),
         ("messages", {"tools": [{"type": "code_execution_20260120", "name": "c"}]}, "code_execution_20260120"),
         ("messages", {"tools": [{"type": "advisor_20260301", "name": "a"}]}, "advisor_20260301"),
+        ("responses", {"tools": [{"type": "mcp", "server_url": "https://example.com"}]}, "mcp"),
+        ("messages", {"mcp_servers": [{"type": "url", "url": "https://example.com", "name": "a"}]}, "mcp_servers"),
+        ("gemini", {"tools": [{"mcp_servers": [{"name": "a"}]}]}, "mcpServers"),
         ("messages", {"speed": "fast"}, "speed"),
         ("messages", {"inference_geo": "us"}, "inference_geo"),
         ("messages", {"fallbacks": [{"model": "claude-3-opus"}]}, "fallbacks"),
@@ -195,6 +247,25 @@ def test_what_is_billed_besides_the_tokens_is_refused_by_its_name(form, fields, 
 
 
 # ------------------------------------------------------------------------------------------------- fields and answers
+
+
+@pytest.mark.parametrize(
+    ("form", "fields", "components"),
+    [
+        ("gemini", {}, {"image_output"}),  # which models that make images do, unasked
+        ("gemini", {"generationConfig": {"responseModalities": ["TEXT"]}}, set()),
+        ("gemini", {"generationConfig": {"responseModalities": ["text", "image"]}}, {"image_output"}),
+        ("gemini", {"generationConfig": {"responseModalities": "AUDIO"}}, {"audio_output"}),
+        ("gemini", {"generation_config": {"response_modalities": [2]}}, {"audio_output", "image_output"}),
+        ("chat", {}, set()),
+        ("chat", {"modalities": ["text"]}, set()),
+        ("chat", {"modalities": ["image", "text"]}, {"image_output"}),
+        ("chat", {"modalities": ["text", "audio"]}, {"audio_output"}),
+    ],
+    ids=str,
+)
+def test_what_an_answer_may_be_made_of_is_held_for(form, fields, components):
+    assert read(form, **fields).components & {"audio_output", "image_output"} == components
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,31 @@ def test_only_cap_and_usage_are_changed(body, cap, sent):
     assert orjson.loads(sent_to_openai(request, cap)) == base | stream | sent
 
 
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        ({}, {"max_tokens": 7}),
+        ({"max_tokens": 9}, {"max_tokens": 7}),
+        ({"max_completion_tokens": 9}, {"max_tokens": 7}),
+        ({"max_completion_tokens": 5}, {"max_tokens": 5}),
+        ({"max_completion_tokens": 9, "max_tokens": 5}, {"max_completion_tokens": 7, "max_tokens": 5}),
+    ],
+)
+def test_cap_goes_by_the_name_that_the_provider_reads(body, sent):
+    request = read(**body)
+    made = request.outgoing(7, upstream_provider("huggingface", "chat", cap_field="max_tokens")).body
+    assert orjson.loads(made) == {"model": "m", "messages": [{"role": "user", "content": "x"}]} | sent
+
+
+@pytest.mark.parametrize(
+    ("model", "least"), [("gpt-5.6-mini", 30_000), ("openai/gpt-6-astra", 30_000), ("gpt-5.4", 10_000), ("m", 5_000)]
+)
+def test_image_is_bounded_by_what_its_model_may_make_of_it(model, least):
+    content = [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]
+    raw = orjson.dumps({"model": model, "messages": [{"role": "user", "content": content}]})
+    assert least <= ChatRequest.read(raw).input_bound < 2 * least
+
+
 def test_every_wrong_field_is_named_at_once():
     with pytest.raises(InvalidArgument) as caught:
         ChatRequest.read(b'{"messages": 5, "stream": 1, "n": "x", "max_tokens": []}')
@@ -146,6 +171,35 @@ def test_every_wrong_field_is_named_at_once():
 )
 def test_usage_that_cannot_be_believed_is_none(usage):
     assert usage_of(usage) is None
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_count_without_output_of_an_answer_that_says_something_is_of_its_input_alone(streamed):
+    reader, usage = ChatReader(), {"prompt_tokens": 12, "completion_tokens": 0, "total_tokens": 12}
+    if streamed:
+        reader.take_event(b'data: {"choices":[{"index":0,"delta":{"content":"hello"}}]}\n\n')
+        reader.take_event(b'data: {"choices":[],"usage":' + orjson.dumps(usage) + b"}\n\n")
+        reader.take_event(b"data: [DONE]\n\n")
+    else:
+        reader.take_whole(orjson.dumps({"choices": [{"message": {"content": "hello"}}], "usage": usage}))
+    assert reader.estimated
+    assert (reader.partial.input_tokens, reader.said) == (12, ["hello"])
+
+
+def test_count_before_the_end_is_not_the_calls():
+    reader, usage = ChatReader(), {"prompt_tokens": 12, "completion_tokens": 1}
+    said = b'data: {"choices":[{"index":0,"delta":{"content":"hello"},"finish_reason":%s}]}\n\n'
+    reader.take_event(said % b"null")
+    reader.take_event(b'data: {"choices":[],"usage":' + orjson.dumps(usage) + b"}\n\n")
+    assert reader.usage is not None
+    reader.take_event(said % b'"stop"')
+    reader.take_event(b"data: [DONE]\n\n")
+    assert (reader.usage, reader.partial.output_tokens, reader.pieces) == (None, 1, 2)
+
+
+def test_thoughts_without_an_answer_are_counted_by_the_total():
+    assert usage_of({"prompt_tokens": 21, "total_tokens": 81}).output_tokens == 60
+    assert usage_of({"prompt_tokens": 21, "total_tokens": 21}) is None
 
 
 def test_guess_is_near_the_count_of_plain_words():

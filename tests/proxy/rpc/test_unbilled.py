@@ -1,0 +1,113 @@
+"""What a provider has made and bills is billed, whatever it says of it and whatever becomes of its answer here."""
+
+import orjson
+import pytest
+from proxy_fakes import USD, FakePricing, price
+from proxy_upstream import answer, scripted
+from proxy_wire import ask, every_provider
+
+MULTIPLIER = 1.5
+IN, OUT = 5_000, 15_000  # nanos a token of gpt-4o
+
+
+@pytest.fixture
+def pricing():
+    tiered = price("gpt-4o", max_output=4096)
+    for tier in ("flex", "batch"):
+        tiered.rates.add(component="input", service_tier=tier, nanos_per_million=USD)
+        tiered.rates.add(component="output", service_tier=tier, nanos_per_million=USD)
+    other = price("gpt-3.5-turbo", max_output=4096)
+    return FakePricing([tiered, other, price("claude-sonnet", "bedrock", max_output=4096)])
+
+
+def completion(text="yes", *, usage, headers=None, **fields):
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    whole = {"id": "chatcmpl-1", "object": "chat.completion", "model": "m", "choices": [choice], "usage": usage}
+    return answer(orjson.dumps(whole | fields), **(headers or {}))
+
+
+def counted(given, answered, **fields):
+    return {"prompt_tokens": given, "completion_tokens": answered, "total_tokens": given + answered} | fields
+
+
+@pytest.fixture
+def asked(start_proxy):
+    """`await asked(provider, **body)`: what a call came to whose provider answers by this script."""
+
+    async def ask(provider, body, **settings):
+        proxy = await start_proxy(openai_base_url=f"{provider.url}/v1", **settings)
+        key = (await proxy.make_key()).key
+        return proxy.chat(key, **body)
+
+    return ask
+
+
+@pytest.mark.parametrize("tier", ["flex", "batch"])
+async def test_cheaper_tier_is_billed_only_where_the_provider_says_that_it_served_it(asked, ledger, tier):
+    async with scripted(completion(usage=counted(100, 10))) as provider:
+        await (await asked(provider, {"service_tier": tier}))
+    assert [bill.amount_nanos for bill in ledger.bills] == [(100 * IN + 10 * OUT) * MULTIPLIER]
+    assert ledger.usages[0].service_tier == "standard"
+
+
+async def test_cheaper_tier_that_the_provider_has_served_is_billed_as_such(asked, ledger):
+    async with scripted(completion(usage=counted(100, 10), service_tier="flex")) as provider:
+        await (await asked(provider, {"service_tier": "flex"}))
+    assert [bill.amount_nanos for bill in ledger.bills] == [110 * 1_000 * MULTIPLIER]
+    assert ledger.usages[0].service_tier == "flex"
+
+
+async def test_tier_that_google_names_in_a_header_is_the_one_that_is_billed(asked, ledger):
+    async with scripted(completion(usage=counted(100, 10), headers={"x_gemini_service_tier": "flex"})) as provider:
+        await (await asked(provider, {"service_tier": "flex"}))
+    assert [bill.amount_nanos for bill in ledger.bills] == [110 * 1_000 * MULTIPLIER]
+
+
+async def test_thoughts_that_only_the_total_counts_are_billed(asked, ledger):
+    async with scripted(completion(usage=counted(20, 151, total_tokens=553))) as provider:
+        await (await asked(provider, {}))
+    assert [bill.amount_nanos for bill in ledger.bills] == [(20 * IN + 533 * OUT) * MULTIPLIER]
+
+
+@pytest.mark.parametrize("usage", [counted(100, 4000), None], ids=["counted", "not counted"])
+async def test_answer_too_large_to_be_passed_on_is_billed_and_asked_for_once(asked, ledger, refused, usage):
+    made = completion("x" * 2_000_000, usage=usage)
+    async with scripted(made, completion(usage=counted(1, 1))) as provider:
+        fallbacks = {"gpt-4o": ["openai/gpt-3.5-turbo"]}
+        call = await asked(provider, {"max_tokens": 4000}, max_message_bytes=1_000_000, fallbacks=fallbacks)
+        refusal = await refused(call)
+        assert refusal.reason == "ANSWER_NOT_PASSED_ON"
+        assert refusal.trailing["x-tollkeeper-http-status"] == "400"
+        assert len(provider.requests) == 1
+    assert not ledger.open_holds
+    (bill,) = ledger.bills
+    assert bill.usage.status == "cut"
+    if usage is None:
+        assert bill.usage.estimated
+        assert bill.usage.output_tokens > 100
+    else:
+        assert bill.amount_nanos == (100 * IN + 4000 * OUT) * MULTIPLIER
+
+
+async def test_bedrocks_answer_that_is_not_understood_is_billed(start_proxy, ledger, refused):
+    nested = b"[" * 300 + b"]" * 300
+    use = b'{"toolUse": {"toolUseId": "t", "name": "f", "input": {"a": ' + nested + b"}}}"
+    usage = b'"usage": {"inputTokens": 100, "outputTokens": 700, "totalTokens": 800}'
+    body = b'{"output": {"message": {"role": "assistant", "content": [' + use + b']}}, "stopReason": "tool_use", '
+    async with scripted(answer(body + usage + b"}")) as provider:
+        proxy = await start_proxy(**every_provider(provider.url))
+        key = (await proxy.make_key()).key
+        refusal = await refused(ask(proxy, key, "converse"))
+    assert refusal.reason == "ANSWER_NOT_PASSED_ON"
+    assert [bill.amount_nanos for bill in ledger.bills] == [(100 * IN + 700 * OUT) * MULTIPLIER]
+    assert not ledger.open_holds
+
+
+async def test_page_in_place_of_an_answer_is_not_billed_and_the_fallback_is_asked(asked, ledger):
+    page = answer(b"<html>Sorry</html>", content_type="text/html")
+    async with scripted(page, completion(usage=counted(100, 10))) as provider:
+        given = await (await asked(provider, {}, fallbacks={"gpt-4o": ["openai/gpt-3.5-turbo"]}))
+        assert len(provider.requests) == 2
+    assert given.headers["x-tollkeeper-fallback"] == "openai/gpt-3.5-turbo"
+    assert [(bill.usage.model, bill.usage.input_tokens) for bill in ledger.bills] == [("gpt-3.5-turbo", 100)]
+    assert not ledger.open_holds
