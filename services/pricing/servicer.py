@@ -11,8 +11,8 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 from tollkeeper.pricing.v1 import pricing_service_pb2 as pb
 from tollkeeper.pricing.v1 import pricing_service_pb2_grpc, resources_pb2
 
+from services.kit.call import current_identity
 from services.kit.errors import DETAILS_KEY, ServiceError, wire_form
-from services.kit.identity import current_identity
 from services.kit.paging import page_position, page_token
 from services.kit.times import moment_of
 from services.kit.validation import Violations

@@ -10,7 +10,7 @@ import grpc
 from tollkeeper.pricing.v1 import plan_service_pb2, pricing_service_pb2, resources_pb2
 
 from services.kit import replays
-from services.kit.identity import current_identity
+from services.kit.call import current_identity
 from services.kit.times import timestamp
 from services.pricing.costing import Estimate
 from services.pricing.economics import OverageLine, Tier

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from typing import assert_never
 
 import grpc
@@ -55,6 +56,8 @@ _REFUSALS = {
     grpc.StatusCode.UNIMPLEMENTED,
 }
 
+# What the ledger says of more than is left to be taken back, and where it says how much is.
+_LESS_IS_LEFT, _LEFT = "REFUND_EXCEEDS_ORIGINAL", "leftNanos"
 # What the ledger says of a request id that it knows from another request.
 _GIVEN_OTHERWISE = "IDEMPOTENCY_CONFLICT"
 
@@ -93,12 +96,13 @@ class Deliverer:
 
     def deliver_next(self) -> bool:
         """Deliver the entry longest due, of any account; False where nothing is due."""
+        return self.attempt_next() is not None
+
+    def attempt_next(self) -> bool | None:
+        """Try to deliver the entry longest due, of any account: whether it has arrived; None where nothing is due."""
         with self._engine.begin() as connection:
             entry = store.claim_due(connection, lease_seconds=_LEASE_SECONDS)
-        if entry is None:
-            return False
-        self._deliver(entry, self._timeout_seconds)
-        return True
+        return None if entry is None else self._deliver(entry, self._timeout_seconds)
 
     def _deliver(self, entry: OutboxEntry, timeout_seconds: float) -> bool:
         """Send one claimed entry and note the outcome; whether it has arrived."""
@@ -172,7 +176,26 @@ class Deliverer:
         """Take back what a grant gave. That was delivered before, so its transaction is known, unless it had lapsed."""
         with self._engine.connect() as connection:
             transaction_id = mirror_store.find_transaction(connection, delivery.account_id, delivery.grant_request_id)
-        if transaction_id:
-            self._peers.ledger.reverse(delivery, transaction_id, timeout_seconds=timeout_seconds)
-        else:
+        if not transaction_id:
             _log.warning("nothing to take back", account_id=delivery.account_id, grant=delivery.grant_request_id)
+            return
+        try:
+            self._peers.ledger.reverse(delivery, transaction_id, timeout_seconds=timeout_seconds)
+        except RemoteError as refusal:
+            left = refusal.metadata.get(_LEFT, "")
+            if refusal.reason != _LESS_IS_LEFT or not left.isdecimal():
+                raise
+            self._reverse_rest(delivery, transaction_id, int(left), timeout_seconds)
+
+    def _reverse_rest(self, delivery: ReverseGrant, transaction_id: str, nanos: int, timeout_seconds: float) -> None:
+        """Take back what is left: an operator has reversed the rest at the ledger. Repeated, it finds nothing left."""
+        _log.warning(
+            "credit was taken back before",
+            account_id=delivery.account_id,
+            grant=delivery.grant_request_id,
+            wanted_nanos=delivery.amount_nanos,
+            left_nanos=nanos,
+        )
+        if nanos > 0:
+            rest = replace(delivery, request_id=f"{delivery.request_id}:rest", amount_nanos=nanos)
+            self._peers.ledger.reverse(rest, transaction_id, timeout_seconds=timeout_seconds)

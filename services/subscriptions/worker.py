@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import Gauge
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.kit.logs import get_logger
-from services.subscriptions import store
+from services.subscriptions import gauges, store
 from services.subscriptions.deliverer import Deliverer
+from services.subscriptions.gauges import leaders_gauge
 from services.subscriptions.service.customers import Customers
 from services.subscriptions.settings import Settings
 
@@ -33,8 +33,8 @@ _UPKEEP_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _FAILURE_PAUSE_SECONDS = 5.0
 
-_WAITING = Gauge("tollkeeper_subscriptions_outbox_waiting", "Deliveries that wait")
-_WAITING_AGE = Gauge("tollkeeper_subscriptions_outbox_oldest_seconds", "Age of the oldest delivery that waits")
+_WAITING = leaders_gauge("tollkeeper_subscriptions_outbox_waiting", "Deliveries that wait")
+_WAITING_AGE = leaders_gauge("tollkeeper_subscriptions_outbox_oldest_seconds", "Age of the oldest delivery that waits")
 
 # A job does a piece of work and says whether there may be more of it right away.
 Job = Callable[[], bool]
@@ -143,4 +143,5 @@ def _lead(connection: Connection, jobs: BackgroundJobs, stop: threading.Event, p
             store.still_connected(connection)
     finally:
         jobs.stop()
+        gauges.forget()
         _log.info("no longer leading")

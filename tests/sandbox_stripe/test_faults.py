@@ -69,6 +69,18 @@ def test_without_a_key_a_lost_answer_means_two_effects(sandbox, shop):
     assert len(shop.v1.customers.list({"email": email}).data) == 2
 
 
+def test_a_fault_that_the_key_remembers_is_answered_again_and_another_key_is_free_of_it(sandbox, shop):
+    email = f"{secrets.token_hex(8)}@example.com"
+    _arm(sandbox, fault="broken", method="POST", path="/v1/customers")
+    for _ in range(2):
+        with pytest.raises(stripe.APIError) as refused:
+            shop.v1.customers.create({"email": email}, {"idempotency_key": email})
+        assert refused.value.http_status == 500
+    assert refused.value.headers["idempotent-replayed"] == "true"
+    made = shop.v1.customers.create({"email": email}, {"idempotency_key": f"{email}:2"})
+    assert [c.id for c in shop.v1.customers.list({"email": email}).data] == [made.id]
+
+
 def test_the_librarys_own_retry_survives_a_cut(sandbox, shop):
     email = f"{secrets.token_hex(8)}@example.com"
     _arm(sandbox, fault="cut", method="POST", path="/v1/customers")

@@ -73,6 +73,41 @@ def test_an_off_session_charge_uses_the_saved_card(shop):
         shop.v1.payment_methods.detach(method)
 
 
+def _invoice(shop, customer):
+    shop.v1.invoice_items.create({"customer": customer.id, "amount": 1900, "currency": "usd"})
+    made = shop.v1.invoices.create({"customer": customer.id, "pending_invoice_items_behavior": "include"})
+    return shop.v1.invoices.finalize_invoice(made.id)
+
+
+def test_credit_notes_take_first_what_is_still_to_be_paid_and_then_give_back(shop):
+    customer = shop.customer()
+    invoice = _invoice(shop, customer)
+    note = shop.v1.credit_notes.create({"invoice": invoice.id, "amount": 900})
+    assert (note.pre_payment_amount, note.type) == (900, "pre_payment")
+    assert shop.v1.invoices.pay(invoice.id).amount_paid == 1000
+    with pytest.raises(stripe.InvalidRequestError, match="must equal the post payment amount"):
+        shop.v1.credit_notes.create({"invoice": invoice.id, "amount": 500, "credit_amount": 499})
+    with pytest.raises(stripe.InvalidRequestError, match="within what is left"):
+        shop.v1.credit_notes.create({"invoice": invoice.id, "amount": 1001, "credit_amount": 1001})
+    back = {"refund_amount": 300, "credit_amount": 150, "out_of_band_amount": 50}
+    note = shop.v1.credit_notes.create({"invoice": invoice.id, "amount": 500, **back})
+    assert (note.post_payment_amount, note.refunds[0].amount_refunded, note.out_of_band_amount) == (500, 300, 50)
+    assert shop.v1.customers.retrieve(customer.id).balance == -150
+    found = shop.v1.invoices.retrieve(invoice.id)
+    assert (found.pre_payment_credit_notes_amount, found.post_payment_credit_notes_amount) == (900, 500)
+
+
+def test_invoice_that_is_credited_whole_is_paid_and_a_void_note_counts_no_more(shop):
+    invoice = _invoice(shop, shop.customer())
+    note = shop.v1.credit_notes.create({"invoice": invoice.id, "amount": 900})
+    assert shop.v1.credit_notes.void_credit_note(note.id).status == "void"
+    assert shop.v1.invoices.retrieve(invoice.id).amount_remaining == 1900
+    shop.v1.credit_notes.create({"invoice": invoice.id, "amount": 1900})
+    found = shop.v1.invoices.retrieve(invoice.id)
+    assert (found.status, found.amount_paid, found.amount_remaining) == ("paid", 0, 0)
+    assert {"invoice.paid", "invoice.payment_succeeded"} < set(shop.events_of(invoice.id))
+
+
 def test_refunds_never_exceed_the_charge(shop):
     intent = _charge(shop, shop.customer(card=None), "4242424242424242")
     first = shop.v1.refunds.create({"payment_intent": intent.id, "amount": 400, "metadata": {"why": "test"}})
@@ -287,9 +322,10 @@ def test_the_portal_does_what_its_configuration_lets_it(sandbox, shop):
     )
     assert b"Customer portal" in sandbox.call("GET", portal.url.removeprefix(sandbox.url))[1]
     assert sandbox.form(portal.url + "/cancel", {})[0] == 200
-    assert shop.v1.subscriptions.retrieve(subscription.id).cancel_at_period_end
+    ending = shop.v1.subscriptions.retrieve(subscription.id)
+    assert (ending.cancel_at_period_end, ending.cancel_at) == (False, ending["items"].data[0].current_period_end)
     sandbox.form(portal.url + "/resume", {})
-    assert not shop.v1.subscriptions.retrieve(subscription.id).cancel_at_period_end
+    assert shop.v1.subscriptions.retrieve(subscription.id).cancel_at is None
     assert sandbox.form(portal.url + "/card", {"card": "5555555555554444"})[0] == 200
     assert sandbox.form(portal.url + "/switch", {"price": large.id})[0] == 200
     found = shop.v1.subscriptions.retrieve(subscription.id, {"expand": ["latest_invoice"]})

@@ -17,6 +17,7 @@ LISTS = [
     "charges?expand[]=data.refunds",
     "refunds",
     "disputes",
+    "credit_notes",
     "balance_transactions",
     "checkout/sessions?expand[]=data.line_items",
     "billing_portal/configurations",
@@ -61,6 +62,8 @@ def filled(start_sandbox_for_module):
     )
     v1.refunds.create({"payment_intent": paid.id, "amount": 500})
     sandbox.call("POST", "/sandbox/disputes", {"charge": paid.latest_charge})
+    first = v1.invoices.list({"customer": customer.id, "status": "paid", "limit": 1}).data[0]
+    v1.credit_notes.create({"invoice": first.id, "amount": 100, "refund_amount": 60, "credit_amount": 40})
     v1.billing_portal.sessions.create({"customer": customer.id, "return_url": "http://127.0.0.1/"})
     v1.webhook_endpoints.create({"url": "http://127.0.0.1:9/none", "enabled_events": ["charge.failed"]})
     sandbox.clock = clock.id

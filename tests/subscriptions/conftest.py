@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,8 +26,10 @@ from services.subscriptions.stripe import tables as _stripe_tables  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+from subscriptions_alerts import make_sender
 from subscriptions_events import Told, publish_professional
 from subscriptions_peers import USD, FakeLedger, FakePricing, FakeProxy
+from subscriptions_receivers import Receiver
 from subscriptions_shop import Shop, publish_plans
 from subscriptions_stripe import start_stripe, stripe_in_this_process
 
@@ -267,6 +270,19 @@ def operator(served, connect):
         caller = connect(address, Role.ADMIN)
         caller.address = address
         yield caller
+
+
+@pytest.fixture
+def receiver():
+    """An endpoint of a customer's, which takes alerts."""
+    with Receiver().serve() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def sender(database, settings):
+    """`sender(**changes)`: what sends alerts, its settings changed."""
+    return partial(make_sender, database, settings)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 from sqlalchemy import Engine
 
 from services.kit.logs import get_logger
@@ -16,6 +16,7 @@ from services.subscriptions.alerts.mail import EmailSender
 from services.subscriptions.alerts.model import retry_delay_seconds
 from services.subscriptions.alerts.store import Due
 from services.subscriptions.alerts.webhooks import NotSentError, WebhookSender
+from services.subscriptions.gauges import leaders_gauge
 from services.subscriptions.settings import Settings
 
 _log = get_logger(__name__)
@@ -27,7 +28,9 @@ _RETENTION = timedelta(days=90)
 _DELETED_AT_ONCE = 1000
 
 _SENT = Counter("tollkeeper_alert_deliveries_total", "Attempts to deliver alerts", ["way", "outcome"])
-_OVERDUE = Gauge("tollkeeper_alert_overdue_seconds", "How long the longest overdue delivery of an alert has waited")
+_OVERDUE = leaders_gauge(
+    "tollkeeper_alert_overdue_seconds", "How long the longest overdue delivery of an alert has waited"
+)
 
 Send = Callable[[Due], None]
 

@@ -156,6 +156,10 @@ class LedgerClient:
             cycle_end=_moment(balance.cycle_end),
         )
 
+    def is_open(self, account_id: str) -> bool:
+        """Whether an account may spend: it is neither suspended nor closed. Raises grpc.RpcError."""
+        return self._accounts.GetAccount(ledger_pb.GetAccountRequest(account_id=account_id)).status == "open"
+
     def limits(self, account_id: str, scope: str) -> list[LimitUse]:
         """An account's limits of one scope."""
         answer = self._ledger.ListLimits(ledger_pb.ListLimitsRequest(account_id=account_id, scope=scope))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from services.kit.command import Command, CommandError
 from services.kit.errors import RemoteError
 from services.subscriptions.assembly import Subscriptions
-from services.subscriptions.service.redelivery import Redelivery
+from services.subscriptions.service.redelivery import PATIENCE_SECONDS, Redelivery
 from services.subscriptions.settings import Settings
 
 
@@ -26,6 +26,11 @@ def _run(_chosen: argparse.Namespace, settings: Callable[[], Settings]) -> int:
     finally:
         parts.close()
     sys.stdout.write(f"{done.accounts} accounts told of again, {done.waiting} deliveries wait\n")
+    if done.gave_up:
+        sys.stdout.write(
+            f"nothing arrived for {PATIENCE_SECONDS:.0f} s: ledger or proxy do not answer, or refuse (see the log); "
+            "what waits is delivered by the worker when they do, or run this again\n"
+        )
     if done.without_plan:
         sys.stdout.write(f"{done.without_plan} accounts are on plans that pricing does not have: see the log\n")
     return 1 if done.waiting or done.without_plan else 0

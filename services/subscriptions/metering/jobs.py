@@ -6,13 +6,14 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import grpc
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 from sqlalchemy import Engine
 
 from services.kit.errors import RemoteError
 from services.kit.logs import get_logger
 from services.subscriptions.clients import PlanCatalogue
 from services.subscriptions.clock import Clock
+from services.subscriptions.gauges import leaders_gauge
 from services.subscriptions.metering import report_store, store
 from services.subscriptions.metering.aggregation import EventAggregator, FeedAggregator
 from services.subscriptions.metering.counters import UseCounters
@@ -35,7 +36,7 @@ _EVENT_RETENTION = timedelta(days=36)
 # A gauge's window is a cycle, to which events may still come 35 days after its end.
 _REPORT_RETENTION = timedelta(days=70)
 
-_LAG = Gauge(
+_LAG = leaders_gauge(
     "tollkeeper_metering_lag_seconds",
     "Age of the oldest use not added up yet (emitted, proxied) and of the oldest not told to a meter (reported)",
     ["stage"],
@@ -63,6 +64,7 @@ class Upkeep:
             self._piece(lambda c: store.delete_events(c, older_than=_EVENT_RETENTION, limit=_DELETED_AT_ONCE)),
             self._piece(lambda c: report_store.delete_reports(c, older_than=_REPORT_RETENTION, limit=_DELETED_AT_ONCE)),
             self._expire(),
+            self._give_up(),
         ]
         return max(pieces) == _DELETED_AT_ONCE
 
@@ -79,6 +81,14 @@ class Upkeep:
             log = _log.error if self._reports else _log.info
             log("minutes too old to be reported", count=expired)
         return expired
+
+    def _give_up(self) -> int:
+        """Ends what would be refused for ever: a customer or a meter that is gone at Stripe does not come back."""
+        lost = self._piece(lambda c: report_store.give_up_reports(c, older_than=MAX_EVENT_AGE, limit=_DELETED_AT_ONCE))
+        if lost:
+            _EXPIRED.inc(lost)
+            _log.error("reports too old for a meter to take", count=lost)
+        return lost
 
 
 def metering_jobs(

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from prometheus_client import Gauge
 from sqlalchemy import Engine
 
 from services.kit.errors import RemoteError
 from services.kit.logs import get_logger
 from services.subscriptions import store as accounts_store
 from services.subscriptions.clock import Clock
+from services.subscriptions.gauges import leaders_gauge
 from services.subscriptions.metering import report_store, store
 from services.subscriptions.metering.feed import UsageFeed
 from services.subscriptions.metering.model import METRICS, floor_minute, in_minutes
@@ -33,12 +33,14 @@ _SETTLE = timedelta(minutes=15)
 _LEAST_SPAN = timedelta(hours=1)
 _ACCOUNTS_AT_ONCE = 100
 
-_DIFFERENCE = Gauge(
+_DIFFERENCE = leaders_gauge(
     "tollkeeper_metering_reconciliation_difference",
     "By how much figures differ, over all accounts, as last compared",
     ["against", "metric"],
 )
-_FAILED = Gauge("tollkeeper_metering_reconciliation_unanswered", "Comparisons that got no answer, as last tried")
+_FAILED = leaders_gauge(
+    "tollkeeper_metering_reconciliation_unanswered", "Comparisons that got no answer, as last tried"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -322,6 +322,19 @@ def delete_reports(connection: Connection, *, older_than: timedelta, limit: int)
     return connection.execute(statement, {"seconds": older_than.total_seconds(), "limit": limit}).rowcount
 
 
+def give_up_reports(connection: Connection, *, older_than: timedelta, limit: int) -> int:
+    """Delete reports that no meter took and none would take any more, at most `limit`; how many."""
+    statement = text(
+        """
+        DELETE FROM meter_reports WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM meter_reports
+            WHERE sent_at IS NULL AND stamped_at < now() - make_interval(secs => :seconds)
+            LIMIT :limit FOR UPDATE SKIP LOCKED))
+        """
+    )
+    return connection.execute(statement, {"seconds": older_than.total_seconds(), "limit": limit}).rowcount
+
+
 # What reconciliation compares
 
 

@@ -11,7 +11,8 @@ from tollkeeper.subscriptions.v1 import billing_service_pb2 as pb
 from tollkeeper.subscriptions.v1 import resources_pb2 as resources
 from tollkeeper.subscriptions.v1.billing_service_pb2_grpc import MeteringServiceServicer
 
-from services.kit.identity import Role, current_identity
+from services.kit.call import current_identity
+from services.kit.identity import Role
 from services.kit.refusals import Overloaded
 from services.kit.times import moment_of, timestamp
 from services.kit.validation import Violations

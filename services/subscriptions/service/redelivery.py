@@ -8,6 +8,8 @@ is higher than any told before, so that it takes the place of whatever is there.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import grpc
@@ -31,30 +33,46 @@ _TOLD_AS_IT_WAS = ("open_ledger_account", "grant_credit", "reverse_grant")
 # What a plan means. What still waits of it is not told: the ledger may know its revision from a move that is lost.
 _TERMS = ("move_cycle", "set_plan_limits", "set_entitlement")
 _ACCOUNTS_AT_ONCE = 200
+# After so long without anything arriving, ledger or proxy are away: what waits is left to the worker.
+PATIENCE_SECONDS = 60.0
 _CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)
 class Redelivered:
-    """Accounts told of again, those whose plan is not there, and deliveries that ledger or proxy have not taken yet."""
+    """Accounts told of again, those whose plan is not there, and deliveries that ledger or proxy have not taken yet.
+
+    `gave_up`: for so long as it was waited nothing arrived, though there was more to be delivered.
+    """
 
     accounts: int
     without_plan: int
     waiting: int
+    gave_up: bool = False
 
 
 class Redelivery:
     """Tells again."""
 
-    def __init__(self, engine: Engine, plans: PlanCatalogue, deliverer: Deliverer, *, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        plans: PlanCatalogue,
+        deliverer: Deliverer,
+        *,
+        clock: Clock = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine = engine
         self._plans = plans
         self._deliverer = deliverer
         self._clock = clock
+        self._monotonic = monotonic
 
     def run(self) -> Redelivered:
         """Put all of it into the outbox, an account at a time, then deliver what is due; it may be done again at will.
 
+        Ends when nothing is due any more, or nothing has arrived for `PATIENCE_SECONDS`: the worker goes on with it.
         Raises RemoteError where pricing does not answer: what was put in so far is delivered by the worker.
         """
         accounts = without_plan = 0
@@ -68,11 +86,21 @@ class Redelivery:
             if len(page) < _ACCOUNTS_AT_ONCE:
                 break
             after = page[-1].account_id
-        while self._deliverer.deliver_next():
-            pass
+        gave_up = not self._delivered()
         with self._engine.connect() as connection:
             waiting, _ = store.waiting_summary(connection)
-        return Redelivered(accounts, without_plan, waiting)
+        return Redelivered(accounts, without_plan, waiting, gave_up=gave_up and waiting > 0)
+
+    def _delivered(self) -> bool:
+        """Deliver what is due; False where nothing arrives any more, though all that waits is due again and again."""
+        arrived_at = self._monotonic()
+        while (has_arrived := self._deliverer.attempt_next()) is not None:
+            now = self._monotonic()
+            if has_arrived:
+                arrived_at = now
+            elif now - arrived_at >= PATIENCE_SECONDS:
+                return False
+        return True
 
     def _told_again(self, seen: Account) -> bool:
         """Put one account's into the outbox; False where its plan is not there, so that only its credit is told of."""

@@ -8,7 +8,7 @@ from tollkeeper.subscriptions.v1 import credits_service_pb2 as pb
 from tollkeeper.subscriptions.v1 import resources_pb2 as resources
 from tollkeeper.subscriptions.v1.credits_service_pb2_grpc import CreditsServiceServicer
 
-from services.kit.identity import current_identity
+from services.kit.call import current_identity
 from services.kit.validation import Violations
 from services.subscriptions.errors import AccountNotFound, PlanNotFound, TierNotFound
 from services.subscriptions.service.billing import Billing

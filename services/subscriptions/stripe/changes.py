@@ -31,6 +31,7 @@ from services.subscriptions.stripe.current import (
     own_item,
     subscription_view,
 )
+from services.subscriptions.stripe.ends import end_said, ends_with_period
 from services.subscriptions.stripe.invoices import preview
 from services.subscriptions.stripe.metered_items import Item, exchanged
 from services.subscriptions.stripe.moves import Move, Position, move
@@ -114,7 +115,8 @@ class PlanChanges:
         def settle() -> Settled:
             subscription = self._subscription(self._parts.customers.get(account_id))
             if not now:
-                return Settled(subscription.id, "update", {"cancel_at_period_end": True})
+                ends = ends_with_period(subscription, own_item(subscription).current_period_end)
+                return Settled(subscription.id, *(("none", {}) if ends else ("update", {"cancel_at_period_end": True})))
             # What was used and is not billed yet is billed with the end; what was paid in advance is not given back.
             return Settled(subscription.id, "cancel", {"invoice_now": bool(metered_items(subscription))})
 
@@ -204,8 +206,8 @@ class PlanChanges:
             how = _how(standing, target)
             if how is not Move.NONE:
                 params = self._moving(standing, target, how)
-            if wish.resume and subscription.cancel_at_period_end:
-                params["cancel_at_period_end"] = False
+            period_end = own_item(subscription).current_period_end
+            params |= end_said(subscription, period_end, is_taken_back=wish.resume, is_paid=how is Move.AT_ONCE)
         period_start = own_item(subscription).current_period_start if "items" in params else 0
         return Settled(subscription.id, "update" if params else "none", cast("dict[str, Any]", params), period_start)
 

@@ -134,6 +134,12 @@ def is_retryable(error: stripe.StripeError) -> bool:
     return status in (_CONFLICT, _TOO_MANY) or status >= _SERVER_FAULT
 
 
+def is_remembered(error: stripe.StripeError) -> bool:
+    """Whether a fault of Stripe's is what it answers to every repeat with this idempotency key, for a day."""
+    headers = error.headers or {}
+    return (error.http_status or 0) >= _SERVER_FAULT and headers.get("idempotent-replayed") == "true"
+
+
 def is_missing(error: stripe.StripeError) -> bool:
     """Whether the error says that there is no such object."""
     return isinstance(error, stripe.InvalidRequestError) and error.code == "resource_missing"

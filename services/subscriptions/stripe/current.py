@@ -9,10 +9,12 @@ import stripe
 
 from services.subscriptions.clients import PlanCatalogue
 from services.subscriptions.model.plan import Plan
+from services.subscriptions.stripe import objects
 from services.subscriptions.stripe.client import StripeAccess, stripe_errors
-from services.subscriptions.stripe.moves import Position
-from services.subscriptions.stripe.names import KEEPS_PLAN, KEEPS_PLAN_VERSION, KEEPS_UNTIL, NANOS_PER_CENT
-from services.subscriptions.stripe.objects import moment
+from services.subscriptions.stripe.ends import ends_with_period
+from services.subscriptions.stripe.moves import Position, is_kept
+from services.subscriptions.stripe.names import NANOS_PER_CENT
+from services.subscriptions.stripe.objects import kept_plan, moment, plan_of
 
 # Statuses of a subscription that is there: paid, to be paid, or paused. One that is `incomplete` never began.
 LIVE = frozenset({"active", "trialing", "past_due", "unpaid", "paused"})
@@ -45,19 +47,19 @@ class CurrentSubscriptions:
         self._plans = plans
 
     def find(self, customer_id: str) -> stripe.Subscription | None:
-        """The customer's newest live subscription. Raises what `stripe_errors` says."""
+        """The customer's newest live subscription to a plan of ours. Raises what `stripe_errors` says."""
         client = self._access.client
         with stripe_errors("read the subscription", customer=customer_id):
             listed = client.v1.subscriptions.list(
                 params={"customer": customer_id, "status": "all", "limit": _MOST_LOOKED_AT}
             )
-        return next((found for found in listed.data if found.status in LIVE), None)
+        return next((found for found in listed.data if found.status in LIVE and plan_of(found) is not None), None)
 
     def position(self, subscription: stripe.Subscription, now: datetime) -> Position:
         """Where it stands. Raises PlanNotFound; grpc.RpcError where pricing does not answer."""
         own = own_item(subscription)
-        kept = self._kept(subscription, now)
-        return Position(self._plan(own.price, subscription), interval_of(own), kept)
+        plan = self._plan(own.price, subscription)
+        return Position(plan, interval_of(own), self._kept(subscription, plan, now))
 
     def now_of(self, subscription: stripe.Subscription, now: datetime) -> datetime:
         """The subscription's present moment: `now`, or that of the test clock it lives by, in Stripe's test mode only.
@@ -76,19 +78,21 @@ class CurrentSubscriptions:
         said = price.metadata if "plan_version" in price.metadata else subscription.metadata
         return self._plans.version(said["plan"], int(said["plan_version"]))
 
-    def _kept(self, subscription: stripe.Subscription, now: datetime) -> Plan | None:
-        """The dearer plan that is paid for until the period ends; not any more once Stripe has begun the next one."""
-        said = subscription.metadata
-        if KEEPS_PLAN not in said or int(said[KEEPS_UNTIL]) <= now.timestamp():
+    def _kept(self, subscription: stripe.Subscription, plan: Plan, now: datetime) -> Plan | None:
+        """The dearer plan that is paid for until the period ends."""
+        said = kept_plan(subscription.metadata.to_dict())
+        if said is None or said.until <= now:
             return None
-        if int(said[KEEPS_UNTIL]) < own_item(subscription).current_period_end:
-            return None
-        return self._plans.version(said[KEEPS_PLAN], int(said[KEEPS_PLAN_VERSION]))
+        kept = self._plans.version(said.plan.plan_id, said.plan.version)
+        period_end = moment(own_item(subscription).current_period_end)
+        return kept if is_kept(kept, plan, until=said.until, period_end=period_end) else None
 
 
 def own_item(subscription: stripe.Subscription) -> stripe.SubscriptionItem:
-    """The item for the plan's own price; the others are for what is metered."""
-    return next(item for item in subscription.items.data if not is_metered(item))
+    """The item for the plan's own price."""
+    own = objects.own_item(subscription)
+    assert own is not None
+    return own
 
 
 def metered_items(subscription: stripe.Subscription) -> list[stripe.SubscriptionItem]:
@@ -129,7 +133,7 @@ def subscription_view(account_id: str, subscription: stripe.Subscription, positi
         price_nanos=(own.price.unit_amount or 0) * (own.quantity or 1) * NANOS_PER_CENT,
         period_start=moment(own.current_period_start),
         period_end=moment(own.current_period_end),
-        cancel_at_period_end=subscription.cancel_at_period_end,
+        cancel_at_period_end=ends_with_period(subscription, own.current_period_end),
         trial_end=moment(subscription.trial_end) if subscription.trial_end is not None else None,
         pending_plan_id=pending,
     )

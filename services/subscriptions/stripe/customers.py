@@ -5,17 +5,21 @@ from __future__ import annotations
 import stripe
 from sqlalchemy import Engine
 
+from services.subscriptions.clock import Clock
 from services.subscriptions.model.account import Account
 from services.subscriptions.stripe import mirror_store, names, request_store
 from services.subscriptions.stripe.client import StripeAccess, stripe_errors
+
+_KEY_SECONDS = 600
 
 
 class StripeCustomers:
     """Accounts as customers of Stripe's."""
 
-    def __init__(self, engine: Engine, access: StripeAccess) -> None:
+    def __init__(self, engine: Engine, access: StripeAccess, *, clock: Clock) -> None:
         self._engine = engine
         self._access = access
+        self._clock = clock
 
     def find(self, account_id: str) -> str | None:
         """The customer's id, None where the account has never been one."""
@@ -25,7 +29,9 @@ class StripeCustomers:
     def ensure(self, account: Account) -> str:
         """The customer's id, made now if need be. Raises what `stripe_errors` says, StripeNotConfigured.
 
-        Two that make it at once get the same one from Stripe, by the idempotency key.
+        Two that make it at once get the same one from Stripe, by the idempotency key. That is another one every ten
+        minutes: a fault of Stripe's is the answer to a key for a day, and nobody could buy anything so long. Should two
+        be made, the first that is kept here is the customer, and nothing is ever asked for the other.
         """
         known = self.find(account.account_id)
         if known is not None:
@@ -50,7 +56,9 @@ class StripeCustomers:
         }
         if account.email:
             params["email"] = account.email
-        key = names.idempotency_key(account.account_id, "customer", str(number))
+        key = names.idempotency_key(
+            account.account_id, "customer", f"{number}:{self._clock().timestamp() // _KEY_SECONDS:.0f}"
+        )
         client = self._access.client
         with stripe_errors("create a customer", account_id=account.account_id):
             return client.v1.customers.create(params=params, options={"idempotency_key": key})

@@ -27,7 +27,7 @@ from services.subscriptions.model.delivery import (
     with_promotion,
 )
 from services.subscriptions.model.plan import Plan
-from services.subscriptions.stripe import mirror_store
+from services.subscriptions.stripe import mirror_store, recharge_store
 from services.subscriptions.stripe.gathering import Seen
 from services.subscriptions.stripe.grants import (
     INVOICE,
@@ -165,6 +165,8 @@ class Effects:
         if payment is None:
             return []
         returned = dict(payment.returned) | {charge.charge_id: charge.returned_cents for charge in charges}
+        if sum(returned.values()) > sum(payment.returned.values()):
+            recharge_store.update_rule(connection, payment.account_id, armed=False)
         payment = replace(payment, returned={charge: cents for charge, cents in returned.items() if cents})
         mirror_store.update_payment(connection, payment)
         before = {part.request_id: part for part in mirror_store.parts_of(connection, source_id)}

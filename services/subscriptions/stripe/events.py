@@ -25,6 +25,9 @@ APPLIED_TYPES = frozenset(
         "charge.refunded",
         "checkout.session.async_payment_succeeded",
         "checkout.session.completed",
+        "credit_note.created",
+        "credit_note.updated",
+        "credit_note.voided",
         CUSTOMER_DELETED,
         "customer.subscription.created",
         "customer.subscription.deleted",
@@ -51,6 +54,8 @@ APPLIED_TYPES = frozenset(
 # Objects whose state is read again when an event is about them; what an event says of a subscription is found by its
 # customer, whatever the event.
 INVOICE, PAYMENT_INTENT, CHARGE, SESSION = "invoice", "payment_intent", "charge", "checkout.session"
+# An invoice of which something was credited, by its id.
+CREDITED = "credit_note"
 # Those that are about a charge, and name it.
 _OF_CHARGE = ("dispute", "refund")
 
@@ -126,6 +131,9 @@ def _reference(kind: str, object_id: str, about: dict[str, Any]) -> Reference | 
     if kind in _OF_CHARGE:
         charge_id = _id_of(about.get("charge"))
         return Reference(CHARGE, charge_id) if charge_id else None
+    if kind == CREDITED:
+        invoice_id = _id_of(about.get("invoice"))
+        return Reference(CREDITED, invoice_id) if invoice_id else None
     if kind in (INVOICE, PAYMENT_INTENT, CHARGE, SESSION) and object_id:
         return Reference(kind, object_id)
     return None

@@ -7,16 +7,17 @@ whatever order they come, and however often.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from services.subscriptions.clients import PlanCatalogue
 from services.subscriptions.errors import PlanNotFound, StripeRefused
 from services.subscriptions.model.account import DEFAULT_PLAN, Account
 from services.subscriptions.model.plan import Plan
-from services.subscriptions.stripe.events import CHARGE, INVOICE, PAYMENT_INTENT, SESSION, Reference
+from services.subscriptions.stripe.events import CHARGE, CREDITED, INVOICE, PAYMENT_INTENT, SESSION, Reference
 from services.subscriptions.stripe.grants import plans_named
 from services.subscriptions.stripe.model import PaidInvoice, PaidSource, PlanKey, ReturnedCharge, SubscriptionState
+from services.subscriptions.stripe.moves import is_kept
 from services.subscriptions.stripe.reading import MissingObjectError, StripeReader, UnreadableObjectError
 
 FREE_METERED_PLAN = "metered-free"
@@ -68,11 +69,12 @@ class Gathering:
             seen.free = self._free(seen.plans[subscription.plan])
             if subscription.kept is not None:
                 self._learn(seen, subscription.kept.plan)
+                seen.subscription = _without_what_is_kept_no_more(subscription, seen.plans)
         wanted = list(references)
         if subscription is not None and subscription.paid_invoice_id:
             wanted.append(Reference(INVOICE, subscription.paid_invoice_id))
         for reference in dict.fromkeys(wanted):
-            if reference.object_id in known and reference.kind != CHARGE:
+            if reference.object_id in known and reference.kind not in (CHARGE, CREDITED):
                 continue
             if time.monotonic() > ends:
                 seen.left.add(reference)
@@ -122,6 +124,8 @@ class Gathering:
         match reference.kind:
             case kind if kind == INVOICE:
                 self._keep(seen, self._reader.paid_invoice(reference.object_id))
+            case kind if kind == CREDITED:
+                self._keep(seen, self._reader.paid_invoice(reference.object_id), asks_for_notes=True)
             case kind if kind == PAYMENT_INTENT:
                 self._keep(seen, self._reader.paid_top_up(reference.object_id))
             case kind if kind == SESSION:
@@ -145,12 +149,22 @@ class Gathering:
             self._keep(seen, source)
             seen.returned.setdefault(source_id, []).append(charge)
 
-    def _keep(self, seen: Seen, source: PaidSource | None) -> None:
+    def _keep(self, seen: Seen, source: PaidSource | None, *, asks_for_notes: bool = False) -> None:
         if source is None:
             return
+        if isinstance(source, PaidInvoice) and (source.is_credited or asks_for_notes):
+            credited = self._reader.credited(source.invoice_id)
+            seen.returned.setdefault(source.invoice_id, []).append(credited)
         for key in plans_named(source):
             self._learn(seen, key)
         seen.sources[_source_id(source)] = source
+
+
+def _without_what_is_kept_no_more(subscription: SubscriptionState, plans: Mapping[PlanKey, Plan]) -> SubscriptionState:
+    kept = subscription.kept
+    assert kept is not None
+    still = is_kept(plans[kept.plan], plans[subscription.plan], until=kept.until, period_end=subscription.period_end)
+    return subscription if still else replace(subscription, kept=None)
 
 
 def _source_id(source: PaidSource) -> str:

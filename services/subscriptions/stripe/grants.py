@@ -11,7 +11,8 @@ lines cover ends; for a year one grant for each month, counted back from its end
 the money to the customer's balance, from which the next invoice is paid and gives credit: so its credit is taken back,
 of what is still to be granted first, then of what was, the newest first.
 
-**What was returned** (refunds, and disputes unless they are won) takes back the same share of the credit: first what is
+**What was returned** (refunds, disputes unless they are won, and credit notes, be it to the customer's balance, from
+which the next invoice is paid, or of what was still to be paid) takes back the same share of the credit: first what is
 still to be granted, the last part first, then what was granted, the last first. What comes back to us is granted again.
 """
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from prometheus_client import Gauge
 from sqlalchemy import Engine
 
 from services.subscriptions import store
 from services.subscriptions.clock import Clock, utc_now
+from services.subscriptions.gauges import leaders_gauge
 from services.subscriptions.settings import Settings
 from services.subscriptions.stripe import events_store, mirror_store
 from services.subscriptions.stripe.application import Application
@@ -18,8 +18,10 @@ _UPKEEP_SECONDS = 15.0
 _AT_ONCE = 100
 _DELETED_AT_ONCE = 1000
 
-_LAG = Gauge("tollkeeper_subscriptions_webhook_lag_seconds", "Age of the oldest Stripe event that is not applied yet")
-_FAILED = Gauge("tollkeeper_subscriptions_stripe_events_failed", "Stripe events that could not be applied")
+_LAG = leaders_gauge(
+    "tollkeeper_subscriptions_webhook_lag_seconds", "Age of the oldest Stripe event that is not applied yet"
+)
+_FAILED = leaders_gauge("tollkeeper_subscriptions_stripe_events_failed", "Stripe events that could not be applied")
 
 
 class DueGrants:

@@ -70,12 +70,16 @@ class InvoiceLine:
 
 @dataclass(frozen=True, slots=True)
 class PaidInvoice:
-    """An invoice that is paid. `amount_nanos` is its total, `lines` those for plans' own prices."""
+    """An invoice that is paid. `amount_nanos` is its total, `lines` those for plans' own prices.
+
+    `is_credited`: credit notes were issued of it.
+    """
 
     invoice_id: str
     amount_nanos: int
     paid_at: datetime
     lines: tuple[InvoiceLine, ...]
+    is_credited: bool = False
 
     @property
     def gives_back_from(self) -> datetime | None:
@@ -98,7 +102,10 @@ PaidSource = PaidInvoice | PaidTopUp
 
 @dataclass(frozen=True, slots=True)
 class ReturnedCharge:
-    """A charge, and what of it is not ours any more: refunded, or disputed and not won. In cents."""
+    """A charge, and what of it is not ours any more: refunded, or disputed and not won. In cents.
+
+    What credit notes of an invoice gave up or gave back otherwise stands in place of one more charge.
+    """
 
     charge_id: str
     returned_cents: int

@@ -15,6 +15,7 @@ a cheaper plan, by the year                     refused: the move would have to 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 
 from services.subscriptions.errors import SubscriptionUnmovable
@@ -43,6 +44,15 @@ class Position:
     def enjoyed(self) -> Plan:
         """The plan that is paid for now."""
         return self.kept or self.plan
+
+
+def is_kept(kept: Plan, plan: Plan, *, until: datetime, period_end: datetime) -> bool:
+    """Whether a dearer plan is still what the period that ends at `period_end` was paid for.
+
+    Not once Stripe has begun another period than the one it was kept for, nor once a plan that costs as much was taken
+    at Stripe's own pages, which know nothing of what is kept.
+    """
+    return plan.price_nanos < kept.price_nanos and until >= period_end
 
 
 def move(position: Position, target: Plan, interval: str) -> Move:

@@ -22,11 +22,17 @@ NANOS_PER_CENT = 10_000_000
 CURRENCY = "usd"
 
 _MAX_IDEMPOTENCY_KEY_CHARS = 255
+_PRODUCT_PREFIX = "tk_"
 
 
 def product_id(plan_id: str) -> str:
     """The product of a plan."""
-    return f"tk_{plan_id}"
+    return f"{_PRODUCT_PREFIX}{plan_id}"
+
+
+def plan_of_product(product: str) -> str:
+    """The opposite of `product_id`; empty where the product is not one of ours."""
+    return product.removeprefix(_PRODUCT_PREFIX) if product.startswith(_PRODUCT_PREFIX) else ""
 
 
 def price_key(plan_id: str, version: int, interval: str) -> str:

@@ -33,6 +33,27 @@ def plan_said(metadata: Mapping[str, Any], interval: str) -> PriceName | None:
     return PriceName(str(metadata["plan"]), int(metadata["plan_version"]), interval)
 
 
+def own_item(subscription: stripe.Subscription) -> stripe.SubscriptionItem | None:
+    """The item for the plan's own price: the first one that is called so, wherever others were put beside it.
+
+    Where somebody else made its price it is the first that is not for use; None where there is no such item.
+    """
+    fixed = [item for item in subscription.items.data if not is_metered(item.price)]
+    named = (item for item in fixed if price_name(item.price) is not None)
+    return next(named, fixed[0] if fixed else None)
+
+
+def plan_of(subscription: stripe.Subscription) -> PriceName | None:
+    """The plan version and interval that a subscription is for; None where it is for something else than a plan.
+
+    By its own price or, where somebody else made that, by the subscription's own word.
+    """
+    own = own_item(subscription)
+    if own is None or own.price.recurring is None:
+        return None
+    return price_name(own.price) or plan_said(subscription.metadata.to_dict(), own.price.recurring.interval)
+
+
 def kept_plan(metadata: Mapping[str, Any]) -> KeptPlan | None:
     """The dearer plan that a subscription's metadata says is kept; None where it says nothing of one."""
     named = (KEEPS_PLAN, KEEPS_PLAN_VERSION, KEEPS_UNTIL)

@@ -36,7 +36,7 @@ class StripeParts:
             engine,
             access,
             customers,
-            StripeCustomers(engine, access),
+            StripeCustomers(engine, access, clock=clock),
             CurrentSubscriptions(access, plans),
             PriceLookup(access),
             clock,

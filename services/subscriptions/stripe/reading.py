@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
 import stripe
 
+from services.subscriptions.errors import StripeKeyInvalid
 from services.subscriptions.stripe.client import StripeAccess, is_missing, refusal
+from services.subscriptions.stripe.ends import ends_with_period
 from services.subscriptions.stripe.events import APPLIED_TYPES, CHARGE, INVOICE, PAYMENT_INTENT, Reference
 from services.subscriptions.stripe.model import (
     FAILING,
@@ -32,6 +35,8 @@ from services.subscriptions.stripe.names import (
     PURPOSE_RECHARGE,
     PURPOSE_TOP_UP,
     PriceName,
+    plan_of_product,
+    read_price_key,
 )
 from services.subscriptions.stripe.objects import (
     id_of,
@@ -39,7 +44,8 @@ from services.subscriptions.stripe.objects import (
     is_metered,
     kept_plan,
     moment,
-    plan_said,
+    own_item,
+    plan_of,
     price_name,
 )
 from services.subscriptions.stripe.renewal_rules import READ_WITH_IT, uncollected_renewal
@@ -97,7 +103,10 @@ class StripeReader:
         return id_of(charge.customer)
 
     def subscription(self, customer_id: str) -> SubscriptionState | None:
-        """The customer's subscription: of those that are in force, else that Stripe still has, else all, the newest."""
+        """The customer's subscription: of those that are in force, else that Stripe still has, else all, the newest.
+
+        What the customer subscribes to beside our plans is left out.
+        """
         listed = self._asked(
             "read subscriptions",
             lambda client: client.v1.subscriptions.list(
@@ -109,45 +118,28 @@ class StripeReader:
                 }
             ),
         ).data
-        newest_first = sorted(listed, key=lambda found: (found.created, found.id), reverse=True)
+        named = [(found, name) for found in listed if (name := plan_of(found)) is not None]
+        newest_first = sorted(named, key=lambda one: (one[0].created, one[0].id), reverse=True)
         for statuses in _PRECEDENCE:
-            state = self._first_of_ours([found for found in newest_first if found.status in statuses])
-            if state is not None:
-                return state
-        return self._first_of_ours(newest_first)
+            for found, name in newest_first:
+                if found.status in statuses:
+                    return self._state(found, name)
+        return self._state(*newest_first[0]) if newest_first else None
 
-    def _first_of_ours(self, subscriptions: Sequence[stripe.Subscription]) -> SubscriptionState | None:
-        """The first that is of one of our plans. Where none is, and there are others, somebody has to look."""
-        unreadable: UnreadableObjectError | None = None
-        for found in subscriptions:
-            try:
-                return self._state(found)
-            except UnreadableObjectError as error:
-                unreadable = unreadable or error
-        if unreadable is not None:
-            raise unreadable
-        return None
-
-    def _state(self, found: stripe.Subscription) -> SubscriptionState:
-        own = next((item for item in found.items.data if not is_metered(item.price)), None)
-        if own is None or own.price.recurring is None:
-            raise UnreadableObjectError(f"subscription {found.id} has no item of a plan's own price")
-        name = price_name(own.price) or plan_said(found.metadata.to_dict(), own.price.recurring.interval)
-        if name is None:
-            raise UnreadableObjectError(f"subscription {found.id} is not of one of our plans")
+    def _state(self, found: stripe.Subscription, name: PriceName) -> SubscriptionState:
+        own = own_item(found)
+        assert own is not None
         newest = found.latest_invoice if isinstance(found.latest_invoice, stripe.Invoice) else None
-        period_end = moment(own.current_period_end)
-        cancel_at = moment(found.cancel_at) if found.cancel_at is not None else None
         return SubscriptionState(
             subscription_id=found.id,
             status=found.status,
             plan=PlanKey(name.plan_id, name.plan_version),
-            interval=own.price.recurring.interval,
+            interval=name.part,
             price_nanos=(own.price.unit_amount or 0) * (own.quantity or 1) * NANOS_PER_CENT,
             period_start=moment(own.current_period_start),
-            period_end=period_end,
+            period_end=moment(own.current_period_end),
             billing_anchor=moment(found.billing_cycle_anchor),
-            cancel_at_period_end=found.cancel_at_period_end or (cancel_at is not None and cancel_at <= period_end),
+            cancel_at_period_end=ends_with_period(found, own.current_period_end),
             trial_end=moment(found.trial_end) if found.trial_end is not None else None,
             failing_since=self._failing_since(found.id) if found.status == FAILING else None,
             kept=kept_plan(found.metadata.to_dict()),
@@ -189,7 +181,23 @@ class StripeReader:
             amount_nanos=invoice.total * NANOS_PER_CENT,
             paid_at=moment(paid_at),
             lines=tuple(self._lines(invoice)),
+            is_credited=bool(invoice.pre_payment_credit_notes_amount or invoice.post_payment_credit_notes_amount),
         )
+
+    def credited(self, invoice_id: str) -> ReturnedCharge:
+        """What of an invoice was given up or given back by credit notes, but for refunds: charges tell of those.
+
+        A key that may read the invoice and not its notes holds up nothing else.
+        """
+        params: stripe.params.CreditNoteListParams = {"invoice": invoice_id, "limit": _PAGE_SIZE}
+        try:
+            listed = self._asked("list credit notes", lambda client: client.v1.credit_notes.list(params))
+        except StripeKeyInvalid as error:
+            raise UnreadableObjectError(f"Stripe's key may not read the credit notes of {invoice_id}") from error
+        issued = [note for note in listed.data if note.status == "issued"]
+        cents = sum(note.pre_payment_amount + note.post_payment_amount for note in issued)
+        refunded = sum(refund.amount_refunded for note in issued for refund in note.refunds)
+        return ReturnedCharge(f"credit_notes:{invoice_id}", cents - refunded)
 
     def paid_invoices(self, customer_id: str) -> list[str]:
         """A customer's paid invoices, the newest hundred."""
@@ -228,13 +236,29 @@ class StripeReader:
 
     def _price(self, price_id: str) -> tuple[PriceName | None, bool]:
         """What a price is called (None: not one of ours), and whether it is for use."""
-        if price_id not in self._prices:
+        found = self._prices.get(price_id)
+        if found is None:
             price = self._asked("read a price", lambda client: client.v1.prices.retrieve(price_id))
+            found = price_name(price) or self._name_by_product(price), is_metered(price)
             with self._lock:
                 if len(self._prices) >= _MAX_PRICES:
                     self._prices.clear()
-                self._prices[price_id] = price_name(price), is_metered(price)
-        return self._prices[price_id]
+                self._prices[price_id] = found
+        return found
+
+    def _name_by_product(self, price: stripe.Price) -> PriceName | None:
+        """What a price is for that somebody else made of one of our products: its plan's newest version there.
+
+        Who is given another price at Stripe's dashboard pays by one that bears none of our names.
+        """
+        product_id = id_of(price.product)
+        if price.recurring is None or is_metered(price) or not plan_of_product(product_id):
+            return None
+        params: stripe.params.PriceListParams = {"product": product_id, "type": "recurring", "limit": _PAGE_SIZE}
+        listed = self._asked("list a product's prices", lambda client: client.v1.prices.list(params))
+        names = [name for beside in listed.data if (name := read_price_key(beside.lookup_key)) is not None]
+        newest = max((name for name in names if name.is_base), key=lambda name: name.plan_version, default=None)
+        return replace(newest, part=price.recurring.interval) if newest is not None else None
 
     def paid_top_up(self, payment_intent_id: str) -> PaidTopUp | None:
         """A payment, where it is for credit and has succeeded."""

@@ -21,7 +21,7 @@ from services.subscriptions.clients import LedgerClient
 from services.subscriptions.errors import AccountNotProvisioned, PaymentMethodMissing, SubscriptionsError
 from services.subscriptions.stripe import mirror_store, names, recharge_store
 from services.subscriptions.stripe.checkout import usable
-from services.subscriptions.stripe.client import is_retryable, refusal, stripe_errors
+from services.subscriptions.stripe.client import is_remembered, is_retryable, refusal, stripe_errors
 from services.subscriptions.stripe.parts import StripeParts
 from services.subscriptions.stripe.recharge_rules import (
     Decision,
@@ -39,6 +39,10 @@ _log = get_logger(__name__)
 _RETRIED_FOR = timedelta(hours=20)
 # How long a payment may take to be told of before it is asked for.
 _TOLD_WITHIN = timedelta(minutes=10)
+
+# After so long a fault that Stripe gives in answer to each repeat is no reason to wait: what it did can be seen by now.
+_DOUBTFUL_FOR = timedelta(hours=1)
+_MOST_LOOKED_AT = 100
 
 _UNDER_WAY = frozenset({"succeeded", "processing"})
 
@@ -101,6 +105,8 @@ class AutoRecharges:
                 with self._parts.engine.begin() as connection:
                     if self._is_still_so(connection, rule, bought):
                         recharge_store.update_rule(connection, rule.account_id, armed=True)
+            case Decision.BUY if not self._ledger.is_open(rule.account_id):
+                _log.info("no credit is bought for an account that may not use it", account_id=rule.account_id)
             case Decision.BUY:
                 self._buy(rule, available, bought)
             case Decision.CAPPED:
@@ -161,7 +167,10 @@ class AutoRecharges:
         with self._parts.engine.begin() as connection:
             if recharge_store.has_arrived(connection, recharge.payment_intent_id):
                 recharge_store.lock_rule(connection, recharge.account_id)
-                if recharge_store.update_recharge(connection, recharge, status="granted") and recharge.lifts:
+                payment = mirror_store.find_payment(connection, recharge.payment_intent_id)
+                is_returned = payment is not None and bool(payment.returned)
+                done = recharge_store.update_recharge(connection, recharge, status="granted")
+                if done and recharge.lifts and not is_returned:
                     recharge_store.update_rule(connection, recharge.account_id, armed=True)
                 return
         if age > _TOLD_WITHIN:
@@ -193,11 +202,32 @@ class AutoRecharges:
             made = client.v1.payment_intents.create(params=params, options={"idempotency_key": key})
         except stripe.StripeError as error:
             refused = refusal(error, "buy credit", account_id=recharge.account_id)
+            if is_remembered(error) and self._parts.clock() - recharge.created_at >= _DOUBTFUL_FOR:
+                self._settle_doubt(recharge)
+                return
             if is_retryable(error) or isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
                 raise refused from error
             self._fail(recharge, refused.message)
             return
         self._paid(recharge, made)
+
+    def _settle_doubt(self, recharge: Recharge) -> None:
+        """Look for the payment that a fault of Stripe's may have left; without one, let the next look buy anew."""
+        since = int((recharge.created_at - _DOUBTFUL_FOR).timestamp())
+        with stripe_errors("look for a payment", account_id=recharge.account_id):
+            listed = self._parts.access.client.v1.payment_intents.list(
+                params={"customer": recharge.customer_id, "created": {"gte": since}, "limit": _MOST_LOOKED_AT}
+            )
+        for made in listed.data:
+            if made.metadata.to_dict().get("request_id") == recharge.request_id:
+                self._paid(recharge, made)
+                return
+        if listed.has_more:
+            return  # it may be among those that were not read: nothing is certain
+        with self._parts.engine.begin() as connection:
+            recharge_store.lock_rule(connection, recharge.account_id)
+            if recharge_store.update_recharge(connection, recharge, status="failed", error="a fault of Stripe's"):
+                recharge_store.update_rule(connection, recharge.account_id, armed=True)
 
     def _paid(self, recharge: Recharge, made: stripe.PaymentIntent) -> None:
         if made.status not in _UNDER_WAY:

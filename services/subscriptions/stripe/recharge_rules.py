@@ -4,6 +4,9 @@ Credit is bought once for each time that the balance falls below the threshold. 
 again when the balance is seen at or above the threshold, or when the credit has arrived and was enough to lift the
 balance there: between two looks it may have been there and fallen again.
 
+What is refunded or disputed of any payment disarms it too: the balance falls by what is taken back then, and neither
+who was given money back nor who disputes a payment wants another one made.
+
 Credit that is already on its way is waited for: at a renewal the balance is without the ended cycle's credit for
 seconds, and nobody wants to buy some for that.
 """

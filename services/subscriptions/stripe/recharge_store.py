@@ -120,6 +120,6 @@ def update_recharge(connection: Connection, recharge: Recharge, **values: str) -
 
 
 def has_arrived(connection: Connection, payment_intent_id: str) -> bool:
-    """Whether the credit that a payment gives is in the ledger. By `stripe_grants_of_source`."""
+    """Whether the credit that a payment gives has been granted. By `stripe_grants_of_source`."""
     arrived = exists().where(stripe_grants.c.source_id == payment_intent_id, stripe_grants.c.granted_at.is_not(None))
     return bool(connection.execute(select(arrived)).scalar_one())

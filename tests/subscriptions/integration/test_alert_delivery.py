@@ -5,10 +5,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from functools import partial
 
 import pytest
-from subscriptions_alerts import add_endpoint, deliveries, make_due, make_sender, raise_alert, send_all
+from subscriptions_alerts import add_endpoint, deliveries, make_due, raise_alert, send_all
 from subscriptions_receivers import Receiver
 from tollkeeper.subscriptions.v1 import operator_service_pb2 as pb
 
@@ -19,17 +18,6 @@ from services.subscriptions.alerts.model import RETRY_SECONDS, signature
 @pytest.fixture(autouse=True)
 def account(operator):
     operator(operator.customers.CreateAccount, pb.CreateAccountRequest(account_id="acme"))
-
-
-@pytest.fixture
-def receiver():
-    with Receiver().serve() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def sender(database, settings):
-    return partial(make_sender, database, settings)
 
 
 def seconds_to_next(database):

@@ -2,10 +2,9 @@
 
 import email
 import email.policy
-from functools import partial
 
 import pytest
-from subscriptions_alerts import add_endpoint, deliveries, make_due, make_sender, raise_alert, send_all
+from subscriptions_alerts import add_endpoint, deliveries, make_due, raise_alert, send_all
 from subscriptions_receivers import MailServer, Receiver
 from tollkeeper.subscriptions.v1 import operator_service_pb2 as pb
 
@@ -14,11 +13,6 @@ from tollkeeper.subscriptions.v1 import operator_service_pb2 as pb
 def mail():
     with MailServer().serve() as server:
         yield server
-
-
-@pytest.fixture
-def sender(database, settings):
-    return partial(make_sender, database, settings)
 
 
 @pytest.fixture(autouse=True)

@@ -3,14 +3,13 @@
 import ssl
 import threading
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from subscriptions_alerts import add_endpoint, deliveries, make_due, make_sender, raise_alert, send_all
+from subscriptions_alerts import add_endpoint, deliveries, make_due, raise_alert, send_all
 from subscriptions_receivers import Receiver
 from tollkeeper.subscriptions.v1 import operator_service_pb2 as pb
 
@@ -22,17 +21,6 @@ from services.subscriptions.alerts.webhooks import NotSentError, WebhookSender
 @pytest.fixture(autouse=True)
 def account(operator):
     operator(operator.customers.CreateAccount, pb.CreateAccountRequest(account_id="acme"))
-
-
-@pytest.fixture
-def receiver():
-    with Receiver().serve() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def sender(database, settings):
-    return partial(make_sender, database, settings)
 
 
 def test_private_address_is_refused_unless_allowed(database, receiver, sender):

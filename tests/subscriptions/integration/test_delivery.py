@@ -16,6 +16,7 @@ import grpc
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from prometheus_client import REGISTRY
 from subscriptions_peers import USD, eventually, refusal
 from tollkeeper.subscriptions.v1 import operator_service_pb2 as pb
 
@@ -23,6 +24,7 @@ from services.kit.identity import Role
 from services.subscriptions import store
 from services.subscriptions.model.account import AccountWords
 from services.subscriptions.tables import metadata
+from services.subscriptions.worker import work_as_leader
 
 
 def words(account_id="acme", plan_id="free"):
@@ -362,6 +364,28 @@ def test_workers_take_turns_and_another_leads_when_the_leader_is_killed(start, p
     eventually(lambda: waiting(database) == 0)
     workers[0].send_signal(signal.SIGTERM)
     assert workers[0].wait(10) == 0
+
+
+def test_worker_that_leads_no_more_says_nothing_of_what_another_measures_now(parts, ledger):
+    def measured():
+        return REGISTRY.get_sample_value("tollkeeper_subscriptions_outbox_waiting")
+
+    def lags():
+        found = (metric for metric in REGISTRY.collect() if metric.name == "tollkeeper_metering_lag_seconds")
+        return [sample for metric in found for sample in metric.samples]
+
+    ledger.down = True
+    worker, stop = parts(inline_delivery_seconds=0), threading.Event()
+    worker.customers.create(words())
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work_as_leader, worker.engine, worker.background_jobs, stop)
+        try:
+            eventually(lambda: measured() and lags())
+        finally:
+            stop.set()
+        working.result(30)
+    assert measured() == 0
+    assert lags() == []
 
 
 def test_serve_told_not_to_deliver_leaves_it_to_the_worker(start, connect, ledger, database):

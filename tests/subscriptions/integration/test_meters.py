@@ -105,17 +105,6 @@ def test_event_told_twice_counts_once(reporter, told):
     eventually(lambda: counted(reporter, event) == 3, 60)
 
 
-def test_identifier_is_refused_a_second_time_without_the_idempotency_key_and_that_is_an_arrival(
-    reporter, told, monkeypatch
-):
-    event = told("api_calls", 3, START)
-    events = reporter._client.v1.billing.meter_events
-    create = type(events).create
-    monkeypatch.setattr(type(events), "create", lambda self, params, options: create(self, params))  # noqa: ARG005
-    reporter.report(event)
-    eventually(lambda: counted(reporter, event) == 3, 60)
-
-
 def test_last_is_the_value_of_the_latest_moment_whenever_it_is_told(reporter, told):
     told("user_seats", 9, START + 2 * MINUTE, sequence=1)
     event = told("user_seats", 5, START + MINUTE, sequence=2)

@@ -211,6 +211,20 @@ def test_account_on_a_plan_that_is_lost_is_named_and_holds_up_no_other(made, pee
     assert peers.proxy.entitlements["fine"].revision > revision
 
 
+def test_it_ends_while_the_ledger_is_away_however_soon_what_failed_is_due_again(made, ledger, clock, monkeypatch):
+    monkeypatch.setattr("services.subscriptions.deliverer.retry_delay_seconds", lambda *_, **__: 0.0)
+    for number in range(3):
+        create(made, "free", f"acme-{number}")
+    ledger.down = True
+    seconds = iter(range(0, 600, 10))
+    redelivery = Redelivery(made.engine, made.plans, made.deliverer, clock=clock, monotonic=lambda: next(seconds))
+    done = redelivery.run()
+    assert (done.accounts, done.gave_up, next(seconds)) == (3, True, 70)
+    assert done.waiting > 0
+    ledger.down = False
+    assert Redelivery(made.engine, made.plans, made.deliverer, clock=clock).run() == Redelivered(3, 0, 0)
+
+
 def test_command_says_what_waits_and_exits_with_1_until_nothing_does(made, settings, ledger, monkeypatch, capsys):
     create(made)
     told = settings()

@@ -148,6 +148,18 @@ def test_lost_answer_counts_once(pipeline, meters):
     assert [event.value for event in meters.events.values()] == [3]
 
 
+def test_fault_of_stripes_holds_a_report_up_no_longer_than_it_lasts(pipeline, meters):
+    """Stripe gives its first answer to an idempotency key for a day, a fault too: by then the invoice is final."""
+    pipeline.create()
+    pipeline.emit("api_calls", 3, ago(minutes=5))
+    meters.breaks = 1
+    pipeline.report()
+    assert meters.total("cus_acme", "api_calls") == 0
+    pipeline.due_again()
+    pipeline.report()
+    assert meters.total("cus_acme", "api_calls") == 3
+
+
 def test_crash_between_send_and_note_counts_once(pipeline, meters, monkeypatch):
     class Killed(BaseException):
         pass
@@ -206,6 +218,19 @@ def test_attempt_that_nobody_can_tell_about_is_not_repeated(pipeline, meters, da
     assert [event.value for event in meters.events.values()] == [1000]
     ((error,),) = database.rows("SELECT last_error FROM meter_reports")
     assert error.startswith("in doubt")
+
+
+def test_report_that_no_meter_takes_is_given_up_when_none_would_any_more(pipeline, meters, database, capsys):
+    pipeline.create()
+    pipeline.emit("api_calls", 3, ago(minutes=5))
+    meters.down = True
+    pipeline.report()
+    pipeline.upkeep()
+    assert database.rows("SELECT count(*) FROM meter_reports") == [(1,)]
+    database.rows("UPDATE meter_reports SET stamped_at = stamped_at - interval '35 days'")
+    pipeline.upkeep()
+    assert database.rows("SELECT count(*) FROM meter_reports") == [(0,)]
+    assert "reports too old for a meter to take" in capsys.readouterr().out
 
 
 def test_two_senders_send_each_report_once(settings, clock, meters, pricing):

@@ -15,6 +15,18 @@ CENT = 10_000_000
 # Plan changes
 
 
+def move_down(told):
+    """Subscribe to the dearer plan, and move to the cheaper one when what was paid for ends."""
+    told.start_clock()
+    made = told.subscribed("professional")
+    ends = told.period_end(made)
+    told.move(
+        made, "starter", proration_behavior="none",
+        metadata={"plan": "starter", "keeps_plan": "professional", "keeps_plan_version": "1", "keeps_until": str(ends)},
+    )  # fmt: skip
+    told.settle()
+
+
 def test_upgrade_mid_cycle_keeps_paid_credits_and_adds_what_was_paid(told):
     told.start_clock()
     made = told.subscribed()
@@ -38,14 +50,7 @@ def test_upgrade_that_is_not_paid_gives_nothing(told):
 
 
 def test_cheaper_plan_comes_when_what_was_paid_for_ends(told):
-    told.start_clock()
-    made = told.subscribed("professional")
-    ends = told.period_end(made)
-    told.move(
-        made, "starter", proration_behavior="none",
-        metadata={"plan": "starter", "keeps_plan": "professional", "keeps_plan_version": "1", "keeps_until": str(ends)},
-    )  # fmt: skip
-    told.settle()
+    move_down(told)
     paid = told.credit()
     assert told.standing() == PROFESSIONAL
     assert told.database.rows("SELECT plan_id, pending_plan_id FROM subscriptions") == [("professional", "starter")]
@@ -56,14 +61,7 @@ def test_cheaper_plan_comes_when_what_was_paid_for_ends(told):
 
 
 def test_cheaper_plan_comes_by_the_clock_though_no_event_tells(told):
-    told.start_clock()
-    made = told.subscribed("professional")
-    ends = told.period_end(made)
-    told.move(
-        made, "starter", proration_behavior="none",
-        metadata={"plan": "starter", "keeps_plan": "professional", "keeps_plan_version": "1", "keeps_until": str(ends)},
-    )  # fmt: skip
-    told.settle()
+    move_down(told)
     told.later(days=31, hours=2)
     told.tick()
     assert told.standing() == STARTER

@@ -184,6 +184,34 @@ def test_purchase_tried_again_after_a_fault_is_charged_once(shop, acme, job, fau
     assert (job.purchases(), acme.charged()) == ([("paid", 20)], [500, 2000])
 
 
+@pytest.mark.parametrize("is_paid", [False, True])
+def test_fault_that_stripe_remembers_ends_when_it_is_certain_whether_it_was_paid(shop, acme, job, clock, is_paid):
+    acme.set_recharge(threshold=10, amount=20)
+    job.has(3)
+    shop.sandbox.fault("broken", PAYMENTS)
+    job.look(3)
+    assert (job.purchases(), acme.charged()) == ([("pending", 20)], [500])
+    if is_paid:  # for all that the fault said
+        pay_as_the_job_does(shop, acme, job)
+    clock.forward(timedelta(hours=1))
+    job.look(2)
+    assert acme.charged() == [500, 2000]
+    assert (job.purchases()[-1], job.is_on(), job.alerts()) == (("paid", 20), True, [])
+
+
+def pay_as_the_job_does(shop, acme, job):
+    """The payment of the purchase under way, as Stripe may have made it before it failed to say so."""
+    ((request_id, method),) = job.database.rows(
+        "SELECT request_id, payment_method_id FROM recharges WHERE account_id = :a", a=acme.account_id
+    )
+    shop.sandbox.v1.payment_intents.create(
+        {
+            "amount": 2000, "currency": "usd", "customer": acme.customer_id, "payment_method": method, "confirm": True,
+            "off_session": True, "metadata": {"purpose": "auto_recharge", "request_id": request_id},
+        }
+    )  # fmt: skip
+
+
 def test_process_that_dies_after_paying_is_taken_over_and_charges_once(shop, acme, job, parts):
     acme.set_recharge(threshold=10, amount=20)
     job.has(1)
@@ -285,6 +313,18 @@ def test_ledger_that_is_away_is_waited_for(acme, job, ledger):
     assert job.purchases() == [("paid", 20)]
 
 
+@pytest.mark.parametrize("status", ["suspended", "closed"])
+def test_account_that_the_ledger_has_stopped_buys_nothing_until_it_is_open_again(acme, job, status):
+    acme.set_recharge(threshold=10, amount=20)
+    job.has(3)
+    job.book["status"] = status
+    job.look(2)
+    assert (job.purchases(), acme.charged()) == ([], [500])
+    job.book["status"] = "open"
+    job.look()
+    assert acme.charged() == [500, 2000]
+
+
 def test_rule_that_is_off_buys_nothing(acme, job):
     acme.set_recharge(threshold=10, amount=20)
     acme.set_recharge(threshold=10, amount=20, enabled=False)
@@ -318,6 +358,34 @@ def test_credit_that_was_bought_arrives_once(told, ledger, database):
     told.tell(told.stripe.events(type="payment_intent.succeeded"))
     told.apply()
     assert told.credit() == 25 * USD
+
+
+@pytest.mark.parametrize("is_settled", [True, False])
+@pytest.mark.parametrize("how", ["refund", "dispute"])
+def test_payment_that_is_returned_is_not_made_again(told, ledger, database, how, is_settled):
+    """The balance falls by what we took back: nobody has used that, and whoever disputes a payment wants no other."""
+    told.customer()
+    told.buy(cents=500)
+    told.settle()
+    job = Job(told.parts, ledger, database, "acme")
+    job.recharges.set(RechargeRule("acme", True, 11 * USD, 20 * USD, 0, True))
+    job.look()
+    told.settle()
+    job.look(2 if is_settled else 0)
+    if how == "refund":
+        told.refund(told.charge())
+    else:
+        told.stripe.dispute(told.charge().id)
+    told.settle()
+    assert told.credit() == 5 * USD
+    job.look(5)
+    assert (job.purchases(), job.is_on()) == ([("granted", 20)], True)
+    told.buy(cents=1500)  # of the customer's own accord: the next fall brings a purchase
+    told.settle()
+    job.look()
+    ledger.books["acme"]["cycle_spent"] = 15 * USD
+    job.look()
+    assert job.purchases() == [("granted", 20), ("paid", 20)]
 
 
 # The rule

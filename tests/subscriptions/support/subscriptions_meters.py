@@ -35,6 +35,7 @@ class FakeMeters:
         self.replies = {}
         self.requests = 0
         self.down = False
+        self.breaks = 0  # answer 500 to so many events without counting them, and the same to a repeat with the key
         self.lost_answers = 0  # count an event, but answer 500, so many times
         self.keeps_idempotency_keys = True
         self.forgets_identifiers = False  # as Stripe may, a day later
@@ -91,7 +92,9 @@ class FakeMeters:
                 int(form["payload[value]"][0]),
                 int(form["timestamp"][0]),
             )
-            reply = self._counted(event)
+            breaks = self.breaks > 0
+            self.breaks -= breaks
+            reply = _error(500, "api_error", "broken") if breaks else self._counted(event)
             self.replies[key] = reply
             lost = reply[0] == 200 and self.lost_answers > 0
             self.lost_answers -= lost

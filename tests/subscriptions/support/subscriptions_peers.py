@@ -76,9 +76,9 @@ class Peer:
             server.stop(0).wait()
 
 
-def refusal(code, reason):
+def refusal(code, reason, **metadata):
     detail = any_pb2.Any()
-    detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="tollkeeper.ledger"))
+    detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="tollkeeper.ledger", metadata=metadata))
     return status_pb2.Status(code=code.value[0], message=reason.lower(), details=[detail])
 
 
@@ -113,7 +113,7 @@ class FakeLedger(
                 self.books[request.account_id] = {
                     "words": words, "keys": {}, "limits": {}, "grants": [], "cycle_spent": 0, "held": 0, "used": {},
                     "anchor": request.cycle_anchor.ToDatetime(tzinfo=UTC), "cycle_start": None, "reversals": [],
-                    "left": {},
+                    "left": {}, "status": "open",
                 }  # fmt: skip
             return ledger_resources.Account(account_id=request.account_id)
 
@@ -165,7 +165,7 @@ class FakeLedger(
         if not replayed:
             if not 0 < request.amount_nanos <= left:
                 return ledger_pb.OperationResult(
-                    error=refusal(grpc.StatusCode.FAILED_PRECONDITION, "REVERSAL_TOO_LARGE")
+                    error=refusal(grpc.StatusCode.FAILED_PRECONDITION, "REFUND_EXCEEDS_ORIGINAL", leftNanos=str(left))
                 )
             book["left"][request.transaction_id] -= request.amount_nanos
             book["reversals"].append(request)
@@ -177,6 +177,11 @@ class FakeLedger(
             book["anchor"] = request.account.cycle_anchor.ToDatetime(tzinfo=UTC)
             self.applied.append((request.account.account_id, request.request_id))
         return ledger_pb.OperationResult(account=request.account, replayed=replayed)
+
+    def GetAccount(self, request, context):
+        with self.call("GetAccount", request, context):
+            status = self.books[request.account_id]["status"]
+            return ledger_resources.Account(account_id=request.account_id, status=status)
 
     def GetBalance(self, request, context):
         with self.call("GetBalance", request, context):

@@ -88,11 +88,6 @@ class StripeSandbox:
 
     # Events
 
-    def send_to(self, url, types=("*",)):
-        """Have events of these types sent to an endpoint; the secret that they are signed with."""
-        made = self.v1.webhook_endpoints.create({"url": url, "enabled_events": list(types)})
-        return made.secret
-
     def events(self, **wanted):
         """Every event, oldest first."""
         return list(self.v1.events.list({"limit": 100, **wanted}).auto_paging_iter())[::-1]

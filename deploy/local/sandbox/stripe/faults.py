@@ -13,8 +13,9 @@ from .refusal import Obj
 
 _LONGEST_OUTAGE_SECONDS: Final = 3600.0
 _LONGEST_DELAY_MS: Final = 600_000
-# What a fault may be: a status without effect; silence, or a connection that breaks, before or after the effect.
-KINDS: Final = ("status", "hang", "hang-after", "cut", "cut-before", "slow")
+# What a fault may be: a status without effect, which the idempotency key forgets, or a 500, which it remembers;
+# silence, or a connection that breaks, before or after the effect.
+KINDS: Final = ("status", "broken", "hang", "hang-after", "cut", "cut-before", "slow")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,6 +17,7 @@ PREFIXES: Final = {
     "billing_portal.session": "bps",
     "charge": "ch",
     "checkout.session": "cs_test",
+    "credit_note": "cn",
     "customer": "cus",
     "customer_balance_transaction": "cbtxn",
     "dispute": "du",

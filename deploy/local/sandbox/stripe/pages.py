@@ -183,7 +183,8 @@ def _cancel(world: World, subscription: Obj, feature: Obj, ends: bool) -> None: 
         return
     now = world.now(subscription["test_clock"])
     with change(world, "subscription", subscription["id"], "customer.subscription.updated") as edited:
-        edited["cancel_at_period_end"] = ends
+        # Source: docs.stripe.com/billing/subscriptions/billing-mode/compare, "Cancellations in the Customer Portal".
+        edited["cancel_at_period_end"] = False
         edited["cancel_at"] = subscription["_period_end"] if ends else None
         edited["canceled_at"] = now if ends else None
         edited["cancellation_details"]["reason"] = "cancellation_requested" if ends else None

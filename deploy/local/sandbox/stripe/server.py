@@ -147,7 +147,8 @@ class SandboxStripe:
             fault = self._faults.for_request(request.method, path)
             if fault is not None and (stopped := await self._before(request, fault, headers)) is not None:
                 return stopped
-            status, body, replayed = self._carry_out(request, path, raw, request_id, key)
+            breaks = fault is not None and fault.kind == "broken"
+            status, body, replayed = self._carry_out(request, path, raw, request_id, key, breaks=breaks)
             if replayed:
                 headers["idempotent-replayed"] = "true"
             self._deliverer.wake()
@@ -187,9 +188,12 @@ class SandboxStripe:
                 return
 
     def _carry_out(
-        self, request: web.Request, path: str, raw: bytes, request_id: str, key: str | None
+        self, request: web.Request, path: str, raw: bytes, request_id: str, key: str | None, *, breaks: bool = False
     ) -> tuple[int, Obj, bool]:
-        """Status and body of a request's answer, and whether it was given before; its effects are kept or undone."""
+        """Status and body of a request's answer, and whether it was given before; its effects are kept or undone.
+
+        With `breaks` it is a 500 without effect: the answer to the idempotency key from then on, as at Stripe.
+        """
         world = self.world(request_id, key)
         try:
             self._require_key(request, path, world)
@@ -204,7 +208,7 @@ class SandboxStripe:
                 first = idempotency.replay(world.transaction, key, seen, path, time.time())
                 if first is not None:
                     return *first, True
-            status, body = _operate(world, route, ids, path, given)
+            status, body = _broken() if breaks else _operate(world, route, ids, path, given)
             if key is not None:
                 idempotency.keep(world.transaction, key, seen, path, status=status, body=body, now=time.time())
             world.transaction.commit()
@@ -240,6 +244,11 @@ def _operate(world: World, route: Route, ids: tuple[str, ...], path: str, given:
             raise
         return refusal.status, refusal.body()
     return HTTPStatus.OK, answer(world, result, params.get("expand", ()))
+
+
+def _broken() -> tuple[int, Obj]:
+    words = "SANDBOX: an armed fault: an error on Stripe's side, which the idempotency key remembers."
+    return HTTPStatus.INTERNAL_SERVER_ERROR, Refusal(500, words, kind="api_error").body()
 
 
 def _find(method: str, path: str) -> tuple[Route, tuple[str, ...]]:

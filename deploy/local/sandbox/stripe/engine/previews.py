@@ -24,7 +24,7 @@ def foresee(world: World, identifier: str) -> Obj | None:
     """The invoice that the next period will begin with, as things stand; None where there will be none."""
     scratch = world.scratch()
     found = scratch.get("subscription", identifier)
-    if found["status"] in standing.ENDED or found["cancel_at_period_end"]:
+    if found["status"] in standing.ENDED or subscriptions.ends_with_period(found):
         return None
     made = subscriptions.renewal(scratch, identifier, found["_period_end"])
     return as_preview(made, period_end=found["_period_end"])

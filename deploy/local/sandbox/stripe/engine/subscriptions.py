@@ -220,7 +220,7 @@ def _plan(world: World, subscription: Obj) -> None:
     world.schedule("renew", identifier, end, clock)
     world.unschedule("upcoming", identifier)
     notice = end - world.settings.upcoming_days * _DAY
-    if notice > subscription["_period_start"] and not subscription["cancel_at_period_end"]:
+    if notice > subscription["_period_start"] and not ends_with_period(subscription):
         world.schedule("upcoming", identifier, max(notice, now), clock)
     world.unschedule("trial_will_end", identifier)
     if subscription["status"] == "trialing" and subscription["trial_end"] is not None:
@@ -228,6 +228,12 @@ def _plan(world: World, subscription: Obj) -> None:
     world.unschedule("cancel", identifier)
     if subscription["cancel_at"] is not None and subscription["cancel_at"] != end:
         world.schedule("cancel", identifier, subscription["cancel_at"], clock)
+
+
+def ends_with_period(subscription: Obj) -> bool:
+    """Whether there is no period after the present one, whichever way that was said."""
+    cancel_at = subscription["cancel_at"]
+    return bool(subscription["cancel_at_period_end"] or (cancel_at and cancel_at <= subscription["_period_end"]))
 
 
 def plan(world: World, subscription: str) -> None:
@@ -301,7 +307,7 @@ def _renew(world: World, identifier: str, due: int) -> None:
     found = world.find("subscription", identifier)
     if found is None or found["status"] in (*standing.ENDED, "incomplete", "paused"):
         return
-    if found["cancel_at_period_end"] or (found["cancel_at"] is not None and found["cancel_at"] <= due):
+    if ends_with_period(found):
         bill_rest(world, identifier)
         standing.end(world, identifier, reason="cancellation_requested")
         return

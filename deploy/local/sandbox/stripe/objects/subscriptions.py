@@ -287,18 +287,23 @@ def _update_fields(world: World, found: Obj, params: Obj) -> None:
 
 
 def _update_end(edited: Obj, params: Obj, now: int) -> None:
+    """The helpers of `cancel_at` are moments at once, and say nothing of periods; it is taken back as it was set.
+
+    Source: docs.stripe.com/changelog/basil/2025-05-28/cancel-at-enums.
+    """
     end = edited["_period_end"]
     wanted = params.get("cancel_at")
-    if params.get("cancel_at_period_end") is True or wanted in ("min_period_end", "max_period_end"):
-        edited |= {"cancel_at_period_end": True, "cancel_at": end, "canceled_at": now}
+    by_period = params.get("cancel_at_period_end")
+    if by_period is True or wanted in ("min_period_end", "max_period_end"):
+        edited |= {"cancel_at_period_end": by_period is True, "cancel_at": end, "canceled_at": now}
         edited["cancellation_details"]["reason"] = "cancellation_requested"
     elif isinstance(wanted, int):
         if wanted <= now:
             raise invalid("`cancel_at` must be in the future.", "cancel_at")
-        edited |= {"cancel_at_period_end": wanted == end, "cancel_at": wanted, "canceled_at": now}
+        edited |= {"cancel_at_period_end": False, "cancel_at": wanted, "canceled_at": now}
         edited["cancellation_details"]["reason"] = "cancellation_requested"
         edited["_cancel_prorates"] = params.get("proration_behavior", "create_prorations") != "none"
-    elif params.get("cancel_at_period_end") is False or wanted == "":
+    elif (by_period is False and edited["cancel_at_period_end"]) or wanted == "":
         edited |= {"cancel_at_period_end": False, "cancel_at": None, "canceled_at": None}
         edited["cancellation_details"] |= {"reason": None, "comment": None, "feedback": None}
 
