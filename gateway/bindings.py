@@ -15,7 +15,7 @@ from google.protobuf import descriptor_pb2
 from tollkeeper.type.v1 import access_pb2
 
 _PACKAGE = re.compile(r"tollkeeper\.(?P<service>[a-z]+)\.v\d+")
-_VARIABLE = re.compile(r"\{[^{}=]+(?:=(?P<segments>[^{}]+))?\}")
+_VARIABLE = re.compile(r"\{(?P<field>[^{}=]+)(?:=(?P<segments>[^{}]+))?\}")
 _VERBS = ("get", "put", "post", "delete", "patch")
 
 
@@ -59,6 +59,12 @@ class Binding:
     def path_regex(self) -> str | None:
         """What a path has to match as a whole, or None where the template has no variable and is itself the path."""
         return path_regex(self.template)
+
+    @property
+    def fields_taken(self) -> frozenset[str]:
+        """The request's fields that the path names, or the body is where it is one field: a query may not name them."""
+        named = {match["field"].partition(".")[0] for match in _VARIABLE.finditer(self.template)}
+        return frozenset(named | {self.body} - {"", "*"})
 
     @property
     def refuses_query(self) -> bool:

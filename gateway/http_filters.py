@@ -28,7 +28,7 @@ _AUTHORIZATION = "envoy.filters.http.ext_authz"
 _REFUSALS = "envoy.filters.http.lua"
 _FIELDS = "tollkeeper.fields"
 _QUERY_KEY = "tollkeeper.query_key"
-_NO_QUERY = "tollkeeper.no_query"
+_QUERY_FIELDS = "tollkeeper.query_fields"
 _API_TRANSCODER = "tollkeeper.transcoder.api"
 _WIRE_TRANSCODER = "tollkeeper.transcoder.wire"
 
@@ -59,7 +59,7 @@ def chain(bindings: Sequence[Binding], contracts: bytes) -> list[Json]:
         # Scripts are the dearest of the filters by far, so a route switches on the one that it needs.
         {"name": _QUERY_KEY, "typed_config": _script("query_key.lua"), "disabled": True},
         {"name": _REFUSALS, "typed_config": _script("refusals.lua")},
-        {"name": _NO_QUERY, "typed_config": _script("no_query.lua"), "disabled": True},
+        {"name": _QUERY_FIELDS, "typed_config": _script("query_fields.lua"), "disabled": True},
         {
             "name": "envoy.filters.http.body_size_limit",
             "typed_config": {
@@ -92,7 +92,7 @@ def chain(bindings: Sequence[Binding], contracts: bytes) -> list[Json]:
 def _script(name: str) -> Json:
     return {
         "@type": _FILTERS + "lua.v3.Lua",
-        "default_source_code": {"inline_string": (_LUA / "json.lua").read_text() + (_LUA / name).read_text()},
+        "default_source_code": {"inline_string": (_LUA / "text.lua").read_text() + (_LUA / name).read_text()},
     }
 
 
@@ -160,7 +160,7 @@ def on_an_rpc(binding: Binding, fields: Mapping[str, object] | None, *, key_in_q
     return {
         _REFUSALS: _speaking(binding.wire),
         **({_QUERY_KEY: _switched(on=True)} if key_in_query else {}),
-        **({_NO_QUERY: _switched(on=True)} if binding.refuses_query else {}),
+        **_query_checked(binding),
         (_API_TRANSCODER if api else _WIRE_TRANSCODER): _switched(on=True),
         **({} if fields is None else {_FIELDS: _switched(on=True, config=_with_context(fields))}),
         **({} if authorized_here else {_AUTHORIZATION: _unauthorized()}),
@@ -179,6 +179,16 @@ def on_refused_grpc() -> Json:
         _REFUSALS: _switched(on=False),
         _AUTHORIZATION: _unauthorized(),
     }
+
+
+def _query_checked(binding: Binding) -> Json:
+    """Switches on `filters/query_fields.lua` where a query could say again, and otherwise, what path or body say."""
+    if binding.refuses_query:
+        return {_QUERY_FIELDS: _switched(on=True)}
+    if not binding.fields_taken:
+        return {}
+    taken = {name.replace("_", "").lower(): True for name in sorted(binding.fields_taken)}
+    return {_QUERY_FIELDS: _switched(on=True, config=_with_context({"taken": taken}))}
 
 
 def _without_key_in_query(wire: Wire) -> Json:

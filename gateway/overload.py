@@ -11,13 +11,16 @@ Json = dict[str, Any]
 _MONITORS = "envoy.resource_monitors."
 _MONITOR_TYPES = "type.googleapis.com/envoy.extensions.resource_monitors."
 _HEAP = _MONITORS + "fixed_heap"
+# What tells how much a call holds begins to count there; smaller ones are never cut off for it.
+_COUNTED_FROM_POWER_OF_TWO = 20
 _TIMERS = "type.googleapis.com/envoy.config.overload.v3.ScaleTimersOverloadActionConfig"
 
 
 def overload_manager(options: Options) -> Json:
     """Envoy's `overload_manager`: shares of `max_heap_bytes` at which it acts, and the bound on connections."""
     return {
-        "refresh_interval": "0.25s",
+        # What comes between two looks at the heap is let in.
+        "refresh_interval": "0.1s",
         "resource_monitors": [
             {
                 "name": _HEAP,
@@ -46,16 +49,33 @@ def overload_manager(options: Options) -> Json:
                     ],
                 },
             },
+            # A body is whole before anybody asks whose it is, so a few connections could fill the heap: those that hold
+            # most go. (Envoy knows that of HTTP/2 only.)
+            {
+                "name": "envoy.overload_actions.reset_high_memory_stream",
+                "triggers": [{"name": _HEAP, "scaled": {"scaling_threshold": 0.85, "saturation_threshold": 0.95}}],
+            },
             _at(0.90, "shrink_heap"),
             _at(0.92, "disable_http_keepalive"),
             _at(0.95, "stop_accepting_connections"),
             _at(0.98, "stop_accepting_requests"),
         ],
+        # At last nothing is read any more, of what began before either: who sends then is cut off.
+        "loadshed_points": [
+            _shed(0.99, "http1_server_abort_dispatch"),
+            _shed(0.99, "http2_server_go_away_and_close_on_dispatch"),
+        ],
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": _COUNTED_FROM_POWER_OF_TWO},
     }
 
 
 def _at(share: float, action: str) -> Json:
-    return {
-        "name": f"envoy.overload_actions.{action}",
-        "triggers": [{"name": _HEAP, "threshold": {"value": share}}],
-    }
+    return {"name": f"envoy.overload_actions.{action}", "triggers": [_heap_over(share)]}
+
+
+def _shed(share: float, point: str) -> Json:
+    return {"name": f"envoy.load_shed_points.{point}", "triggers": [_heap_over(share)]}
+
+
+def _heap_over(share: float) -> Json:
+    return {"name": _HEAP, "threshold": {"value": share}}

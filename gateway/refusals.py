@@ -27,7 +27,12 @@ class Refusal:
 DEADLINE = Refusal(504, code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "The service did not answer in time.")
 REFUSALS = (
     Refusal(400, code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", "%LOCAL_REPLY_BODY%"),
-    Refusal(404, code_pb2.NOT_FOUND, "ROUTE_NOT_FOUND", "There is nothing at this path."),
+    Refusal(
+        404,
+        code_pb2.NOT_FOUND,
+        "ROUTE_NOT_FOUND",
+        "There is nothing at this path. Model calls are below /v1, all else below /api; /openapi.json lists them.",
+    ),
     Refusal(405, code_pb2.UNIMPLEMENTED, "METHOD_NOT_ALLOWED", "This path does not take this method."),
     Refusal(408, code_pb2.DEADLINE_EXCEEDED, "REQUEST_TIMEOUT", "The request did not arrive in time."),
     Refusal(413, code_pb2.INVALID_ARGUMENT, "REQUEST_TOO_LARGE", "The request body is over 10 MiB."),
@@ -70,8 +75,11 @@ def _mapper(condition: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _grpc_refused() -> dict[str, Any]:
-    """A native gRPC call; Envoy makes its answer of the bare words. What is transcoded has a route, so is no 404."""
-    grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc", "ignore_case": True}}
+    """A native gRPC call, as Envoy knows one: it makes its answer of the bare words. gRPC-Web is none, and gets JSON.
+
+    What is transcoded has a route, so is no 404.
+    """
+    grpc = {"name": "content-type", "string_match": {"safe_regex": {"regex": r"application/grpc(\+.*)?"}}}
     return {"and_filter": {"filters": [_status_is(404), {"header_filter": {"header": grpc}}]}}
 
 

@@ -9,6 +9,9 @@
 -- must be stays the transcoder's to say.
 
 local MAX_DEPTH = 64
+-- Of a body's values, members' and elements' alike: reading them holds up every other call of the same thread. The most
+-- that a call takes, ten thousand prices, has a third of it.
+local MAX_VALUES = 1000000
 local MAX_NAMED = 20
 
 local walk
@@ -54,9 +57,10 @@ local function elements(json, at, fields, search, path, depth)
   return nil
 end
 
--- The value at `at`: the position after it, or nil where this is no JSON, or too deep to say.
+-- The value at `at`: the position after it, or nil where this is no JSON, or too deep or too much to say.
 function walk(json, at, fields, search, path, depth)
-  if depth > MAX_DEPTH then return nil end
+  search.values = search.values + 1
+  if depth > MAX_DEPTH or search.values > MAX_VALUES then return nil end
   local byte = json:byte(at)
   if byte == 123 then return members(json, at, fields, search, path, depth) end
   if byte == 91 then return elements(json, at, fields, search, path, depth) end
@@ -102,10 +106,12 @@ function envoy_on_request(handle)
   local body = handle:body()
   if body == nil or body:length() == 0 then return end
   local json = body:getBytes(0, body:length())
-  local search = { messages = messages, unknown = {} }
+  local search = { messages = messages, unknown = {}, values = 0 }
   local start = json:find("%S")
   local stop = start and walk(json, start, messages[root], search, "", 0)
-  if stop == nil or json:find("%S", stop) then
+  if search.values > MAX_VALUES then
+    refuse(handle, "The body has more than " .. MAX_VALUES .. " values.", "")
+  elseif stop == nil or json:find("%S", stop) then
     refuse(handle, "The body is not JSON, or too deep.", "")
   elseif #search.unknown > 0 then
     refuse_unknown(handle, search.unknown)

@@ -1,10 +1,6 @@
 -- Owns the key in a query, as Google's own documentation writes it (`?key=…`): it is taken out before anything can log it
 -- or pass it on, and is the call's `x-goog-api-key` where there is no other.
 
-local function unescape(text)
-  return (text:gsub("%%(%x%x)", function(digits) return string.char(tonumber(digits, 16)) end))
-end
-
 function envoy_on_request(handle)
   local headers = handle:headers()
   local path = headers:get(":path")

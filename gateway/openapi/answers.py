@@ -42,6 +42,10 @@ _COST = {
         ("x-tollkeeper-cost-credits", "CostCredits"),
         ("x-tollkeeper-credits-remaining", "CreditsRemaining"),
         ("x-tollkeeper-request-id", "CallId"),
+        ("x-quota-metric", "QuotaMetric"),
+        ("x-quota-limit", "QuotaLimit"),
+        ("x-quota-remaining", "QuotaRemaining"),
+        ("x-quota-reset", "QuotaReset"),
     )
 }
 HEADERS: dict[str, Json] = {
@@ -50,6 +54,13 @@ HEADERS: dict[str, Json] = {
     "CostCredits": {"description": "What the call cost, in credits; not on streams.", "schema": {"type": "string"}},
     "CreditsRemaining": {"description": "What is left, in credits; not on streams.", "schema": {"type": "string"}},
     "CallId": {"description": "Names the call in usage records.", "schema": {"type": "string"}},
+    "QuotaMetric": {
+        "description": "`llm_tokens` or `api_calls`: of the plan's quotas the one nearest to its end, if any.",
+        "schema": {"type": "string"},
+    },
+    "QuotaLimit": {"description": "What of it may be used in a cycle.", "schema": {"type": "string"}},
+    "QuotaRemaining": {"description": "What is left of it; on streams as of their hold.", "schema": {"type": "string"}},
+    "QuotaReset": {"description": "When the next cycle begins, in seconds since 1970.", "schema": {"type": "string"}},
 }
 
 _TEXT = {"type": "string"}

@@ -48,13 +48,6 @@ def secrets(tmp_path_factory):
     return str(folder)
 
 
-MORE = {
-    "traces": render.Address("collector", 4317),
-    "metrics": render.Address("0.0.0.0", 9902),
-    "trusted_hops": 2,
-}
-
-
 def test_every_shipped_file_is_valid():
     for folder in ("deploy", "gateway"):
         for path in sorted((REPOSITORY / folder).rglob("envoy*.*")):

@@ -110,6 +110,15 @@ def test_native_grpc_on_a_rest_path_does_not_pass_either(gateway, services):
     assert services.calls == []
 
 
+@pytest.mark.parametrize("kind", ["application/grpc-web+proto", "application/grpc-web-text", "Application/gRPC"])
+@pytest.mark.parametrize("path", ["/tollkeeper.ledger.v1.LedgerService/CreditAccount", "/v1/chat/completions"])
+def test_what_is_nearly_grpc_is_refused_in_json(gateway, services, path, kind):
+    answer = gateway("POST", path, b"\0\0\0\0\0", content_type=kind)
+    assert answer.status == 404
+    assert answer.json["details"][0]["reason"] == "ROUTE_NOT_FOUND"
+    assert services.calls == []
+
+
 def test_json_takes_both_cases_and_both_forms_of_integers(gateway, services):
     for body in ({"amountNanos": "5", "requestId": "r"}, {"amount_nanos": 5, "request_id": "r"}):
         assert gateway("POST", "/api/admin/accounts/acme/credits", body, **KEY).status == 200

@@ -120,6 +120,14 @@ def test_large_body_of_our_own_api_passes(gateway, services):
     assert len(services.calls[0].request.events) == 50_000
 
 
+def test_body_of_more_values_than_any_call_takes_is_refused_before_it_is_read_on(gateway, services):
+    """Each value costs, and meanwhile the calls of others wait: ten million bytes may hold millions of them."""
+    answer = gateway("POST", EVENTS, b'{"events":[' + b"{}," * 1_000_000 + b"{}]}", **KEY)
+    assert answer.status == 400
+    assert answer.json["message"] == "The body has more than 1000000 values."
+    assert services.calls == []
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/ai/openai", "/webhook/stripe"])
 def test_bodies_that_pass_as_they_came_are_not_looked_at(gateway, services, path):
     assert gateway("POST", path, {"noSuchField": 1}, **KEY).status == 200

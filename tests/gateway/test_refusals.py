@@ -479,6 +479,35 @@ def test_query_cannot_stand_for_a_field_of_path_or_body(gateway, services, metho
     assert services.calls == []
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "field"),
+    [
+        ("GET", "/api/credits/tiers/free?tier=other", "tier"),
+        ("GET", "/api/admin/accounts/mine/stats?account_id=another", "account_id"),
+        ("GET", "/api/admin/accounts/mine/stats?accountId=another", "accountId"),
+        ("GET", "/api/admin/accounts/mine/stats?x=1&%61ccount%49d=another", "accountId"),
+        ("PATCH", "/api/admin/plans/mine?plan.planId=other", "plan"),
+        ("PATCH", "/api/admin/plans/mine?pla%6e.display_name=other", "plan"),
+        ("POST", "/api/ai/openai?provider=anthropic", "provider"),
+        ("GET", "/v1/models/one?model=other", "model"),
+        ("POST", "/v1beta/models/one:generateContent?model=other", "model"),
+        ("POST", "/v1beta/models/one:generateContent?alt=json&mod%65l=other&key=k", "model"),
+        ("POST", "/v1/models/one:streamGenerateContent?model=other", "model"),
+    ],
+)
+def test_query_cannot_say_otherwise_what_the_path_says(gateway, services, method, path, field):
+    answer = gateway(method, path, b"{}" if method != "GET" else None, **KEY)
+    assert answer.status == 400
+    assert f"{field}: stands in the path" in answer.body.decode()
+    assert services.calls == []
+
+
+def test_query_of_an_sdk_goes_on_beside_a_path_that_names_a_model(gateway, services):
+    path = "/v1beta/models/one:streamGenerateContent?alt=sse&%24fields=*&modelx=1&=model&x.model=2"
+    assert gateway("POST", path, {}, **KEY).status == 200
+    assert services.calls[0].request.model == "one"
+
+
 def test_query_is_read_where_it_is_the_only_way_to_say_a_field(gateway, services):
     gateway("DELETE", "/api/billing/subscription?now=true", None, **KEY)
     gateway("GET", "/api/billing/transactions?pageSize=1", None, **KEY)

@@ -1,4 +1,4 @@
--- Owns what the scripts share of JSON's text. gateway/http_filters.py puts it before each of them, since Envoy's Lua has no
+-- Owns what the scripts share of how text is written, in JSON and in a query. gateway/http_filters.py puts it before each of them, since Envoy's Lua has no
 -- `require` of its own files.
 
 -- The end of the JSON string whose first character after the quote is at `start`: the position of its closing quote.
@@ -19,3 +19,7 @@ local function escape(text)
   end))
 end
 
+-- A query's `text` without its percent signs.
+local function unescape(text)
+  return (text:gsub("%%(%x%x)", function(digits) return string.char(tonumber(digits, 16)) end))
+end
