@@ -1,4 +1,4 @@
-"""Owns `python -m deploy.kubernetes deploy | rollback | scale NAME`, and `credentials FOLDER`."""
+"""Owns `python -m deploy.kubernetes deploy | rollback | scale | run NAME`, and `credentials FOLDER`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from deploy.kubernetes import credentials, release
 from deploy.kubernetes.cluster import Kubectl, kubectl_program
 
+_CHOICES = {"deploy": release.PARTS, "rollback": release.ROLLED, "scale": release.ROLLED, "run": release.SERVICES}
+
 
 def main() -> int:
     """Run the command; 1 where it did not get there."""
@@ -20,14 +22,20 @@ def main() -> int:
         ("deploy", "migrate its database, then roll it out, and wait for both"),
         ("rollback", "go back to the release before, and wait for it"),
         ("scale", "change how many there are at least, until it is deployed again"),
+        ("run", "run a command of a service in a pod of its own: `run ledger --overlay production -- verify`"),
     ):
         command = commands.add_parser(name, help=words, description=words)
-        command.add_argument("part", choices=release.PARTS if name == "deploy" else release.ROLLED)
+        command.add_argument("part", choices=_CHOICES[name])
         command.add_argument("--overlay", choices=release.OVERLAYS, required=True)
-        if name == "deploy":
+        if name in {"deploy", "run"}:
             command.add_argument("--tag", help="the image's, if not the overlay's own")
         if name == "scale":
             command.add_argument("--least", type=int, required=True, metavar="N")
+        if name == "run":
+            command.add_argument("--claim", help="a PersistentVolumeClaim, found at /archive")
+            command.add_argument(
+                "arguments", nargs="+", metavar="-- COMMAND", help="what follows `python -m services.NAME`"
+            )
     _add_credentials(commands)
     chosen = parser.parse_args()
     kubectl = Kubectl(kubectl_program(os.environ))
@@ -38,6 +46,8 @@ def main() -> int:
             release.deploy(kubectl, chosen.part, chosen.overlay, chosen.tag)
         elif chosen.command == "rollback":
             release.roll_back(kubectl, chosen.part, chosen.overlay)
+        elif chosen.command == "run":
+            release.run(kubectl, chosen.part, chosen.overlay, chosen.arguments, tag=chosen.tag, claim=chosen.claim)
         else:
             release.scale(kubectl, chosen.part, chosen.overlay, chosen.least)
     except (release.ReleaseError, credentials.CredentialsError, subprocess.CalledProcessError) as error:

@@ -15,6 +15,21 @@ import yaml
 Manifest = dict[str, Any]
 
 
+class _Loader(yaml.CSafeLoader):
+    """YAML as Kubernetes reads it: a time is a text (kustomize writes it without quotes)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read(text: str) -> list[Manifest]:
+    """The manifests of a rendered kustomization."""
+    return [manifest for manifest in yaml.load_all(text, _Loader) if manifest]
+
+
 def kubectl_program(environ: Mapping[str, str]) -> str:
     """`KUBECTL`, else the one that is installed with the project, else the one on the path."""
     ours = Path(sys.executable).with_name("kubectl")
@@ -29,8 +44,7 @@ class Kubectl:
 
     def render(self, folder: Path) -> list[Manifest]:
         """What a kustomization comes to."""
-        text = self._run("kustomize", str(folder), capture=True)
-        return [manifest for manifest in yaml.safe_load_all(text) if manifest]
+        return read(self._run("kustomize", str(folder), capture=True))
 
     def apply(self, manifests: Sequence[Manifest]) -> None:
         """Make the cluster have these. What was changed by hand since (`scale`) is as declared again."""

@@ -1,7 +1,8 @@
-"""Owns how one part comes to a cluster: its migration first, then its pods; and how it is taken back and scaled."""
+"""Owns how one part comes to a cluster, its migration first; how it is taken back, scaled, and told to do one thing."""
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from deploy.kubernetes.cluster import Kubectl, Manifest
 FOLDER = Path(__file__).resolve().parent
 OVERLAYS = ("dev", "production")
 # What has an image of ours, and so releases.
-ROLLED = ("ledger", "pricing", "subscriptions", "proxy", "gateway")
+SERVICES = ("ledger", "pricing", "subscriptions", "proxy")
+ROLLED = (*SERVICES, "gateway")
 PARTS = ("namespace", "postgres", "redis", *ROLLED, "observability")
 
 # What runs the new image. All else is there before it, so that it finds its settings and its policies.
@@ -22,6 +24,10 @@ _TAG = re.compile(r"[a-z0-9]([a-z0-9.-]{0,28}[a-z0-9])?")
 _JOB_SECONDS = 1800.0
 _POLL_SECONDS = 2.0
 _ROLLOUT_TIMEOUT = "20m"  # a proxy that leaves may let calls run for fifteen minutes
+# A command of an operator's may take long (a ledger that is verified), and its log is looked at afterwards.
+_RUN_SECONDS = 24 * 3600
+_RUN_KEPT_SECONDS = 3600
+_ARCHIVE = "/archive"
 
 
 class ReleaseError(Exception):
@@ -74,6 +80,65 @@ def scale(kubectl: Kubectl, part: str, overlay: str, least: int) -> None:
     kubectl.run(_namespace(scaler), "patch", "hpa", _name(scaler), "--type=merge", f"--patch={change}")
 
 
+def run(
+    kubectl: Kubectl,
+    service: str,
+    overlay: str,
+    arguments: Sequence[str],
+    *,
+    tag: str | None = None,
+    claim: str | None = None,
+) -> None:
+    """Run one command of a service (`verify`, `reconcile`) in a pod of its own, and show what it says.
+
+    Its settings and secrets are those of the background jobs, else of the server; neither has to be there. `claim` is a
+    PersistentVolumeClaim, found at /archive.
+
+    Raises:
+        ReleaseError: the tag is none, or the command did not end well.
+    """
+    manifests = kubectl.render(FOLDER / service / "overlays" / overlay)
+    if tag is not None:
+        manifests = tagged(manifests, service, tag)
+    job = _one_off(_deployments(manifests)[-1], service, arguments, claim)
+    # The pod finds its settings under the name that its overlay gives them.
+    kubectl.apply([manifest for manifest in manifests if manifest["kind"] == "ConfigMap"])
+    kubectl.apply([job])
+    ended = _ended(kubectl, job, _RUN_SECONDS)
+    kubectl.run(_namespace(job), "logs", f"job/{_name(job)}")
+    if ended != "Complete":
+        raise ReleaseError(f"{service} {' '.join(arguments)}: did not end well")
+
+
+def _one_off(deployment: Manifest, service: str, arguments: Sequence[str], claim: str | None) -> Manifest:
+    """A Job whose pod is the deployment's, but for what it does, and that nobody calls it."""
+    template = copy.deepcopy(deployment["spec"]["template"])
+    template["metadata"]["labels"]["app.kubernetes.io/component"] = "run"
+    pod = template["spec"]
+    pod.pop("topologySpreadConstraints", None)
+    pod["restartPolicy"] = "Never"
+    (container,) = pod["containers"]
+    for serving in ("ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle"):
+        container.pop(serving, None)
+    container["args"] = list(arguments)
+    if claim is not None:
+        container["volumeMounts"].append({"name": "archive", "mountPath": _ARCHIVE})
+        pod["volumes"].append({"name": "archive", "persistentVolumeClaim": {"claimName": claim}})
+    labels = template["metadata"]["labels"]
+    name = f"tollkeeper-{service}-run-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": _namespace(deployment), "labels": labels},
+        "spec": {
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": _RUN_SECONDS,
+            "ttlSecondsAfterFinished": _RUN_KEPT_SECONDS,
+            "template": template,
+        },
+    }
+
+
 def tagged(manifests: Sequence[Manifest], part: str, tag: str) -> list[Manifest]:
     """The manifests with the part's image at `tag`, and the migration named for it.
 
@@ -95,18 +160,21 @@ def tagged(manifests: Sequence[Manifest], part: str, tag: str) -> list[Manifest]
 
 
 def _await(kubectl: Kubectl, job: Manifest) -> None:
-    namespace, name = _namespace(job), _name(job)
-    ends = time.monotonic() + _JOB_SECONDS
+    if _ended(kubectl, job, _JOB_SECONDS) != "Complete":
+        kubectl.run(_namespace(job), "logs", f"job/{_name(job)}", "--tail=50")
+        raise ReleaseError(f"{_name(job)} did not complete; no pod was changed")
+
+
+def _ended(kubectl: Kubectl, job: Manifest, seconds: float) -> str:
+    """How a Job ended: Complete, Failed, or "" where it has not within so many seconds."""
+    ends = time.monotonic() + seconds
     while time.monotonic() < ends:
-        status = kubectl.job(namespace, name).get("status", {})
-        ended = {c["type"] for c in status.get("conditions", []) if c["status"] == "True"}
-        if "Complete" in ended:
-            return
-        if "Failed" in ended:
-            break
+        status = kubectl.job(_namespace(job), _name(job)).get("status", {})
+        for condition in status.get("conditions", []):
+            if condition["status"] == "True" and condition["type"] in {"Complete", "Failed"}:
+                return str(condition["type"])
         time.sleep(_POLL_SECONDS)
-    kubectl.run(namespace, "logs", f"job/{name}", "--tail=50")
-    raise ReleaseError(f"{name} did not complete; no pod was changed")
+    return ""
 
 
 def _await_rollout(kubectl: Kubectl, manifests: Sequence[Manifest]) -> None:

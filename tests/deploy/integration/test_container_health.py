@@ -10,14 +10,15 @@ import pytest
 from deploy_certificates import put_certificate
 from deploy_manifests import REPOSITORY
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 SCRIPT = REPOSITORY / "deploy" / "images" / "container_health.py"
 
 
-def check(port: int, **environ: str) -> int:
-    listening = {"TOLLKEEPER_LEDGER_LISTEN": f"0.0.0.0:{port}", "TOLLKEEPER_METRICS_LISTEN": "0.0.0.0:1"}
+def check(port: int, *options: str, metrics: int = 1, **environ: str) -> int:
+    listening = {"TOLLKEEPER_LEDGER_LISTEN": f"0.0.0.0:{port}", "TOLLKEEPER_METRICS_LISTEN": f"0.0.0.0:{metrics}"}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *([] if environ else [f"127.0.0.1:{port}"])],
+        [sys.executable, str(SCRIPT), *options, *([] if environ else [f"127.0.0.1:{port}"])],
         env={"PATH": os.defpath, **listening, **environ},
         check=False,
         capture_output=True,
@@ -57,3 +58,24 @@ def test_a_server_that_asks_for_a_certificate_is_shown_its_own(server, tmp_path)
     environ = {f"TOLLKEEPER_TLS_{name}_FILE": str(tmp_path / file) for name, file in files.items()}
     assert check(port, **environ) == 0
     assert check(port) == 1
+
+
+def test_a_server_that_is_of_no_use_yet_is_not_healthy(server):
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    server.health.set("", health_pb2.HealthCheckResponse.SERVING)
+    registry = CollectorRegistry()
+    known = Gauge("tollkeeper_known", "Whether what is needed is known.", registry=registry)
+    Gauge("tollkeeper_known_other", "Another.", registry=registry).set(1)
+    httpd, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
+    try:
+        options = {"metrics": httpd.server_port}
+        assert check(port, "--gauge=tollkeeper_known", **options) == 1
+        known.set(1)
+        assert check(port, "--gauge=tollkeeper_known", **options) == 0
+        assert check(port, "--gauge=tollkeeper_unknown", **options) == 1
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
+        thread.join()
+    assert check(port, "--gauge=tollkeeper_known") == 1

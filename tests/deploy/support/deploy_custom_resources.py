@@ -63,12 +63,17 @@ _CLUSTER = _object(
         "primaryUpdateMethod": {"enum": ["switchover", "restart"]},
         "enableSuperuserAccess": {"const": False},
         "bootstrap": _object(
+            {},
             {
                 "initdb": _object(
                     {"database": STRING, "owner": STRING, "encoding": {"const": "UTF8"}, "dataChecksums": FLAG},
                     {"postInitApplicationSQL": _list(STRING)},
-                )
-            }
+                ),
+                "recovery": _object(
+                    {"source": STRING, "database": STRING, "owner": STRING},
+                    {"recoveryTarget": _object({"targetTime": STRING})},
+                ),
+            },
         ),
         "postgresql": _object(
             {"parameters": _map(STRING)},
@@ -93,11 +98,18 @@ _CLUSTER = _object(
             }
         ),
     },
-    {"plugins": _list(_object({"name": STRING, "isWALArchiver": FLAG, "parameters": _map(STRING)}))},
+    {
+        "enablePDB": FLAG,
+        "plugins": _list(_object({"name": STRING, "isWALArchiver": FLAG, "parameters": _map(STRING)})),
+        "externalClusters": _list(
+            _object({"name": STRING, "plugin": _object({"name": STRING, "parameters": _map(STRING)})})
+        ),
+    },
 )
 _SCHEDULED_BACKUP = _object(
     {
         "schedule": {"type": "string", "pattern": r"^\S+( \S+){5}$"},  # six fields: seconds first
+        "immediate": FLAG,
         "backupOwnerReference": {"enum": ["none", "self", "cluster"]},
         "cluster": _object({"name": STRING}),
         "method": {"const": "plugin"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
-import yaml
 from deploy_custom_resources import SCHEMAS
+
+from deploy.kubernetes.cluster import read
 
 Manifest = dict[str, Any]
 
@@ -36,7 +38,18 @@ def rendered(folder: str) -> tuple[Manifest, ...]:
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
-    return tuple(manifest for manifest in yaml.load_all(done.stdout, yaml.CSafeLoader) if manifest)
+    return tuple(read(done.stdout))
+
+
+def with_component(place: Path, part: str, component: str) -> tuple[Manifest, ...]:
+    """A part's production overlay with one of the components, as an operator puts it in; `place` is an empty folder."""
+    place.mkdir(exist_ok=True)
+    root = os.path.relpath(FOLDER, place.resolve())
+    (place / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: tollkeeper\n"
+        f"resources: [{root}/{part}/overlays/production]\ncomponents: [{root}/components/{component}]\n"
+    )
+    return rendered(str(place))
 
 
 def complaints(manifests: tuple[Manifest, ...]) -> list[str]:

@@ -23,7 +23,18 @@ def test_panels_show_metrics_that_there_are(file):
                 assert {name, re.sub(r"_(bucket|sum|count)$", "", name)} & METRICS, f"{panel['title']}: {name}"
 
 
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_panels_show_one_place_at_a_time(file):
+    dashboard = json.loads(file.read_text())
+    assert "namespace" in {variable["name"] for variable in dashboard["templating"]["list"]}
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            metrics = re.findall(r"\b(?:tollkeeper_\w+|up)\b(\{[^}]*\})?", re.sub(r'"[^"]*"', '""', target["expr"]))
+            assert metrics
+            assert all(selector.startswith('{namespace=~""') for selector in metrics), target["expr"]
+
+
 def test_dashboards_are_where_grafana_looks_for_them():
     found = of_kind(rendered("observability/overlays/production"), "ConfigMap")
-    assert [set(manifest["data"]) for manifest in found] == [{file.name for file in FILES}]
+    assert [set(manifest["data"]) for manifest in found] == [{f"tollkeeper-{file.name}" for file in FILES}]
     assert all(manifest["metadata"]["labels"]["grafana_dashboard"] == "1" for manifest in found)

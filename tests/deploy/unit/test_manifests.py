@@ -106,6 +106,16 @@ def test_every_mounted_volume_is_there(whole):
         assert mounted == volumes, name(workload)
 
 
+@pytest.mark.parametrize("whole", WHOLES)
+def test_no_budget_keeps_a_machine_from_being_drained(whole):
+    """Also where there is one pod of a kind: it is moved, and away for a moment."""
+    for budget in of_kind(rendered(whole), "PodDisruptionBudget"):
+        assert budget["spec"]["maxUnavailable"] >= 1, name(budget)
+    for cluster in of_kind(rendered(whole), "Cluster"):
+        # The operator guards the primary by a budget, and lets another take over where there is another.
+        assert cluster["spec"]["instances"] > 1 or cluster["spec"]["enablePDB"] is False, name(cluster)
+
+
 def test_the_gateway_s_image_is_the_envoy_that_the_tests_run():
     requirements = (manifests.REPOSITORY / "deploy" / "images" / "gateway.txt").read_text()
     lock = (manifests.REPOSITORY / "requirements.lock").read_text()

@@ -1,12 +1,10 @@
 """Mutual TLS as the component sets it up, put into every part of production."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 from deploy_manifests import (
-    FOLDER,
     REPOSITORY,
     SERVICES,
     complaints,
@@ -14,7 +12,7 @@ from deploy_manifests import (
     labels,
     of_kind,
     pod,
-    rendered,
+    with_component,
 )
 
 from services.kit.settings import ServiceSettings
@@ -28,14 +26,7 @@ def with_tls(tmp_path_factory):
     folder = tmp_path_factory.mktemp("overlays")
 
     def render(part: str, component: str = "mtls"):
-        place = folder / f"{part}-{component}"
-        place.mkdir(exist_ok=True)
-        root = os.path.relpath(FOLDER, place.resolve())
-        (place / "kustomization.yaml").write_text(
-            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: tollkeeper\n"
-            f"resources: [{root}/{part}/overlays/production]\ncomponents: [{root}/components/{component}]\n"
-        )
-        return rendered(str(place))
+        return with_component(folder / f"{part}-{component}", part, component)
 
     return render
 
@@ -66,7 +57,7 @@ def test_services_show_it_know_each_other_by_name_and_are_probed_with_it(with_tl
         container = pod(deployment)["containers"][0]
         if labels(deployment)["app.kubernetes.io/component"] == "serve":
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                assert container[probe]["exec"]["command"] == ["python", "/app/container_health.py"]
+                assert container[probe]["exec"]["command"][:2] == ["python", "/app/container_health.py"]
                 assert "grpc" not in container[probe]
 
 

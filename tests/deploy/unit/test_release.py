@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import yaml
-from deploy_manifests import FOLDER, KUBECTL, REPOSITORY, rendered
+from deploy_manifests import FOLDER, KUBECTL, REPOSITORY, complaints, name, of_kind, rendered
+from deploy_manifests import matches as selects
 
 from deploy.kubernetes import __main__ as command
 from deploy.kubernetes.cluster import Kubectl, kubectl_program
@@ -102,6 +103,36 @@ def test_a_tag_that_no_job_can_be_named_for_is_refused(cluster, run, capsys, tag
     assert run("deploy", "ledger", "--overlay", "production", "--tag", tag) == 1
     assert "not a tag" in capsys.readouterr().err
     assert cluster.asked == []
+
+
+def test_a_command_runs_in_a_pod_of_its_own_that_nobody_calls(cluster, run, capsys):
+    """Also where servers and workers are scaled to nothing, as in a restore; and not within a worker's memory."""
+    assert (
+        run("run", "ledger", "--overlay", "production", "--claim", "archive", "--", "months", "archive", "2026-01") == 0
+    )
+    assert cluster.verbs() == ["apply", "apply", "get", "logs"]
+    (settings,), (job,) = cluster.applied()
+    assert settings["kind"] == "ConfigMap"
+    assert complaints((job,)) == []
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["months", "archive", "2026-01"]
+    assert {"name": "archive", "mountPath": "/archive"} in container["volumeMounts"]
+    assert container["envFrom"] == [{"configMapRef": {"name": settings["metadata"]["name"]}}]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    # Its policy lets it reach the database; no Service leads to it, no budget counts it, nobody scrapes it.
+    of = job["spec"]["template"]["metadata"]["labels"]
+    whole = rendered("overlays/production")
+    assert [
+        name(p)
+        for p in of_kind(whole, "NetworkPolicy")
+        if p["spec"]["podSelector"] and selects(p["spec"]["podSelector"], of)
+    ]
+    assert not [s for s in of_kind(whole, "Service") if selects({"matchLabels": s["spec"]["selector"]}, of)]
+    assert not [b for b in of_kind(whole, "PodDisruptionBudget", "Deployment") if selects(b["spec"]["selector"], of)]
+    object.__setattr__(cluster, "migration", "Failed")
+    assert run("run", "ledger", "--overlay", "production", "--", "verify") == 1
+    assert "ledger verify: did not end well" in capsys.readouterr().err
 
 
 def test_a_rollback_takes_a_service_and_its_worker_back(cluster, run):

@@ -14,6 +14,8 @@ from services.kit.settings import ServiceSettings
 NEEDED = ("LISTEN", "METRICS_LISTEN", "DATABASE_URL", "IDENTITY_JWKS_FILE", "GRACE_SECONDS")
 # What a service stops after its calls have ended: background jobs are waited for that long (subscriptions/worker.py).
 STOP_SECONDS = 20
+# From a pod's being made to its being ready, where its image is there already: at least.
+START_SECONDS = 3
 CASES = [(service, overlay) for service in SERVICES for overlay in OVERLAYS]
 each = pytest.mark.parametrize(("service", "overlay"), CASES)
 
@@ -105,10 +107,25 @@ def test_ports_of_settings_containers_services_and_probes_agree(service, overlay
     ports = {p["name"]: p["containerPort"] for p in container["ports"]}
     assert ports == {"grpc": port, "metrics": split_address(settings.metrics_listen)[1]}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        if (service, probe) == ("proxy", "startupProbe"):  # below
+            continue
         assert container[probe]["grpc"]["port"] == port
     (headless,) = of_kind(parts(service, overlay), "Service")
     assert headless["spec"]["clusterIP"] == "None"
     assert [(p["port"], p["targetPort"]) for p in headless["spec"]["ports"]] == [(port, "grpc")]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_proxy_without_prices_takes_no_other_s_place(overlay):
+    """It serves without, and refuses every call (tests/deploy/integration/test_container_health.py)."""
+    (container,) = pod(workload("proxy", overlay, "serve"))["containers"]
+    (_, script, gauge) = container["startupProbe"]["exec"]["command"]
+    assert script == "/app/container_health.py"
+    assert gauge == "--gauge=tollkeeper_proxy_catalogue_connected"
+    assert (
+        "`tollkeeper_proxy_catalogue_connected`"
+        in (manifests.REPOSITORY / "docs" / "reference" / "metrics.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -143,6 +160,10 @@ def test_only_servers_get_calls_and_each_budget_selects_its_own_pods(service, ov
     assert sorted(selected) == sorted([name(d)] for d in deployments)
 
 
+def cores(quantity: str) -> float:
+    return float(quantity.removesuffix("m")) / 1000 if quantity.endswith("m") else float(quantity)
+
+
 @each
 def test_the_autoscaler_scales_the_server_whose_number_nobody_else_sets(service, overlay):
     (scaler,) = of_kind(parts(service, overlay), "HorizontalPodAutoscaler")
@@ -151,6 +172,12 @@ def test_the_autoscaler_scales_the_server_whose_number_nobody_else_sets(service,
     assert "replicas" not in serving["spec"]
     assert 1 <= scaler["spec"]["minReplicas"] <= scaler["spec"]["maxReplicas"]
     assert overlay == "dev" or scaler["spec"]["minReplicas"] >= 2
+    # At the same load everywhere, and in production before a pod has used up what it was promised.
+    (metric,) = scaler["spec"]["metrics"]
+    assert metric["resource"]["target"]["type"] == "AverageValue"
+    (container,) = pod(serving)["containers"]
+    if overlay == "production":
+        assert cores(metric["resource"]["target"]["averageValue"]) <= cores(container["resources"]["requests"]["cpu"])
 
 
 @each
@@ -210,7 +237,12 @@ def test_the_database_takes_the_connections_of_as_many_pods_as_there_may_be(serv
     # A ledger's writers have connections of their own; a worker has about as many as a server, and leads with one.
     each_pod = settings.database_pool_size + getattr(settings, "writers", 0) + 1
     workers = sum(w["spec"].get("replicas", 0) + 1 for w in of_kind(parts(service, overlay), "Deployment")[1:])
-    pods = scaler["spec"]["maxReplicas"] + 1 + workers
+    most = scaler["spec"]["maxReplicas"]
+    # In a rollout pods that go keep their connections while their calls end, and others are ready meanwhile.
+    serving = workload(service, overlay, "serve")
+    a_pod_comes_every = serving["spec"]["minReadySeconds"] + START_SECONDS
+    leaving = min(most, -(-pod(serving)["terminationGracePeriodSeconds"] // a_pod_comes_every))
+    pods = most + 1 + leaving + workers
     (cluster,) = (
         c
         for c in of_kind(rendered(f"postgres/overlays/{overlay}"), "Cluster")
