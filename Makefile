@@ -19,11 +19,12 @@ DOCKER ?= docker
 REGISTRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status logs demo protos reference lock images fmt lint types test check simulate bench-ledger bench-pricing bench-gateway
+.PHONY: help setup up down status logs demo protos reference lock images fmt lint types test check litellm simulate
+.PHONY: bench-ledger bench-pricing bench-gateway bench-subscriptions
 
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z%-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+	  /^[a-z%-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 
 ##@ Run the whole suite on this machine
 setup: $(READY) ## install everything into .venv (needs Python 3.11 and make only)
@@ -93,7 +94,7 @@ images: $(READY) ## write each image's requirements from requirements.lock
 	$(PY) -m deploy.images
 
 image-%: ## build the image of NAME; TAG=0.2.0, else the project's version
-	$(DOCKER) build --file $(firstword $(wildcard services/$*/Dockerfile $*/Dockerfile)) \
+	$(DOCKER) build --file $(or $(firstword $(wildcard services/$*/Dockerfile $*/Dockerfile)),$(error There is no image of $*: NAME is ledger, pricing, subscriptions, proxy or gateway)) \
 	  --tag $(if $(REGISTRY),$(REGISTRY)/)tollkeeper-$*:$(or $(TAG),$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)) .
 
 deploy-%: $(READY) ## migrate NAME's database, roll it out, wait; OVERLAY=production, TAG=0.2.0
@@ -103,7 +104,7 @@ rollback-%: $(READY) ## run NAME's release before this one again; OVERLAY=produc
 	@$(PY) -m deploy.kubernetes rollback $* --overlay $(OVERLAY)
 
 scale-%: $(READY) ## have at least N of NAME; N=4, OVERLAY=production
-	@$(PY) -m deploy.kubernetes scale $* --overlay $(OVERLAY) --least $(N)
+	@$(PY) -m deploy.kubernetes scale $* --overlay $(OVERLAY) --least $(or $(N),$(error How many? make scale-$* N=4))
 
 ##@ Measure it
 bench-ledger: $(READY) ## the ledger beside pgbench and a bare gRPC echo; ARGS=--quick or --large

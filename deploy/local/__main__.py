@@ -16,7 +16,7 @@ import psycopg
 from deploy.local import bootstrap, demo, suite
 from deploy.local.home import Home, HomeBusyError
 from deploy.local.launcher import Launcher
-from deploy.local.postgres import RoleTakenError
+from deploy.local.postgres import SERVICES, RoleTakenError
 from deploy.local.process import StartFailedError, log_tail
 
 # What a person can act on: told in words, without a traceback.
@@ -147,8 +147,17 @@ def show_demo(_arguments: argparse.Namespace) -> int:
 
 def set_up_stripe(arguments: argparse.Namespace) -> int:
     """Bring Stripe's products, prices and meters to what the plans say. A sandbox Stripe has them since `up`."""
-    program = suite.of(say=_say).stripe_setup_program(*(["--dry-run"] if arguments.dry_run else []))
-    return subprocess.run(program.argv, env=dict(program.env), cwd=program.cwd, check=False).returncode
+    return _run("subscriptions", suite.SET_UP, *(["--dry-run"] if arguments.dry_run else []))
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Run a service's own command with the suite's settings, such as `run ledger verify`."""
+    return _run(arguments.service, *arguments.words)
+
+
+def _run(service: str, *words: str) -> int:
+    program = suite.of(say=_say).service_program(service, *words)
+    return subprocess.run(program.argv, env=dict(program.env), check=False).returncode
 
 
 def _say(line: str) -> None:
@@ -167,12 +176,16 @@ def main() -> int:
         ("logs", logs),
         ("demo", show_demo),
         (suite.SET_UP, set_up_stripe),
+        ("run", run_command),
     ]
     for name, action in actions:
         command = commands.add_parser(name, help=(action.__doc__ or "").rstrip("."))
         command.set_defaults(action=action)
         if action is set_up_stripe:
             command.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+        if action is run_command:
+            command.add_argument("service", choices=SERVICES)
+            command.add_argument("words", nargs=argparse.REMAINDER, help="its command and what belongs to it; --help")
         if action is logs:
             command.add_argument("name", nargs="?", help="of one process; all where it is not given")
             command.add_argument("-n", "--lines", type=int, default=20)

@@ -96,7 +96,7 @@ def _taken(suite: Suite, key: str, path: str) -> bool:
 
 
 def _make_admin_key(suite: Suite) -> str:
-    program = suite.bootstrap_program()
+    program = suite.service_program("proxy", "bootstrap-admin-key")
     log = suite.home.log("proxy")
     with log.open("ab") as errors:
         result = subprocess.run(

@@ -246,7 +246,8 @@ def create_database(admin_url: str, *, name: str, owner: str, password: str) -> 
         except psycopg.OperationalError as refusal:
             raise RoleTakenError(
                 f"the role {owner} exists on the given Postgres server and does not take this suite's password "
-                f"({str(refusal).strip()}); drop it, or give that service's own database URL"
+                f"({str(refusal).strip()}). Is that another suite's Postgres, whose dev.env this shell has read? "
+                "Then unset TOLLKEEPER_DATABASE_URL; else drop the role, or give that service's own database URL"
             ) from refusal
     return url
 

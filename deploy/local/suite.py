@@ -23,8 +23,10 @@ from deploy.local.ports import HOST, PortBook, answers, is_free, occupant
 from deploy.local.postgres import SERVICES, EmbeddedPostgres
 from deploy.local.process import Program
 from deploy.local.redis import EmbeddedRedis
+from services.kit.settings import misspelt
 
 DEFAULT_GATEWAY_PORT = 8080
+_LAST_PORT = 65_535
 # The services whose background jobs run in a process of their own (`python -m services.X work`).
 WORKERS: tuple[str, ...] = ("ledger", "subscriptions")
 # A worker has nothing to ask for its health: one that still runs after this is taken for started.
@@ -61,6 +63,14 @@ _OURS = {
     "STRIPE_WEBHOOK_SECRET",
     *(f"TOLLKEEPER_{service.upper()}_ADDR" for service in SERVICES),
 }
+# Settings of the launcher's own, without their prefix.
+_SETTINGS = (
+    "HOME",
+    "GATEWAY_PORT",
+    "DATABASE_URL",
+    "REDIS_URL",
+    *(f"{service.upper()}_{what}" for service in SERVICES for what in ("REPLICAS", "DATABASE_URL")),
+)
 
 
 class SettingError(Exception):
@@ -109,8 +119,10 @@ class Suite:
         return f"http://{HOST}:{self.gateway_port}"
 
     def _gateway_port(self) -> int:
-        """As the environment says; else the one that a running gateway has; else 8080."""
+        """As the environment says; else the one that a running gateway has; else 8080. Raises SettingError."""
         given = self._environ.get("TOLLKEEPER_GATEWAY_PORT")
+        if given and not (given.isdecimal() and 1 <= int(given) <= _LAST_PORT):
+            raise SettingError(f"TOLLKEEPER_GATEWAY_PORT must be a port from 1 to {_LAST_PORT}, not {given!r}")
         running = self._port_book.get("gateway") if self._envoy_runs() else None
         return int(given) if given else running or DEFAULT_GATEWAY_PORT
 
@@ -277,7 +289,8 @@ class Suite:
         password = self.credentials.own(f"postgres_{service}")
         return postgres.database_url(self.servers.admin_url, user=role, password=password, database=role)
 
-    def _service(self, service: str, *arguments: str) -> Program:
+    def service_program(self, service: str, *arguments: str) -> Program:
+        """A service's own command, with the settings that it has in this suite."""
         return self._python(service, self.settings(service), f"services.{service}", *arguments)
 
     def _python(self, name: str, settings: Mapping[str, str], module: str, *arguments: str) -> Program:
@@ -300,6 +313,8 @@ class Suite:
             StartFailedError: a process or a migration failed.
             RoleTakenError, psycopg.Error: the given Postgres server refuses the suite's databases.
         """
+        for variable, meant in misspelt(self._environ, "TOLLKEEPER_", _SETTINGS):
+            self._say(f"note: {variable} is no setting and does nothing; {meant} is one")
         self._require_gateway_port()
         launcher.take_down_all_but([part.name for part in self.parts()])
         launcher.bring_up(self._storage())
@@ -340,15 +355,11 @@ class Suite:
         A real one's are not changed unasked.
         """
         name = "subscriptions"
-        return [Job(name=f"{name} {SET_UP}", part=name, program=self.stripe_setup_program())] if self.stripe.url else []
-
-    def stripe_setup_program(self, *arguments: str) -> Program:
-        """The same for a person to run, on either."""
-        return self._service("subscriptions", SET_UP, *arguments)
-
-    def bootstrap_program(self) -> Program:
-        """What makes an admin key, printed once on its standard output."""
-        return self._service("proxy", "bootstrap-admin-key")
+        return (
+            [Job(name=f"{name} {SET_UP}", part=name, program=self.service_program("subscriptions", SET_UP))]
+            if self.stripe.url
+            else []
+        )
 
     def write_dev_env(self) -> Path:
         """Write what a developer's shell and the tests need to know."""

@@ -11,10 +11,11 @@ from services.kit.access import unimplemented_methods
 
 # What an implemented RPC does not do yet. Kept by hand: no code can tell.
 UNBUILT_PARTS = (
-    "Model calls: tools that a provider runs and bills by itself are refused; responses in the background too.",
+    "Model calls: tools that a provider runs and bills itself, servers of MCP, background responses are refused.",
+    "Model calls: `x-quota-*` count model calls; what is emitted of the same metrics, later, and for hard caps alone.",
     "Model calls: without the provider's count all texts are counted by OpenAI's public tokenizer, Claude's too.",
     "Keys: usage records name a rotated key by the first of its line, which limits count; not by the one that called.",
-    "Credit of a subscription ends with its period; Stripe collects the renewal an hour later (docs/decisions/016).",
+    "A subscription's credit ends with its period; its renewal brings the next, seconds later (docs/decisions/016).",
     "Row-level security: in the ledger; the other services narrow reads to the caller's account in code alone.",
     "ReverseTransaction: what rolled over of the credit and expired later is owed (docs/decisions/008).",
     "ImportPrices: rates without a component here (cached audio, pages, pixels, search fees) are listed, not priced.",

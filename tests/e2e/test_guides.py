@@ -22,7 +22,7 @@ def script(guide):
     for indent, language, block in BLOCK.findall(guide.read_text()):
         text = re.sub(rf"^{indent}", "", block, flags=re.MULTILINE)
         if language == "python":
-            parts.append(f"python - <<'PYTHON'\nimport os\n{text}PYTHON")
+            parts.append(f"python - <<'PYTHON'\n{text}PYTHON")
         elif text != "make up\n":
             parts.append(text.replace(". .local/dev.env", '. "$TOLLKEEPER_HOME/dev.env"'))
     return "\n".join(parts)

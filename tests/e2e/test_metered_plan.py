@@ -62,6 +62,12 @@ def call(suite, key, output_tokens=8):
     return suite.post("/v1/chat/completions", body, key)
 
 
+def told(answer):
+    """What a model call's headers say of the quota that is nearest to its end."""
+    headers = answer.headers
+    return headers["x-quota-metric"], int(headers["x-quota-limit"]), int(headers["x-quota-remaining"])
+
+
 def quotas(suite, key):
     return {quota["metric"]: quota for quota in suite.get("/api/billing/quotas", key).body["quotas"]}
 
@@ -104,9 +110,13 @@ def test_hard_cap_on_tokens_refuses_model_calls_and_costs_no_credit(suite, event
     while (answer := call(suite, customer.key, output_tokens=2500)).status == 200:
         spent += answer.body["usage"]["total_tokens"]
         assert spent <= FREE_TOKENS
+        assert told(answer) == ("llm_tokens", FREE_TOKENS, FREE_TOKENS - spent)
     assert answer.status == 429, answer.body
+    assert told(answer) == ("llm_tokens", FREE_TOKENS, FREE_TOKENS - spent)
     assert FREE_TOKENS - spent < 3000
     eventually(lambda: used(suite, customer.key)["llm_tokens"] == spent)
+    resets_at = datetime.fromisoformat(quotas(suite, customer.key)["llm_tokens"]["resetsAt"])
+    assert int(answer.headers["x-quota-reset"]) == int(resets_at.timestamp())
     assert suite.available(customer.key) == 0
 
 

@@ -58,6 +58,20 @@ def test_wrong_number_of_replicas_is_refused_by_name(made, replicas):
         made(TOLLKEEPER_PROXY_REPLICAS=replicas).parts()
 
 
+def test_a_services_own_command_has_the_suites_settings(made):
+    local = made(TOLLKEEPER_LEDGER_ADDR="elsewhere:1")
+    program = local.service_program("subscriptions", "reconcile", "--days", "3")
+    assert program.argv[1:] == ("-m", "services.subscriptions", "reconcile", "--days", "3")
+    assert program.env["TOLLKEEPER_LEDGER_ADDR"] == f"127.0.0.1:{local.port('ledger')}"
+    assert program.env["TOLLKEEPER_SUBSCRIPTIONS_STRIPE_API_BASE"] == local.stripe.url
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "abc", "-1", "80 80"])
+def test_wrong_gateway_port_is_refused_by_name(made, port):
+    with pytest.raises(suite.SettingError, match="TOLLKEEPER_GATEWAY_PORT"):
+        made(TOLLKEEPER_GATEWAY_PORT=port)
+
+
 def test_real_stripe_takes_the_sandboxs_place_and_is_not_set_up_unasked(made):
     local = made(STRIPE_SECRET_KEY="sk_test_real", STRIPE_WEBHOOK_SECRET="whsec_real")
     assert local.stripe.url == ""
