@@ -1,5 +1,5 @@
--- Owns what the scripts share of how text is written, in JSON and in a query. gateway/http_filters.py puts it before each of them, since Envoy's Lua has no
--- `require` of its own files.
+-- Owns what the scripts share of how text is written, in JSON and in a query. gateway/http_filters.py puts it before each
+-- of them, since Envoy's Lua has no `require` of its own files.
 
 -- The end of the JSON string whose first character after the quote is at `start`: the position of its closing quote.
 local function string_end(json, start)
