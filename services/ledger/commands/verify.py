@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 import time
@@ -126,6 +127,17 @@ async def _verified(engine: AsyncEngine, chosen: argparse.Namespace, found: Foun
         if chosen.resume:
             found.keep(chosen.resume)
         report.advance(found)
+        _end_if_cancelled()
+
+
+def _end_if_cancelled() -> None:
+    """Raise CancelledError where the run was interrupted.
+
+    psycopg waits by `asyncio.wait_for`, which in Python 3.11 forgets it where an answer comes at that moment.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _chosen(accounts: list[str]) -> AsyncIterator[list[str]]:

@@ -1,5 +1,7 @@
 """`verify` finds every account sound or names the first broken entry, and goes on where it was interrupted."""
 
+import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -14,6 +16,8 @@ import pytest
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
 from services.kit.command import CommandError
+from services.kit.db import async_engine
+from services.ledger.commands import verify
 from services.ledger.commands.verify import Found
 from tests.ledger.support.ledger_clock import Clock
 from tests.ledger.support.ledger_history import whole_history
@@ -147,6 +151,25 @@ async def test_interrupted_run_goes_on_after_the_last_account_it_verified(ledger
     assert not [line for line in lines if line < "a0500"]
     assert last == f"521 accounts, 1560 entries: 21 unsound; the first: {first}"
     assert not file.exists()
+
+
+async def test_interruption_that_was_forgotten_while_waiting_ends_the_run_after_its_batch(
+    ledger, ledger_settings, monkeypatch
+):
+    await opened(ledger, 2)
+    verified, engine = verify.verified, async_engine(ledger_settings)
+
+    async def forgetful(*arguments, **words):
+        asyncio.current_task().cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        return await verified(*arguments, **words)
+
+    monkeypatch.setattr(verify, "verified", forgetful)
+    chosen = argparse.Namespace(account=None, resume=None, json=False)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(verify._verified(engine, chosen, Found(), verify._Report(as_json=False)))
+    await engine.dispose()
 
 
 def test_file_that_no_run_kept_is_refused_and_left_alone(cli, tmp_path):
