@@ -456,3 +456,14 @@ def run_async(main: Callable[[], Awaitable[None]]) -> None:
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(finished())
+
+
+def raise_if_cancelled() -> None:
+    """Raise CancelledError where the running task was cancelled, and what it waited for has forgotten that.
+
+    Libraries do where an answer comes at that moment: pyreqwest, and what waits by `asyncio.wait_for` in Python 3.11,
+    as psycopg does.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

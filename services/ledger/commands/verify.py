@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 import time
@@ -17,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.kit.command import Command, CommandError
 from services.kit.db import async_engine
-from services.kit.serving import run_async
+from services.kit.serving import raise_if_cancelled, run_async
 from services.ledger.model.verification.findings import Finding, Verified
 from services.ledger.settings import LedgerSettings
 from services.ledger.store.verification import accounts_after, totals_after
@@ -127,17 +126,7 @@ async def _verified(engine: AsyncEngine, chosen: argparse.Namespace, found: Foun
         if chosen.resume:
             found.keep(chosen.resume)
         report.advance(found)
-        _end_if_cancelled()
-
-
-def _end_if_cancelled() -> None:
-    """Raise CancelledError where the run was interrupted.
-
-    psycopg waits by `asyncio.wait_for`, which in Python 3.11 forgets it where an answer comes at that moment.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
+        raise_if_cancelled()  # an interruption
 
 
 async def _chosen(accounts: list[str]) -> AsyncIterator[list[str]]:

@@ -16,6 +16,7 @@ from pyreqwest.response import Response
 
 from services.kit.errors import ServiceError
 from services.kit.logs import get_logger
+from services.kit.serving import raise_if_cancelled
 from services.proxy.errors import ProviderTimeout, ProviderUnavailable
 
 _log = get_logger(__name__)
@@ -154,9 +155,7 @@ class Answer:
                     raise
                 raise ReadTimeoutError("the provider fell silent", {"causes": None}) from error
         # The client forgets that it is cancelled where a piece comes at that moment, which is often in a quick stream.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
+        raise_if_cancelled()
         return None if piece is None else bytes(piece)
 
 
