@@ -7,6 +7,7 @@ timeout gets the channel's, or what is left of the deadline of the call being se
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +17,8 @@ import grpc.aio
 from prometheus_client import Gauge
 
 from services.kit.call import REQUEST_ID_KEY, current_request_id, remaining_seconds
+from services.kit.http2.client import Channel
+from services.kit.http2.connection import Limits
 from services.kit.identity import AUTHORIZATION_KEY, expiry_of
 from services.kit.logs import get_logger
 from services.kit.settings import ServiceSettings
@@ -30,6 +33,9 @@ _EXPIRES = Gauge(
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
 _RECHECK_SECONDS = 1.0
+_PING_SECONDS = 30
+_PONG_SECONDS = 10
+_MAX_METADATA_BYTES = 64 * 1024
 
 # Retried only where the call surely had no answer; our writes carry a request id, so a repeat has no second effect.
 # The throttle stops retrying when more than about half of the calls fail, so that retries never make an outage worse.
@@ -63,8 +69,8 @@ def _options(settings: ServiceSettings, name: str = "") -> list[tuple[str, Any]]
         ("grpc.service_config_disable_resolution", 1),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", _PING_SECONDS * 1000),
+        ("grpc.keepalive_timeout_ms", _PONG_SECONDS * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # A peer that is back is called again within half a second: a little longer than our retries last.
@@ -82,6 +88,19 @@ def _credentials(settings: ServiceSettings) -> grpc.ChannelCredentials | None:
     key = settings.tls_key_file.read_bytes() if settings.tls_key_file else None
     chain = settings.tls_cert_file.read_bytes() if settings.tls_cert_file else None
     return grpc.ssl_channel_credentials(settings.tls_ca_file.read_bytes(), key, chain)
+
+
+def _tls(settings: ServiceSettings) -> ssl.SSLContext | None:
+    """The same, for a channel of our own."""
+    if settings.tls_ca_file is None:
+        return None
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.minimum_version = ssl.TLSVersion.TLSv1_2
+    tls.set_alpn_protocols(["h2"])
+    tls.load_verify_locations(cadata=settings.tls_ca_file.read_text())
+    if settings.tls_cert_file and settings.tls_key_file:
+        tls.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
+    return tls
 
 
 class _TokenSource:
@@ -220,6 +239,22 @@ def aio_channel(
         else grpc.aio.secure_channel(address, credentials, options=options)
     )
     return _AioChannel(inner, settings, timeout_seconds)
+
+
+def unary_channel(address: str, settings: ServiceSettings, *, name: str = "") -> grpc.aio.Channel:
+    """A channel for an aio service's unary calls to one replica, at a fraction of the cost; see `aio_channel`.
+
+    `address` is host:port. Each call may be repeated where no answer came, as on the other channels.
+    """
+    limits = Limits(
+        message_bytes=settings.max_message_bytes,
+        header_bytes=_MAX_METADATA_BYTES,
+        streams=0,
+        ping_seconds=_PING_SECONDS,
+        pong_seconds=_PONG_SECONDS,
+    )
+    inner: Any = Channel(address, limits, tls=_tls(settings), name=name)
+    return _AioChannel(inner, settings, DEFAULT_TIMEOUT_SECONDS)
 
 
 def sync_channel(

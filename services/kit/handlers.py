@@ -15,16 +15,15 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextvars import ContextVar
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 
 from services.kit.access import RegistrationError, Rule, rules, service_descriptor, unimplemented_methods
 from services.kit.call import CURRENT, REQUEST_ID_KEY, Call, new_request_id
 from services.kit.errors import ServiceError, wire_form
+from services.kit.http2.call import AbortedError, CallGoneError, Handler
 from services.kit.identity import ANONYMOUS, Authenticator, Identity, Role
 from services.kit.logs import get_logger
 from services.kit.metrics import rpc_metrics
@@ -47,11 +46,6 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 Metadata = dict[str, str | bytes]
 
-# The metadata gRPC has read to find the handler of the call now beginning. Reading them once more, from the context,
-# took about a twentieth of the time of a small call.
-RECEIVED_METADATA: ContextVar[Any] = ContextVar("tollkeeper_received_metadata", default=None)
-
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 PeerIdentity = Callable[[Any], Identity | None]
 Registrar = Callable[[Any, Any], None]
 
@@ -124,7 +118,7 @@ class Rpc:
 
         The timeout is None where the caller gave a deadline (gRPC keeps that one) or none is to be kept.
         """
-        metadata: Metadata = dict(RECEIVED_METADATA.get() or context.invocation_metadata() or ())
+        metadata: Metadata = dict(context.invocation_metadata() or ())
         request_id = metadata.get(REQUEST_ID_KEY)
         if not isinstance(request_id, str) or not _SANE_REQUEST_ID.fullmatch(request_id):
             request_id = new_request_id()
@@ -276,7 +270,7 @@ def _wrap_aio(rpc: Rpc, method: Callable[[Any, Any], Any], handler: Handler) -> 
 
     async def handle(argument: Any, context: Any) -> bytes | None:
         call, metadata, timeout = rpc.begin(context)
-        encoded = refused = None
+        encoded = None
         try:
             gate.enter()
             try:
@@ -294,19 +288,15 @@ def _wrap_aio(rpc: Rpc, method: Callable[[Any, Any], Any], handler: Handler) -> 
         except asyncio.CancelledError:
             rpc.end(call, "CANCELLED")
             raise
-        except (grpc.aio.AbortError, grpc.aio.InternalError):
+        except (AbortedError, CallGoneError):
             # The method has aborted by itself, or the client went away while being written to.
             code = context.code()
             rpc.end(call, code.name if isinstance(code, grpc.StatusCode) else "CANCELLED")
             raise
         except Exception as error:  # noqa: BLE001 (the one place where any failure becomes a refusal)
-            refused = rpc.refuse(call, context, error)
-        if refused is not None:
-            # gRPC keeps what `abort` raises, and so this frame, until Python next looks for cycles. Raised out here it
-            # has no cause; with the request in neither, large ones that are refused do not fill the memory.
-            argument = request = answer = response = None
-            await context.abort(*refused)
-        rpc.answered(call, context)
+            context.refuse(*rpc.refuse(call, context, error))
+        else:
+            rpc.answered(call, context)
         return encoded
 
     return handle

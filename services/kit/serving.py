@@ -15,20 +15,23 @@ import inspect
 import logging
 import os
 import signal
+import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent import futures
 from types import FrameType
 from typing import Any, Self
 
 import grpc
-import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from services.kit.addresses import BindError, split_address
-from services.kit.handlers import RECEIVED_METADATA, Collector, Gate, Handler, Registrar, ThreadedGate, wrapped_handlers
+from services.kit.handlers import Collector, Gate, Registrar, ThreadedGate, wrapped_handlers
+from services.kit.http2 import server as http2
+from services.kit.http2.call import Handler, ServerCall
+from services.kit.http2.connection import Limits
 from services.kit.identity import Authenticator, Identity, Role, TokenAuthenticator, TokenVerifier
 from services.kit.logs import get_logger
 from services.kit.metrics import observe_running, serve_metrics
@@ -48,7 +51,10 @@ _QUEUED_CALLS = 256
 _MAX_METADATA_BYTES = 64 * 1024
 # How long a connection takes new calls. Its client then connects anew and so finds replicas that came since; calls and
 # streams under way go on over the old connection to their end.
-_CONNECTION_MS = 300_000
+_CONNECTION_SECONDS = 300
+# How long a connection may be silent before the peer is asked whether it is there, and how long it may take to answer.
+_PING_SECONDS = 60
+_PONG_SECONDS = 20
 
 # How long no call may have been running before what is left (watches of health) is cut off.
 _IDLE_SECONDS = 0.25
@@ -58,6 +64,7 @@ Hook = Callable[[], Any]
 
 
 def _options(settings: ServiceSettings) -> list[tuple[str, Any]]:
+    """A sync server's."""
     return [
         # Two processes on one port is a mistake to be told of, not load balancing.
         ("grpc.so_reuseport", int(settings.reuse_port)),
@@ -66,13 +73,18 @@ def _options(settings: ServiceSettings) -> list[tuple[str, Any]]:
         # As much as the gateway lets in, so that it is the gateway that refuses more, with the right status.
         ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", 2 * _MAX_METADATA_BYTES),
-        ("grpc.max_connection_age_ms", _CONNECTION_MS),
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.max_connection_age_ms", _CONNECTION_SECONDS * 1000),
+        ("grpc.keepalive_time_ms", _PING_SECONDS * 1000),
+        ("grpc.keepalive_timeout_ms", _PONG_SECONDS * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.max_concurrent_streams", 2 * settings.max_concurrent + _QUEUED_CALLS),
+        ("grpc.max_concurrent_streams", _streams(settings)),
     ]
+
+
+def _streams(settings: ServiceSettings) -> int:
+    """Calls at once on a connection: more than are served, so that it is we who refuse what is above that."""
+    return 2 * settings.max_concurrent + _QUEUED_CALLS
 
 
 def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
@@ -84,37 +96,54 @@ def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
     return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
 
 
-def _peer_identity(settings: ServiceSettings) -> Callable[[Any], Identity | None] | None:
+def _tls(settings: ServiceSettings) -> ssl.SSLContext | None:
+    """The same for an aio server. Raises OSError for files that cannot be used."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.minimum_version = ssl.TLSVersion.TLSv1_2
+    tls.set_alpn_protocols(["h2"])
+    for file in (settings.tls_cert_file, settings.tls_key_file):
+        file.open("rb").close()  # what is not there is told by its name, which the next line does not
+    tls.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
+    if settings.tls_ca_file is not None:
+        tls.load_verify_locations(cadata=settings.tls_ca_file.read_text())
+        tls.verify_mode = ssl.CERT_REQUIRED
+    return tls
+
+
+def _peer_identity(
+    settings: ServiceSettings, names_of: Callable[[Any], Iterable[str]]
+) -> Callable[[Any], Identity | None] | None:
     """Reads the caller from its certificate: a name in `tls_service_names` is a service, any other proves nothing."""
     if settings.tls_ca_file is None or not settings.tls_service_names:
         return None
-    names = frozenset(settings.tls_service_names)
+    services = frozenset(settings.tls_service_names)
 
     def read(context: Any) -> Identity | None:
-        for raw in context.auth_context().get("x509_subject_alternative_name", ()):
-            name = raw.decode(errors="replace")
-            if name in names:
-                return Identity(Role.SERVICE, subject=name)
-        return None
+        name = next((name for name in names_of(context) if name in services), None)
+        return Identity(Role.SERVICE, subject=name) if name is not None else None
 
     return read
 
 
+def _names_in_auth_context(context: Any) -> list[str]:
+    """The names in the certificate of a sync server's client."""
+    return [raw.decode(errors="replace") for raw in context.auth_context().get("x509_subject_alternative_name", ())]
+
+
+def _names_of_peer(context: ServerCall) -> tuple[str, ...]:
+    return context.peer_names()
+
+
 class _Routes(grpc.GenericRpcHandler):
-    """Finds the handler of a path, for all services at once.
+    """Finds the handler of a path for a sync server, for all services at once."""
 
-    Handlers are not registered with gRPC one by one: its aio server waits for the next call of each registered method
-    with an `asyncio.wait` over all of them, which made each call dearer by about a microsecond per method.
-    """
-
-    def __init__(self, services: Mapping[str, Mapping[str, Handler]]) -> None:
-        self._handlers = {f"/{service}/{name}": h for service, found in services.items() for name, h in found.items()}
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        self._handlers = handlers
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """The handler of a call's path; None for a path that is not served."""
-        # An aio server asks in the task that then runs the handler, so the handler finds it there. A sync server asks
-        # in a thread of its own, where it is found by nobody.
-        RECEIVED_METADATA.set(handler_call_details.invocation_metadata)
         return self._handlers.get(handler_call_details.method)
 
 
@@ -158,7 +187,7 @@ class _Server:
             gate=self._gate,
             deadline_seconds=deadline_seconds or self.settings.deadline_seconds,
             access_overrides=access_overrides,
-            peer_identity=_peer_identity(self.settings),
+            peer_identity=_peer_identity(self.settings, _names_of_peer if self._aio else _names_in_auth_context),
         )
 
     def on_start(self, hook: Hook) -> None:
@@ -169,32 +198,19 @@ class _Server:
         """Run `hook` after the last call has ended; last added first. Runs also where starting failed."""
         self._stop_hooks.append(hook)
 
-    def _bind(self, server: Any) -> None:
-        """Listen on the configured address; sets `port`. Raises BindError naming the address."""
-        address = self.settings.listen
-        split_address(address)
-        try:
-            credentials = _credentials(self.settings)
-            self.port = (
-                server.add_insecure_port(address)
-                if credentials is None
-                else server.add_secure_port(address, credentials)
-            )
-        except OSError as error:
-            raise BindError(f"cannot listen on {address}: {error}") from error
-        except RuntimeError as error:
-            raise BindError(
-                f"cannot listen on {address}: the port is in use, or the address is not this host's"
-            ) from error
+    def _handlers(self, health_servicer: object) -> dict[str, Handler]:
+        """All handlers by path, health and reflection among them.
 
-    def _install(self, server: Any, health_servicer: object) -> None:
-        # Health and reflection are the transport's own business: open to all, outside of limits and metrics.
+        Those are the transport's own business: open to all, outside of limits and metrics.
+        """
         transport = Collector()
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, transport)  # type: ignore[arg-type]
         if self.settings.reflection:
-            names = (*self._services, _HEALTH, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, transport)  # type: ignore[arg-type]
-        server.add_generic_rpc_handlers((_Routes(self._services | transport.services),))
+            kind = reflection.aio.ReflectionServicer if self._aio else reflection.ReflectionServicer
+            servicer = kind((*self._services, _HEALTH, reflection.SERVICE_NAME))
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, transport)  # type: ignore[no-untyped-call]
+        services = self._services | transport.services
+        return {f"/{service}/{name}": handler for service, found in services.items() for name, handler in found.items()}
 
     def _started(self) -> None:
         self._stop_tracing = start_tracing(self.settings)
@@ -236,7 +252,7 @@ def _collect_garbage_seldom() -> None:
 
 
 class AioServer(_Server):
-    """A grpc.aio server, on uvloop where that is installed. Hooks may be coroutine functions.
+    """A server on the event loop (services.kit.http2), uvloop's where installed. Hooks may be coroutine functions.
 
     >>> server = AioServer(settings)
     >>> server.register(add_EchoServiceServicer_to_server, EchoServicer())
@@ -249,14 +265,15 @@ class AioServer(_Server):
         super().__init__(settings, authenticator=authenticator)
         self.draining = asyncio.Event()
         self._health = health.aio.HealthServicer()
-        self._server: grpc.aio.Server | None = None
+        self._server: http2.Server | None = None
 
     async def start(self) -> None:
         """Bind, run the start hooks, serve. Raises BindError, or what a hook raised; then nothing is left running."""
-        server = self._server = grpc.aio.server(options=_options(self.settings))
-        self._install(server, self._health)
+        server = self._server = http2.Server(
+            self._handlers(self._health), _limits(self.settings), age_seconds=_CONNECTION_SECONDS
+        )
         try:
-            self._bind(server)
+            self.port = await _bound(server, self.settings)
             await self._set_health(_NOT_SERVING)
             for hook in self._start_hooks:
                 await _finished(hook())
@@ -282,7 +299,7 @@ class AioServer(_Server):
             if self._gate.running:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > _IDLE_SECONDS:
-                await server.stop(None)
+                await server.stop(0)
         await stopping
         for hook in reversed(self._stop_hooks):
             try:
@@ -344,9 +361,9 @@ class SyncServer(_Server):
             options=_options(self.settings),
             maximum_concurrent_rpcs=threads + _QUEUED_CALLS,
         )
-        self._install(server, self._health)
+        server.add_generic_rpc_handlers((_Routes(self._handlers(self._health)),))
         try:
-            self._bind(server)
+            self.port = _bound_sync(server, self.settings)
             self._set_health(_NOT_SERVING)
             for hook in self._start_hooks:
                 hook()
@@ -408,6 +425,40 @@ class SyncServer(_Server):
     def __exit__(self, *_: object) -> None:
         """Stop."""
         self.stop()
+
+
+def _limits(settings: ServiceSettings) -> Limits:
+    return Limits(
+        message_bytes=settings.max_message_bytes,
+        header_bytes=_MAX_METADATA_BYTES,
+        streams=_streams(settings),
+        ping_seconds=_PING_SECONDS,
+        pong_seconds=_PONG_SECONDS,
+    )
+
+
+async def _bound(server: http2.Server, settings: ServiceSettings) -> int:
+    """The port of a server that has taken the configured address. Raises BindError naming the address."""
+    host, port = split_address(settings.listen)
+    try:
+        return await server.bind(host, port, tls=_tls(settings), reuse_port=settings.reuse_port)
+    except OSError as error:
+        raise BindError(f"cannot listen on {settings.listen}: {error}") from error
+
+
+def _bound_sync(server: grpc.Server, settings: ServiceSettings) -> int:
+    """The same of a sync server."""
+    address = settings.listen
+    split_address(address)
+    try:
+        credentials = _credentials(settings)
+        return (
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        )
+    except OSError as error:
+        raise BindError(f"cannot listen on {address}: {error}") from error
+    except RuntimeError as error:
+        raise BindError(f"cannot listen on {address}: the port is in use, or the address is not this host's") from error
 
 
 async def _finished(result: Any) -> None:

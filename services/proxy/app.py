@@ -18,7 +18,7 @@ from tollkeeper.proxy.v1 import (
     wire_service_pb2_grpc,
 )
 
-from services.kit.channels import aio_channel
+from services.kit.channels import aio_channel, unary_channel
 from services.kit.db import async_engine
 from services.kit.identity import KeyFileError, Role, TokenAuthenticator, TokenSigner, TokenVerifier
 from services.kit.logs import get_logger
@@ -70,7 +70,7 @@ async def serve(settings: ProxySettings) -> AioServer:
     listener = Listener(client, known, entitlements)
     ledger = Ledger(
         settings.ledger_addr,
-        lambda target, name: aio_channel(target, settings, name=name),
+        lambda target, name: unary_channel(target, settings, name=name),
         timeout_seconds=settings.ledger_timeout_seconds,
         batch_operations=settings.ledger_batch_operations,
         batches_at_once=settings.ledger_batches_at_once,
