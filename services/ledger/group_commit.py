@@ -6,10 +6,13 @@ A batch that the database refuses is halved, and each half done again, so that o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import psycopg
 from prometheus_client import Histogram
@@ -29,18 +32,26 @@ _QUEUE_WAIT = Histogram("tollkeeper_ledger_queue_wait_seconds", "How long a unit
 _PATIENCE_SECONDS = 0.05
 
 
+_Answer = TypeVar("_Answer")
+
+
 @dataclass(slots=True)
 class _Call:
-    """What one call asked for: its groups, which of them wait still, and the results of those that are done."""
+    """What one call asked for: its groups, which of them wait still, and the results of those that are done.
+
+    `make` makes the answer of all results; `made` is one that was made before they were committed, alone in a tuple.
+    """
 
     groups: Sequence[Group]
-    answer: asyncio.Future[list[Result]]
+    make: Callable[[list[Result]], Any]
+    answer: asyncio.Future[Any]
     queued_at: float
     # All accounts, where a group spans several: then the whole call is one, since all its order matters.
     linked: frozenset[str]
     waiting: list[int]
     left: int
     results: list[list[Result]]
+    made: tuple[Any] | None = None
 
     def fail(self, error: BaseException) -> None:
         """Answer with why not; what waits still is not done."""
@@ -48,12 +59,30 @@ class _Call:
         if not self.answer.done():
             self.answer.set_exception(error)
 
+    def computed(self, places: Sequence[int], results: Sequence[list[Result]]) -> None:
+        """Groups are computed, not yet committed: where they are the last ones, the answer is made already."""
+        self.made = None
+        if len(places) < self.left:
+            return
+        for at, found in zip(places, results, strict=True):
+            self.results[at] = found
+        # Whatever cannot be made is told when it is due. Raised here, it would end what others wait for, too.
+        with contextlib.suppress(Exception):
+            self.made = (self._whole(),)
+
     def done(self, at: int, results: list[Result]) -> None:
-        """One group is done; the last one answers the call."""
+        """One group is committed; the last one answers the call."""
         self.results[at] = results
         self.left -= 1
-        if self.left == 0 and not self.answer.done():
-            self.answer.set_result([result for group in self.results for result in group])
+        if self.left or self.answer.done():
+            return
+        try:
+            self.answer.set_result(self._whole() if self.made is None else self.made[0])
+        except Exception as error:  # noqa: BLE001 (the fault of this call's `make`, and its alone)
+            self.answer.set_exception(error)
+
+    def _whole(self) -> Any:
+        return self.make([result for group in self.results for result in group])
 
 
 # Some groups of a call, for one batch.
@@ -103,20 +132,29 @@ class GroupCommit:
     async def submit(self, groups: Sequence[Group]) -> list[Result]:
         """Do linked groups of operations, in order within each account; the results of all operations, once committed.
 
-        Raises Overloaded where too many wait, StorageUnavailable where the database does not answer: then they may or
+        See `answer`.
+        """
+        return await self.answer(groups, list)
+
+    async def answer(self, groups: Sequence[Group], make: Callable[[list[Result]], _Answer]) -> _Answer:
+        """Do linked groups of operations, in order within each account; what `make` makes of all results, committed.
+
+        It is made while Postgres commits, which takes as long, and again where a batch has to be done again. Raises
+        what `make` raises, where too many wait, StorageUnavailable where the database does not answer: then they may or
         may not have been done, and doing them again is safe. A caller that is cancelled does not take back what a batch
         has begun.
         """
         if self._closing:
             raise _stopping()
         if not groups:
-            return []
+            return make([])
         size = sum(map(len, groups))
         if self._waiting_operations + size > self._settings.max_queued:
             raise Overloaded("too many operations wait for the database", retry_after_seconds=1)
         spans = any(operation.account_id != group[0].account_id for group in groups for operation in group)
         call = _Call(
             groups=groups,
+            make=make,
             answer=asyncio.get_running_loop().create_future(),
             queued_at=time.perf_counter(),
             linked=frozenset(operation.account_id for group in groups for operation in group) if spans else frozenset(),
@@ -127,7 +165,8 @@ class GroupCommit:
         self._waiting.append(call)
         self._waiting_operations += size
         self._call_writer()
-        return await call.answer
+        made: _Answer = await call.answer
+        return made
 
     @property
     def _few(self) -> bool:
@@ -230,7 +269,7 @@ class GroupCommit:
         """Commit a batch and answer each call, with its results or with why not."""
         try:
             groups = [call.groups[at] for call, places in parts for at in places]
-            results = await writer.commit(groups, hurried=hurried)
+            results = await writer.commit(groups, partial(_computed, parts), hurried=hurried)
         except Exception as error:  # noqa: BLE001 (whatever one call did wrong, its neighbours go on)
             away = isinstance(error, psycopg.OperationalError)
             if len(parts) > 1 and (isinstance(error, BLOCKED) or not away):
@@ -253,6 +292,12 @@ class GroupCommit:
         for call, places in parts:
             for at in places:
                 call.done(at, next(found))
+
+
+def _computed(parts: list[_Part], results: list[list[Result]]) -> None:
+    found = iter(results)
+    for call, places in parts:
+        call.computed(places, [next(found) for _ in places])
 
 
 def _takable(call: _Call, blocked: set[str], room: int, *, first: bool) -> list[int]:

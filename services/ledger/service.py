@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
@@ -62,6 +62,9 @@ class MonthView:
     total: Row[Any]
 
 
+_Answer = TypeVar("_Answer")
+
+
 class Ledger:
     """What can be done with the ledger."""
 
@@ -70,18 +73,25 @@ class Ledger:
         self._reads = reads
         self._exporting: set[str] = set()
 
-    async def apply(self, groups: Sequence[Group]) -> list[Result]:
-        """Do linked groups of operations in order; one result each, refusals included. See GroupCommit.submit."""
+    async def apply(self, groups: Sequence[Group], make: Callable[[list[Result]], _Answer]) -> _Answer:
+        """Do linked groups of operations in order; the answer made of their results, refusals included, as they are.
+
+        See GroupCommit.answer.
+        """
         if any(isinstance(operation, SetLimit) for group in groups for operation in group):
             groups = [[await self._counted(operation) for operation in group] for group in groups]
-        return await self._commits.submit(groups)
+        return await self._commits.answer(groups, make)
 
-    async def do(self, operation: Operation) -> Result:
-        """Do one operation. Raises its refusal."""
-        (result,) = await self._commits.submit([[await self._counted(operation)]])
-        if isinstance(result.outcome, LedgerError):
-            raise result.outcome
-        return result
+    async def do(self, operation: Operation, make: Callable[[Result], _Answer]) -> _Answer:
+        """Do one operation; the answer made of its result. Raises its refusal."""
+
+        def made(results: list[Result]) -> _Answer:
+            (result,) = results
+            if isinstance(result.outcome, LedgerError):
+                raise result.outcome
+            return make(result)
+
+        return await self._commits.answer([[await self._counted(operation)]], made)
 
     async def _counted(self, operation: Operation) -> Operation:
         """A new limit's operation with what its window has seen so far; any other as it is.
@@ -116,7 +126,7 @@ class Ledger:
                 if book.next_event_at is None or book.next_event_at > datetime.now(UTC):
                     yield book, rows
                     return
-            await self.do(Touch(account_id))
+            await self.do(Touch(account_id), lambda result: result)
 
     async def account(self, account_id: str) -> Book:
         """One account as of now: what is due at it has happened. Raises AccountNotFound."""

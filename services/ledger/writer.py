@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import psycopg
 from prometheus_client import Counter, Histogram
@@ -51,6 +52,8 @@ BLOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 _HURRIED_LOCK_MILLISECONDS = 200
 
 Group = Sequence[Operation]
+# Told each group's results when they are computed and not yet committed. It must not fail.
+Computed = Callable[[list[list[Result]]], None]
 
 
 class Writer:
@@ -68,15 +71,16 @@ class Writer:
         self._slot = 0
         self.ending = False
 
-    async def commit(self, groups: Sequence[Group], *, hurried: bool) -> list[list[Result]]:
+    async def commit(self, groups: Sequence[Group], computed: Computed, *, hurried: bool) -> list[list[Result]]:
         """Do a batch; each group's results, once they are committed. Does again what failed for a reason that passes.
 
+        `computed` is told them before, while Postgres works, and told others where the batch is done again.
         `hurried`: it is a half of one that met a locked account, and waits but briefly for its own. Raises the error of
         the last attempt.
         """
         for pause in (*_RETRY_SECONDS, None):
             try:
-                return await self._tried(groups, hurried=hurried)
+                return await self._tried(groups, computed, hurried=hurried)
             except _PASSING as error:
                 await self._roll_back()
                 if pause is None or self.ending or isinstance(error, BLOCKED):
@@ -87,7 +91,7 @@ class Writer:
                 raise
         raise AssertionError("unreachable")
 
-    async def _tried(self, groups: Sequence[Group], *, hurried: bool) -> list[list[Result]]:
+    async def _tried(self, groups: Sequence[Group], computed: Computed, *, hurried: bool) -> list[list[Result]]:
         connection = await self._connected()
         operations = [operation for group in groups for operation in group]
         # After the wait for this writer, so that a hold lives as long as was asked for.
@@ -95,14 +99,14 @@ class Writer:
         remembered = self._remembered.take(operations, now)
         known = {} if hurried else remembered
         try:
-            results = await self._booked(connection, groups, known, now, hurried=hurried)
+            results = await self._booked(connection, groups, computed, known, now, hurried=hurried)
         except NotAsRememberedError as error:
             await self._roll_back()
             if error.outdated:
                 self._remembered.outdated()
             connection = await self._connected()
             now, outdated = datetime.now(UTC), error.outdated
-            results = await self._booked(connection, groups, {}, now, hurried=hurried, outdated=outdated)
+            results = await self._booked(connection, groups, computed, {}, now, hurried=hurried, outdated=outdated)
         _BATCH_SIZE.observe(len(operations))
         for group in results:
             for result in group:
@@ -114,6 +118,7 @@ class Writer:
         self,
         connection: Connection,
         groups: Sequence[Group],
+        computed: Computed,
         remembered: Mapping[str, RememberedAccount],
         now: datetime,
         *,
@@ -131,7 +136,14 @@ class Writer:
         read = time.perf_counter()
         batch = Batch(loaded, now)
         results = [batch.run(group) for group in groups]
-        version = await write(connection, batch.changes, self._slot, loaded.unconfirmed, loaded.unread)
+        version = await write(
+            connection,
+            batch.changes,
+            self._slot,
+            loaded.unconfirmed,
+            loaded.unread,
+            meanwhile=partial(computed, results),
+        )
         outdated = outdated or loaded.outdated
         _BATCHES.labels("remembered" if loaded.unconfirmed else "outdated" if outdated else "read").inc()
         self._remembered.put(operations, loaded, batch.changes, version, remembered)

@@ -9,7 +9,6 @@ from tollkeeper.ledger.v1 import resources_pb2 as resources
 from services.kit.paging import page_position, page_token
 from services.kit.times import moment_of
 from services.kit.validation import Violations
-from services.ledger.model.operations import AccountState
 from services.ledger.service import Ledger
 from services.ledger.servicer.base import Context, Servicer, checked, named_account, place
 from services.ledger.verifying import Verifier
@@ -24,8 +23,7 @@ class AccountServicer(Servicer, contract.AccountServiceServicer):
         self._verifier = verifier
 
     async def OpenAccount(self, request: pb.OpenAccountRequest, context: Context) -> resources.Account:
-        state: AccountState = await self._do(checked(requests.open_account, request), context)
-        return answers.account_message(state.book)
+        return await self._do(checked(requests.open_account, request), context, answers.account_state_message)
 
     async def GetAccount(self, request: pb.GetAccountRequest, context: Context) -> resources.Account:
         return answers.account_message(await self._ledger.account(named_account(request.account_id)))
@@ -45,23 +43,19 @@ class AccountServicer(Servicer, contract.AccountServiceServicer):
         )
 
     async def UpdateAccount(self, request: pb.UpdateAccountRequest, context: Context) -> resources.Account:
-        state: AccountState = await self._do(checked(requests.update_account, request), context)
-        return answers.account_message(state.book)
+        return await self._do(checked(requests.update_account, request), context, answers.account_state_message)
 
     async def SuspendAccount(self, request: pb.SuspendAccountRequest, context: Context) -> resources.Account:
         operation = checked(lambda v, r: requests.set_status(v, r, "suspended", r.reason), request)
-        state: AccountState = await self._do(operation, context)
-        return answers.account_message(state.book)
+        return await self._do(operation, context, answers.account_state_message)
 
     async def ResumeAccount(self, request: pb.ResumeAccountRequest, context: Context) -> resources.Account:
         operation = checked(lambda v, r: requests.set_status(v, r, "open", ""), request)
-        state: AccountState = await self._do(operation, context)
-        return answers.account_message(state.book)
+        return await self._do(operation, context, answers.account_state_message)
 
     async def CloseAccount(self, request: pb.CloseAccountRequest, context: Context) -> resources.Account:
         operation = checked(lambda v, r: requests.set_status(v, r, "closed", r.reason), request)
-        state: AccountState = await self._do(operation, context)
-        return answers.account_message(state.book)
+        return await self._do(operation, context, answers.account_state_message)
 
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Context) -> resources.Balance:
         v = Violations()

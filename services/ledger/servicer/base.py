@@ -17,6 +17,7 @@ MAX_FILTER_CHARS = 200
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _M = TypeVar("_M", bound=Message)
+_A = TypeVar("_A", bound=Message)
 
 
 def checked(build: Callable[[Violations, _M], Operation], request: _M) -> Operation:
@@ -46,9 +47,9 @@ class Servicer:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    async def _do(self, operation: Operation, context: Context) -> Any:
-        """Do one operation; its answer. A replay says so in trailing metadata. Raises its refusal."""
-        result = await self._ledger.do(operation)
-        if result.replayed:
+    async def _do(self, operation: Operation, context: Context, message: Callable[[Any], _A]) -> _A:
+        """Do one operation; the message of its outcome. A replay says so in trailing metadata. Raises its refusal."""
+        answer, replayed = await self._ledger.do(operation, lambda result: (message(result.outcome), result.replayed))
+        if replayed:
             tell_replayed(context)
-        return result.outcome
+        return answer

@@ -10,15 +10,7 @@ from services.kit.errors import ServiceError
 from services.kit.paging import page_position, page_token
 from services.kit.validation import Violations
 from services.ledger.errors import LinkedOperationFailed
-from services.ledger.model.operations import (
-    Debited,
-    HoldMade,
-    HoldReleased,
-    HoldSettled,
-    LimitState,
-    Operation,
-    Posted,
-)
+from services.ledger.model.operations import Operation, Result
 from services.ledger.servicer.base import Context, Servicer, checked
 from services.ledger.wire import answers, requests
 
@@ -34,59 +26,47 @@ class LedgerServicer(Servicer, contract.LedgerServiceServicer):
         if request.operations and request.operations[-1].linked:
             v.add(f"operations[{len(request.operations) - 1}].linked", "the last operation cannot be linked to a next")
         v.raise_if_any()
-        response = pb.ApplyResponse()
-        found = [response.results.add() for _ in request.operations]
-        groups, places = _groups(request, found)
-        results = await self._ledger.apply(groups) if groups else []
-        for place, result in zip(places, results, strict=True):
-            answers.fill_result(found[place], result)
-        return response
+        groups, places, refused = _groups(request)
+
+        def message(results: list[Result]) -> pb.ApplyResponse:
+            response = pb.ApplyResponse()
+            found = [response.results.add() for _ in request.operations]
+            for place, refusal in refused.items():
+                found[place].error.CopyFrom(answers.status_message(refusal))
+            for place, result in zip(places, results, strict=True):
+                answers.fill_result(found[place], result)
+            return response
+
+        return await self._ledger.apply(groups, message)
 
     async def CreditAccount(self, request: pb.CreditAccountRequest, context: Context) -> resources.Transaction:
-        posted: Posted = await self._do(checked(requests.credit, request), context)
-        return answers.transaction_message(posted.entry, posted.undone)
+        return await self._do(checked(requests.credit, request), context, answers.posted_message)
 
     async def DebitAccount(self, request: pb.DebitAccountRequest, context: Context) -> pb.DebitAccountResponse:
-        debited: Debited = await self._do(checked(requests.debit, request), context)
-        response = pb.DebitAccountResponse()
-        answers.fill_debited(response, debited)
-        return response
+        return await self._do(checked(requests.debit, request), context, answers.debited_message)
 
     async def AdjustBalance(self, request: pb.AdjustBalanceRequest, context: Context) -> resources.Transaction:
-        posted: Posted = await self._do(checked(requests.adjust, request), context)
-        return answers.transaction_message(posted.entry, posted.undone)
+        return await self._do(checked(requests.adjust, request), context, answers.posted_message)
 
     async def RefundTransaction(self, request: pb.RefundTransactionRequest, context: Context) -> resources.Transaction:
-        posted: Posted = await self._do(checked(requests.refund, request), context)
-        return answers.transaction_message(posted.entry, posted.undone)
+        return await self._do(checked(requests.refund, request), context, answers.posted_message)
 
     async def ReverseTransaction(
         self, request: pb.ReverseTransactionRequest, context: Context
     ) -> resources.Transaction:
-        posted: Posted = await self._do(checked(requests.reverse, request), context)
-        return answers.transaction_message(posted.entry, posted.undone)
+        return await self._do(checked(requests.reverse, request), context, answers.posted_message)
 
     async def CreateHold(self, request: pb.CreateHoldRequest, context: Context) -> pb.CreateHoldResponse:
-        made: HoldMade = await self._do(checked(requests.create_hold, request), context)
-        response = pb.CreateHoldResponse()
-        answers.fill_hold_made(response, made)
-        return response
+        return await self._do(checked(requests.create_hold, request), context, answers.hold_made_message)
 
     async def ExtendHold(self, request: pb.ExtendHoldRequest, context: Context) -> pb.CreateHoldResponse:
-        made: HoldMade = await self._do(checked(requests.extend_hold, request), context)
-        response = pb.CreateHoldResponse()
-        answers.fill_hold_made(response, made)
-        return response
+        return await self._do(checked(requests.extend_hold, request), context, answers.hold_made_message)
 
     async def SettleHold(self, request: pb.SettleHoldRequest, context: Context) -> pb.SettleHoldResponse:
-        settled: HoldSettled = await self._do(checked(requests.settle_hold, request), context)
-        response = pb.SettleHoldResponse()
-        answers.fill_hold_settled(response, settled)
-        return response
+        return await self._do(checked(requests.settle_hold, request), context, answers.hold_settled_message)
 
     async def ReleaseHold(self, request: pb.ReleaseHoldRequest, context: Context) -> resources.Hold:
-        released: HoldReleased = await self._do(checked(requests.release_hold, request), context)
-        return answers.hold_message(released.hold)
+        return await self._do(checked(requests.release_hold, request), context, answers.released_message)
 
     async def GetHold(self, request: pb.GetHoldRequest, context: Context) -> resources.Hold:
         v = Violations()
@@ -113,12 +93,10 @@ class LedgerServicer(Servicer, contract.LedgerServiceServicer):
         )
 
     async def SetLimit(self, request: pb.SetLimitRequest, context: Context) -> resources.Limit:
-        state: LimitState = await self._do(checked(requests.set_limit, request), context)
-        return answers.limit_message(state.account_id, state.limit)
+        return await self._do(checked(requests.set_limit, request), context, answers.limit_state_message)
 
     async def DeleteLimit(self, request: pb.DeleteLimitRequest, context: Context) -> pb.DeleteLimitResponse:
-        await self._do(checked(requests.delete_limit, request), context)
-        return pb.DeleteLimitResponse()
+        return await self._do(checked(requests.delete_limit, request), context, lambda _: pb.DeleteLimitResponse())
 
     async def ListLimits(self, request: pb.ListLimitsRequest, context: Context) -> pb.ListLimitsResponse:
         v = Violations()
@@ -131,13 +109,14 @@ class LedgerServicer(Servicer, contract.LedgerServiceServicer):
         return pb.ListLimitsResponse(limits=[answers.limit_message(account_id, limit) for limit in limits])
 
 
-def _groups(request: pb.ApplyRequest, found: list[pb.OperationResult]) -> tuple[list[list[Operation]], list[int]]:
-    """The well-formed linked groups of a batch, and the place of each of their operations in it.
+def _groups(request: pb.ApplyRequest) -> tuple[list[list[Operation]], list[int], dict[int, ServiceError]]:
+    """The well-formed linked groups of a batch, the place of each of their operations in it, and the others' refusals.
 
-    A group with an operation that is malformed is answered at once: that one with what is wrong, the others as linked.
+    Of a group with an operation that is malformed, that one is refused with what is wrong, the others as linked.
     """
     groups: list[list[Operation]] = []
     places: list[int] = []
+    refused: dict[int, ServiceError] = {}
     group: list[Operation] = []
     first = 0
     refusals: dict[int, ServiceError] = {}
@@ -158,7 +137,6 @@ def _groups(request: pb.ApplyRequest, found: list[pb.OperationResult]) -> tuple[
             places.extend(members)
         else:
             others = LinkedOperationFailed("another operation of the group is malformed")
-            for place in members:
-                found[place].error.CopyFrom(answers.status_message(refusals.get(place, others)))
+            refused.update((place, refusals.get(place, others)) for place in members)
         group, first, refusals = [], index + 1, {}
-    return groups, places
+    return groups, places, refused

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import orjson
@@ -66,8 +66,10 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         await connection.execute(_ONE_PLAN)
         return connection
 
-    async def ask(self, *asked: Asked | None) -> list[list[TupleRow]]:
+    async def ask(self, *asked: Asked | None, meanwhile: Callable[[], None] | None = None) -> list[list[TupleRow]]:
         """Send statements in one go; each one's rows, none for None. Where one fails, those after it are not done.
+
+        `meanwhile` is called, and must not fail, while Postgres works.
 
         Outside of a transaction block they are one transaction, committed at their end: all of them are done, or none.
         Raises the error of the one that failed. A connection that is not answered to the end (it broke, or the caller
@@ -82,7 +84,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             for statement, parameters in sent:
                 self.pgconn.send_query_prepared(statement.name, parameters)
             self.pgconn.pipeline_sync()
-            results = await self._answers()
+            results = await self._answers(meanwhile)
             self.pgconn.exit_pipeline_mode()
         except BaseException:
             self.pgconn.finish()
@@ -97,11 +99,13 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         answers = iter(results[len(new) :])
         return [[] if one is None else _rows(transformer, next(answers)) for one in asked]
 
-    async def _answers(self) -> list[PGresult]:
+    async def _answers(self, meanwhile: Callable[[], None] | None) -> list[PGresult]:
         """The result of each statement, up to the end of the pipeline."""
         while self.pgconn.flush():
             await self._ready(writing=True)
             self.pgconn.consume_input()  # Postgres may wait for us to read before it reads on
+        if meanwhile is not None:
+            meanwhile()
         results: list[PGresult] = []
         while True:
             while self.pgconn.is_busy():

@@ -195,19 +195,22 @@ async def write(
     slot: int,
     unconfirmed: Mapping[str, int],
     unread: Collection[HoldKey] = (),
+    *,
+    meanwhile: Callable[[], None] | None = None,
 ) -> int:
     """Write what a batch changed, and commit the transaction that `load` began; the version of all rows it wrote.
 
     `unconfirmed`: where `load` began none, the accounts that the batch took as they are remembered, also those that it
-    has not changed. `unread`: names that it took to be new. `slot`: the writer's in the feed. Raises
-    NotAsRememberedError.
+    has not changed. `unread`: names that it took to be new. `slot`: the writer's in the feed. `meanwhile`: see
+    Connection.ask. Raises NotAsRememberedError.
     """
     books = [book for account_id, book in changes.books.items() if account_id not in changes.opened]
     written = _written(changes, books)
     others = _seldom_written(changes, books)
     if not unconfirmed:
         change = _changed(written, slot) if changes.books else None
-        answers = await connection.ask(*others, change, (_COMMIT, ()) if changes else (_ROLLBACK, ()))
+        end = (_COMMIT, ()) if changes else (_ROLLBACK, ())
+        answers = await connection.ask(*others, change, end, meanwhile=meanwhile)
         return int(answers[-2][0][0]) if changes.books else 0
     confirm: Asked
     if len(unconfirmed) == len(books) == 1 and _is_single(written):
@@ -216,9 +219,10 @@ async def write(
         confirm = (_CONFIRM, (b"%d" % len(unconfirmed), *literals(list(unconfirmed.items()))))
         change = _changed(written, slot) if changes.books else None
     # What goes together is one transaction. Where nothing is written, it has nothing to be flushed to disk.
-    begin, end = (None, None) if changes else ((_BEGIN, ()), (_ROLLBACK, ()))
+    begin, last = (None, None) if changes else ((_BEGIN, ()), (_ROLLBACK, ()))
+    asked = (begin, confirm, *_names_are_new(changes, unread), *others, change, last)
     try:
-        answers = await connection.ask(begin, confirm, *_names_are_new(changes, unread), *others, change, end)
+        answers = await connection.ask(*asked, meanwhile=meanwhile)
     except (_OUTDATED, *_TAKEN) as error:
         raise NotAsRememberedError(outdated=isinstance(error, _OUTDATED)) from error
     LOCK_WAIT.observe(answers[1][0][1])

@@ -78,6 +78,11 @@ def account_message(book: Book) -> resources.Account:
     )
 
 
+def account_state_message(state: AccountState) -> resources.Account:
+    """An account as an operation left it."""
+    return account_message(state.book)
+
+
 def balance_message(view: BalanceView) -> resources.Balance:
     """A balance."""
     book = view.book
@@ -139,11 +144,21 @@ def fill_hold(message: resources.Hold, hold: Hold) -> None:
         set_timestamp(message.ended_at, hold.ended_at)
 
 
+def released_message(released: HoldReleased) -> resources.Hold:
+    """A hold that was released."""
+    return hold_message(released.hold)
+
+
 def limit_message(account_id: str, limit: Limit) -> resources.Limit:
     """A limit and its use."""
     message = resources.Limit()
     fill_limit(message, account_id, limit)
     return message
+
+
+def limit_state_message(state: LimitState) -> resources.Limit:
+    """A limit as an operation left it."""
+    return limit_message(state.account_id, state.limit)
 
 
 def fill_limit(message: resources.Limit, account_id: str, limit: Limit) -> None:
@@ -181,16 +196,30 @@ def _add_quotas(message: pb.CreateHoldResponse | pb.SettleHoldResponse, quotas: 
         set_timestamp(added.resets_at, quota.resets_at)
 
 
-def fill_hold_made(message: pb.CreateHoldResponse, made: HoldMade) -> None:
+def hold_made_message(made: HoldMade) -> pb.CreateHoldResponse:
     """What a hold did."""
+    message = pb.CreateHoldResponse()
+    fill_hold_made(message, made)
+    return message
+
+
+def fill_hold_made(message: pb.CreateHoldResponse, made: HoldMade) -> None:
+    """The same, into a message that is there."""
     fill_hold(message.hold, made.hold)
     message.available_nanos = made.available
     _add_warnings(message, made.hold.account_id, made.warnings)
     _add_quotas(message, made.quotas)
 
 
-def fill_hold_settled(message: pb.SettleHoldResponse, settled: HoldSettled) -> None:
+def hold_settled_message(settled: HoldSettled) -> pb.SettleHoldResponse:
     """What a settlement did."""
+    message = pb.SettleHoldResponse()
+    fill_hold_settled(message, settled)
+    return message
+
+
+def fill_hold_settled(message: pb.SettleHoldResponse, settled: HoldSettled) -> None:
+    """The same, into a message that is there."""
     if settled.entry:
         fill_transaction(message.transaction, settled.entry)
     fill_hold(message.hold, settled.hold)
@@ -201,10 +230,22 @@ def fill_hold_settled(message: pb.SettleHoldResponse, settled: HoldSettled) -> N
     _add_quotas(message, settled.quotas)
 
 
-def fill_debited(message: pb.DebitAccountResponse, debited: Debited) -> None:
+def debited_message(debited: Debited) -> pb.DebitAccountResponse:
     """What a debit did."""
+    message = pb.DebitAccountResponse()
+    fill_debited(message, debited)
+    return message
+
+
+def fill_debited(message: pb.DebitAccountResponse, debited: Debited) -> None:
+    """The same, into a message that is there."""
     fill_transaction(message.transaction, debited.entry)
     _add_warnings(message, debited.entry.account_id, debited.warnings)
+
+
+def posted_message(posted: Posted) -> resources.Transaction:
+    """A journal entry, and how much of it was undone."""
+    return transaction_message(posted.entry, posted.undone)
 
 
 def transaction_message(entry: Entry, undone: int = 0) -> resources.Transaction:

@@ -43,10 +43,10 @@ def once(monkeypatch, action):
     real = writer.write
     left = [action]
 
-    async def write(connection, changes, *others):
+    async def write(connection, changes, *others, **words):
         if left:
-            return await left.pop()(lambda *first: real(*first, *others), connection, changes)
-        return await real(connection, changes, *others)
+            return await left.pop()(lambda *first: real(*first, *others, **words), connection, changes)
+        return await real(connection, changes, *others, **words)
 
     monkeypatch.setattr(writer, "write", write)
 

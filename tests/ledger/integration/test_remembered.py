@@ -87,6 +87,33 @@ def batches(kind):
     return REGISTRY.get_sample_value("tollkeeper_ledger_batches_total", {"accounts": kind}) or 0.0
 
 
+async def test_answer_made_of_what_others_had_changed_is_made_again(mine, theirs):
+    made = []
+
+    def available(results):
+        made.append(results[0].outcome.available)
+        return made[-1]
+
+    assert await mine.answer([[hold(10, "h1")]], available) == 80
+    await done(theirs, hold(30, "h2"))
+    assert await mine.answer([[hold(10, "h3")]], available) == 40
+    # While Postgres worked; then, when it had found the account changed, of what it is.
+    assert made == [80, 70, 40]
+
+
+async def test_answer_that_cannot_be_made_fails_its_call_alone_and_is_booked(mine, ledger_settings):
+    def broken(_results):
+        raise ArithmeticError
+
+    other = asyncio.create_task(done(mine, hold(10, "h2")))
+    with pytest.raises(ArithmeticError):
+        await mine.answer([[hold(10, "h1")]], broken)
+    await other
+    assert (await done(mine, hold(10, "h3"))).available == 60
+    (account,) = rows(ledger_settings.database_url, "SELECT available, held FROM accounts")
+    assert tuple(account) == (60, 40)
+
+
 async def test_calls_of_a_remembered_account_read_nothing(mine, ledger_settings):
     before, read = batches("remembered"), batches("read")
     for number in range(5):
