@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import grpc
 
 from services.kit.http2 import frames
-from services.kit.http2.connection import Stream, TooLargeError, message
 from services.kit.http2.headers import Metadata, encode, status_block
+from services.kit.http2.streams import Stream, TooLargeError, message
 from services.kit.logs import get_logger
 
 if TYPE_CHECKING:
@@ -21,10 +21,11 @@ _log = get_logger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-_END = frames.END_HEADERS | frames.END_STREAM
 _START = encode([(":status", "200"), ("content-type", "application/grpc")])
 # A streamed request's messages that wait for the handler. Beyond, the call is refused: no method of ours takes many.
 _WAITING_MESSAGES = 1024
+# Not each: an answer of one message goes out together with its end.
+_MESSAGES_A_TURN = 16
 
 
 class AbortedError(Exception):
@@ -43,17 +44,36 @@ class ServerCall(Stream):
     """
 
     __slots__ = (
-        "_code", "_details", "_headed", "_initial", "_is_given_up", "_trailing",
-        "argument", "deadline", "handler", "metadata", "requests", "task", "timer",
-    )  # fmt: skip
+        "_code",
+        "_details",
+        "_given_up_as",
+        "_has_begun",
+        "_headed",
+        "_initial",
+        "_trailing",
+        "_written",
+        "argument",
+        "connection",
+        "deadline",
+        "handler",
+        "is_answered",
+        "is_asked",
+        "metadata",
+        "requests",
+        "task",
+        "timer",
+    )
 
     def __init__(
         self, connection: ServerConnection, number: int, handler: Handler, metadata: Metadata, timeout: float | None
     ) -> None:
-        super().__init__(connection, number)
+        super().__init__(number, connection.peer_window)
+        self.connection = connection
         self.handler = handler
         self.metadata = metadata
         self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.is_asked = False  # the request has ended
+        self.is_answered = False  # the handler has ended
         self.argument: bytes | None = None
         self.requests: asyncio.Queue[bytes | None] | None = None
         self.task: asyncio.Task[None] | None = None
@@ -63,18 +83,22 @@ class ServerCall(Stream):
         self._code: grpc.StatusCode | None = None
         self._details = ""
         self._headed = False
-        self._is_given_up = False
+        self._written = 0
+        self._has_begun = False
+        self._given_up_as: grpc.StatusCode | None = None
 
     # ----------------------------------------------------------------------------------------- what the client sends
 
     def take_in(self, data: bytes, *, ended: bool) -> bool:
         """Take in data of the request; whether the handler can run now. Raises what refuses the call."""
         messages = self.take(data, self.connection.limits.message_bytes) if data else []
+        self.is_asked = ended
         if self.requests is not None:
             if self.requests.qsize() + len(messages) > _WAITING_MESSAGES:
                 raise TooLargeError("too many messages wait")
             for one in (*messages, None) if ended else messages:
                 self.requests.put_nowait(one)
+            self.is_full = not self.requests.empty()
             return False
         for one in messages:
             if self.argument is not None:
@@ -86,6 +110,9 @@ class ServerCall(Stream):
         assert self.requests is not None
         decode = self.handler.request_deserializer
         while (raw := await self.requests.get()) is not None:
+            if self.is_full and self.requests.empty():
+                self.is_full = False
+                self.connection.let_send(self)
             yield decode(raw) if decode is not None else raw
 
     # ------------------------------------------------------------------------------------------- the handler's context
@@ -100,8 +127,7 @@ class ServerCall(Stream):
 
     def peer_names(self) -> tuple[str, ...]:
         """The names in the client's certificate (subject alternative names); empty where it showed none."""
-        connection: ServerConnection = self.connection  # type: ignore[assignment]
-        return connection.peer_names
+        return self.connection.peer_names
 
     def trailing_metadata(self) -> Metadata:
         """What was set to be sent at the end."""
@@ -126,8 +152,11 @@ class ServerCall(Stream):
         encoded = self.handler.response_serializer
         head = b"" if self._headed else self._head()
         self.connection.send(self, head, message(response if encoded is None else encoded(response)))
+        self._written += 1
         if self.unsent:
             await self.sent()
+        elif not self._written % _MESSAGES_A_TURN:
+            await asyncio.sleep(0)  # a handler that waits for nothing else lets others have their turn
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """End the call with an error. Raises AbortedError."""
@@ -145,13 +174,16 @@ class ServerCall(Stream):
     async def run(self) -> None:
         """Run the handler, and end the call as it ends."""
         handler, encoded = self.handler, b""
+        self._has_begun = True
         try:
+            if self._given_up_as is not None:
+                raise asyncio.CancelledError  # noqa: TRY301 (it ends as any that is cancelled)
             answer = await self._answer(handler)
             if not handler.response_streaming and self._code is None:
                 serializer = handler.response_serializer
                 encoded = message(answer if serializer is None else serializer(answer))
         except asyncio.CancelledError:
-            if self.deadline is not None and self.deadline <= time.monotonic():
+            if self._given_up_as is grpc.StatusCode.DEADLINE_EXCEEDED:
                 self.refuse(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
             else:
                 self.refuse(grpc.StatusCode.CANCELLED, "the call was cancelled")
@@ -162,17 +194,25 @@ class ServerCall(Stream):
         except Exception:  # noqa: BLE001 (a handler that kit has wrapped raises nothing: a fault of a library's)
             _log.exception("a handler failed")
             self.refuse(grpc.StatusCode.UNKNOWN, "the call failed")
+        self.is_answered = True
         self._finish(encoded)
         if not self.is_over:
             await self._read_out()
         if self.timer is not None:
             self.timer.cancel()
 
-    def give_up(self) -> None:
-        """Cancel the handler, but once: however often that is asked for, it does not cut short what it cleans up."""
-        if self.task is not None and not self._is_given_up:
-            self._is_given_up = True
-            self.task.cancel()
+    def give_up(self, code: grpc.StatusCode = grpc.StatusCode.CANCELLED) -> None:
+        """Cancel the handler, but once: however often that is asked for, it does not cut short what it cleans up.
+
+        One that has not begun never does: a task that is cancelled before its first step would not answer at all.
+        """
+        if self.task is None:
+            if self.timer is not None:
+                self.timer.cancel()
+        elif self._given_up_as is None:
+            self._given_up_as = code
+            if self._has_begun:
+                self.task.cancel()
 
     async def _answer(self, handler: Handler) -> Any:
         argument: Any
@@ -194,34 +234,52 @@ class ServerCall(Stream):
         return None
 
     def _head(self) -> bytes:
-        self._headed = True
         block = _START + encode(self._initial) if self._initial else _START
-        return frames.frame(frames.HEADERS, frames.END_HEADERS, self.number, block)
+        self._headed = True
+        return frames.headers(self.number, block)
 
     def _finish(self, encoded: bytes) -> None:
         """Send the answer, where there is one, and the status. One that comes alone is headers and trailers at once."""
         if self.is_over:
             return
+        try:
+            head, trailers = self._ends(encoded)
+        except (UnicodeError, TypeError, AttributeError, ValueError):
+            _log.exception("a handler's metadata cannot be sent")
+            self._initial, self._trailing, encoded = (), (), b""
+            self.refuse(grpc.StatusCode.INTERNAL, "the call's metadata cannot be sent")
+            head, trailers = self._ends(b"")
+        self.connection.send(self, head, encoded, trailers)
+
+    def _ends(self, encoded: bytes) -> tuple[bytes, bytes]:
+        """The frames before the answer and after it."""
         code = self._code or grpc.StatusCode.OK
-        trailers = status_block(code.value[0], self._details, self._trailing)
-        head = b""
+        head, trailers = b"", status_block(code.value[0], self._details, self._trailing)
         if not self._headed:
             if encoded or self._initial or code is grpc.StatusCode.OK:
                 head = self._head()
             else:
                 trailers = _START + trailers
-        self.connection.send(self, head, encoded, frames.frame(frames.HEADERS, _END, self.number, trailers))
+        return head, frames.headers(self.number, trailers, ends_stream=True)
+
+    def refusal(self, code: grpc.StatusCode, details: str) -> bytes:
+        """What ends the call here and now, with what waits to be sent left out."""
+        start = b"" if self._headed else _START
+        return frames.headers(self.number, start + status_block(code.value[0], details), ends_stream=True)
 
     async def _read_out(self) -> None:
-        """Wait until the client has taken all of the answer; a call that is cancelled meanwhile is given up."""
+        """Wait until the client has taken all of the answer; a call that is cancelled meanwhile is given up.
+
+        So is one that was cancelled before: whoever asked for that does not wait for the client.
+        """
         try:
-            while not self.is_over:
+            if self._given_up_as is None:
                 await self.sent()
         except asyncio.CancelledError:
-            self.connection.give_up(self, frames.CANCEL)
+            pass
+        self.connection.give_up(self, frames.CANCEL)
 
 
 def refusal(number: int, code: grpc.StatusCode, details: str) -> bytes:
     """What ends a call that no handler was asked for."""
-    block = _START + status_block(code.value[0], details)
-    return frames.frame(frames.HEADERS, _END, number, block)
+    return frames.headers(number, _START + status_block(code.value[0], details), ends_stream=True)

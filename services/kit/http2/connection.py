@@ -1,4 +1,4 @@
-"""Owns what both sides of a connection do: frames in, flow control out, settings, keepalive, and the ways to end.
+"""Owns what both sides of a connection do with what comes: frames, settings, keepalive, and the ways to end.
 
 A side subclasses Connection and is told what comes: `headers_came`, `data_came`, `reset_came`, `goaway_came`, `lost`.
 Whatever a peer may make us keep has a limit: a header block, the streams at once, what is not yet answered to it. The
@@ -10,25 +10,23 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from services.kit.http2 import frames
 from services.kit.http2.headers import Decoder
 from services.kit.http2.hpack import BadBlockError
+from services.kit.http2.sending import MOST_FRAME_BYTES, Sending, StreamT
+from services.kit.logs import get_logger
+
+_log = get_logger(__name__)
 
 # What a peer may send on one stream, and on all, before it is told that it was taken in.
 _STREAM_WINDOW = 1024 * 1024
 _CONNECTION_WINDOW = 16 * 1024 * 1024
-# We split what we send into frames of at most so much, even where the peer takes larger ones: streams share the way.
-_FRAME_BYTES = 64 * 1024
-# A peer that makes us answer (pings, settings) and does not read the answers is let go at so much.
-_UNREAD_BYTES = 1024 * 1024
-# Calls reset by a peer within a second, beyond which it is taken for an attack (CVE-2023-44487) or a fault.
-_RESETS_A_SECOND = 2_000
+# Calls reset, and settings changed, by a peer within a second, beyond which it is taken for an attack (CVE-2023-44487)
+# or a fault.
+_UPSETS_A_SECOND = 2_000
 _PREFACE_SECONDS = 20.0
-
-_MESSAGE_HEAD_BYTES = 5
-_NOT_COMPRESSED = b"\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,103 +52,27 @@ class ConnectionFault(Exception):  # noqa: N818 (not an error of ours: what the 
         self.code = code
 
 
-class TooLargeError(Exception):
-    """A message above the limit; the text says so."""
-
-
-class CompressedError(Exception):
-    """A compressed message, which we do not take."""
-
-
-def message(data: bytes) -> bytes:
-    """A message with gRPC's prefix, not compressed."""
-    return _NOT_COMPRESSED + len(data).to_bytes(4) + data
-
-
-class Stream:
-    """One call on a connection: what of it has come and is no message yet, what is to be sent and has no room yet."""
-
-    __slots__ = ("connection", "is_over", "number", "received", "room", "taken_bytes", "unsent", "unsent_end", "window")
-
-    def __init__(self, connection: Connection[Any, Any], number: int) -> None:
-        self.connection = connection
-        self.number = number
-        self.window = connection.peer_window
-        self.received = bytearray()
-        self.taken_bytes = 0
-        self.unsent = bytearray()
-        self.unsent_end = b""
-        self.room: asyncio.Future[None] | None = None
-        self.is_over = False  # nothing more is to be sent, or can be
-
-    def take(self, data: bytes, limit_bytes: int) -> list[bytes]:
-        """The messages that are complete with `data`. Raises TooLargeError and CompressedError."""
-        received = self.received
-        if not received and len(data) >= _MESSAGE_HEAD_BYTES:
-            # Nearly always a frame is a message.
-            size = int.from_bytes(data[1:_MESSAGE_HEAD_BYTES])
-            if len(data) == _MESSAGE_HEAD_BYTES + size and not data[0] and size <= limit_bytes:
-                return [data[_MESSAGE_HEAD_BYTES:]]
-        received += data
-        found = []
-        while len(received) >= _MESSAGE_HEAD_BYTES:
-            size = int.from_bytes(received[1:_MESSAGE_HEAD_BYTES])
-            if received[0]:
-                raise CompressedError
-            if size > limit_bytes:
-                raise TooLargeError(f"a message of {size:,} bytes is larger than {limit_bytes:,}")
-            end = _MESSAGE_HEAD_BYTES + size
-            if len(received) < end:
-                break
-            found.append(bytes(received[_MESSAGE_HEAD_BYTES:end]))
-            del received[:end]
-        return found
-
-    async def sent(self) -> None:
-        """Wait until all was sent, or nothing can be any more: whoever makes much waits for whoever reads it."""
-        while (self.unsent or self.unsent_end) and not self.is_over:
-            self.room = asyncio.get_running_loop().create_future()
-            try:
-                await self.room
-            finally:
-                self.room = None
-
-    def wake(self) -> None:
-        """Let go on who waits in `sent`."""
-        if self.room is not None and not self.room.done():
-            self.room.set_result(None)
-
-
-StreamT = TypeVar("StreamT", bound=Stream)
 HeadT = TypeVar("HeadT")
 
 
-class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
+class Connection(Sending[StreamT], Generic[StreamT, HeadT]):
     """One connection. `decoder` reads its header blocks."""
 
     def __init__(self, limits: Limits, decoder: Decoder[HeadT]) -> None:
+        super().__init__()
         self.limits = limits
-        self.streams: dict[int, StreamT] = {}
-        self.peer_window = frames.FIRST_WINDOW  # of a new stream
         self.peer_streams = frames.LARGEST_STREAM  # as many calls at once the peer takes
-        self.lost_because = ""
         self._decoder = decoder
-        self._transport: asyncio.Transport
         self._buffer = b""
-        self._out: list[bytes] = []
         self._block = bytearray()
         self._block_stream = 0
         self._block_ends_stream = False
-        self._window = frames.FIRST_WINDOW
-        self._frame_bytes = frames.LEAST_MAX_FRAME
         self._taken_bytes = 0
-        self._blocked: dict[int, StreamT] = {}
-        self._is_paused = False
         self._greeted = False
         self._last_came = time.monotonic()
         self._watch: asyncio.TimerHandle | None = None
-        self._resets = 0
-        self._resets_since = 0.0
+        self._upsets = 0
+        self._upsets_since = 0.0
 
     # ------------------------------------------------------------------------------------------- what a side is told
 
@@ -169,9 +91,6 @@ class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
     def reset_came(self, stream: StreamT, code: int) -> None:
         """The peer gave a stream up. It is known no more."""
         raise NotImplementedError
-
-    def end_sent(self, stream: StreamT) -> None:
-        """All that we had to send on a stream was sent."""
 
     def settings_came(self) -> None:
         """The peer has said what it takes."""
@@ -211,22 +130,16 @@ class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
         for stream in list(self.streams.values()):
             stream.is_over = True
             stream.wake()
-        self._blocked.clear()
+        self._waiting.clear()
+        self._ending.clear()
         self._out.clear()
         self.lost()
         self.streams.clear()
 
-    def pause_writing(self) -> None:
-        """The peer reads more slowly than we write."""
-        self._is_paused = True
-
-    def resume_writing(self) -> None:
-        """It has caught up."""
-        self._is_paused = False
-        self._pump()
-
     def data_received(self, data: bytes) -> None:
         """Take in what has come."""
+        if self._transport.is_closing():
+            return
         self._last_came = time.monotonic()
         buffer = self._buffer + data if self._buffer else data
         try:
@@ -235,6 +148,9 @@ class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
             self.end(fault.code, str(fault))
         except BadBlockError as error:
             self.end(frames.COMPRESSION_ERROR, str(error))
+        except Exception:  # noqa: BLE001 (a fault of ours: its peer is told, and it ends no other connection)
+            _log.exception("a frame could not be taken in")
+            self.end(frames.INTERNAL_ERROR, "a frame could not be taken in")
 
     def _take_frames(self, buffer: bytes) -> int:
         """Take in the frames that are whole; where they end."""
@@ -242,6 +158,8 @@ class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
         while size - at >= frames.HEAD_BYTES:
             word, flags, number = frames.unpack_head(buffer, at)
             length = word >> 8
+            if not self._greeted and word & 0xFF != frames.SETTINGS:
+                raise ConnectionFault(frames.PROTOCOL_ERROR, "the peer does not speak HTTP/2")
             if length > frames.LEAST_MAX_FRAME:  # we have told the peer of no other limit
                 raise ConnectionFault(frames.FRAME_SIZE_ERROR, "a frame is too large")
             start = at + frames.HEAD_BYTES
@@ -295,10 +213,15 @@ class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
             return
         ended = bool(flags & frames.END_STREAM)
         stream.taken_bytes += len(payload)
-        if stream.taken_bytes >= _STREAM_WINDOW // 2 and not ended:
-            self.write(frames.window(number, stream.taken_bytes))
-            stream.taken_bytes = 0
         self.data_came(stream, _unpadded(flags, payload) if flags & frames.PADDED else payload, ended=ended)
+        if not ended:
+            self.let_send(stream)
+
+    def let_send(self, stream: StreamT) -> None:
+        """Tell the peer that it may send more on a stream, once that is much and where there is room for it."""
+        if stream.taken_bytes >= _STREAM_WINDOW // 2 and not stream.is_full and not stream.is_over:
+            self.write(frames.window(stream.number, stream.taken_bytes))
+            stream.taken_bytes = 0
 
     def _take_headers(self, flags: int, number: int, payload: bytes) -> None:
         if not number:
@@ -306,6 +229,8 @@ class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
         if flags & frames.PADDED:
             payload = _unpadded(flags, payload)
         if flags & frames.PRIORITISED:
+            if len(payload) < 5:  # noqa: PLR2004
+                raise ConnectionFault(frames.FRAME_SIZE_ERROR, "a priority of another size")
             payload = payload[5:]
         ended = bool(flags & frames.END_STREAM)
         if flags & frames.END_HEADERS:
@@ -333,17 +258,19 @@ class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
             if not more or self._window > frames.LARGEST_WINDOW:
                 raise ConnectionFault(frames.FLOW_CONTROL_ERROR, "a window that cannot be")
         elif (stream := self.streams.get(number)) is not None:
-            stream.window += more
+            self.widen(stream, more)
             if stream.window > frames.LARGEST_WINDOW:
                 raise ConnectionFault(frames.FLOW_CONTROL_ERROR, "a window that cannot be")
-        if self._blocked:
-            self._pump()
+        self._pump()
 
     def _take_settings(self, payload: bytes) -> None:
         if len(payload) % 6:
             raise ConnectionFault(frames.FRAME_SIZE_ERROR, "settings of another size")
+        self._count_upset()
+        found = {}
         for at in range(0, len(payload), 6):
-            self._take_setting(int.from_bytes(payload[at : at + 2]), int.from_bytes(payload[at + 2 : at + 6]))
+            found[int.from_bytes(payload[at : at + 2])] = int.from_bytes(payload[at + 2 : at + 6])
+        self._apply(found)
         self.answer(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))
         if not self._greeted:
             self._greeted = True
@@ -351,19 +278,20 @@ class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
             self.settings_came()
         self._pump()
 
-    def _take_setting(self, name: int, value: int) -> None:
-        if name == frames.INITIAL_WINDOW:
-            if value > frames.LARGEST_WINDOW:
-                raise ConnectionFault(frames.FLOW_CONTROL_ERROR, "a window that cannot be")
+    def _apply(self, found: dict[int, int]) -> None:
+        """Keep to the peer's settings, those that it said last."""
+        window = found.get(frames.INITIAL_WINDOW, self.peer_window)
+        if window > frames.LARGEST_WINDOW:
+            raise ConnectionFault(frames.FLOW_CONTROL_ERROR, "a window that cannot be")
+        more, self.peer_window = window - self.peer_window, window
+        if more:
             for stream in self.streams.values():
-                stream.window += value - self.peer_window
-            self.peer_window = value
-        elif name == frames.MAX_FRAME:
-            if not frames.LEAST_MAX_FRAME <= value <= frames.MOST_MAX_FRAME:
-                raise ConnectionFault(frames.PROTOCOL_ERROR, "a size of frames that cannot be")
-            self._frame_bytes = min(value, _FRAME_BYTES)
-        elif name == frames.MAX_CONCURRENT_STREAMS:
-            self.peer_streams = value
+                self.widen(stream, more)
+        size = found.get(frames.MAX_FRAME, self._frame_bytes)
+        if not frames.LEAST_MAX_FRAME <= size <= frames.MOST_MAX_FRAME:
+            raise ConnectionFault(frames.PROTOCOL_ERROR, "a size of frames that cannot be")
+        self._frame_bytes = min(size, MOST_FRAME_BYTES)
+        self.peer_streams = found.get(frames.MAX_CONCURRENT_STREAMS, self.peer_streams)
 
     def _take_ping(self, flags: int, payload: bytes) -> None:
         if len(payload) != 8:  # noqa: PLR2004
@@ -374,111 +302,20 @@ class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
             self.answer(frames.frame(frames.PING, frames.ACK, 0, payload))
 
     def _take_reset(self, number: int, payload: bytes) -> None:
-        now = self._last_came
-        if now - self._resets_since > 1:
-            self._resets, self._resets_since = 0, now
-        self._resets += 1
-        if self._resets > _RESETS_A_SECOND:
-            raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many calls are given up")
+        self._count_upset()
         stream = self.streams.get(number)
         if stream is not None:
             self.forget(stream)
             self.reset_came(stream, int.from_bytes(payload[:4]))
 
-    def answer(self, answer: bytes) -> None:
-        """Send what a frame of the peer's asks for. Raises ConnectionFault where the peer reads no answers."""
-        if self._transport.get_write_buffer_size() > _UNREAD_BYTES + self._unsent_bytes:
-            raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "the peer asks, and does not read the answers")
-        self.write(answer)
-
-    @property
-    def _unsent_bytes(self) -> int:
-        """What may rightly wait in the transport: a frame of each stream."""
-        return len(self.streams) * _FRAME_BYTES
-
-    # ---------------------------------------------------------------------------------------------------- frames out
-
-    def write(self, raw: bytes) -> None:
-        """Send frames that no flow control holds back. What is written in one turn of the loop goes out together."""
-        if not self._out:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._out.append(raw)
-
-    def _flush(self) -> None:
-        out = self._out
-        if out:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
-            out.clear()
-
-    def send(self, stream: StreamT, head: bytes, data: bytes, end: bytes = b"") -> None:
-        """Send frames of a stream: `head` at once, `data` as flow control has room for it, `end` after it.
-
-        Nothing is sent on one that is over.
-        """
-        if stream.is_over:
-            return
-        size = len(data)
-        if not self._is_paused and not stream.unsent and size <= min(stream.window, self._window, self._frame_bytes):
-            stream.window -= size
-            self._window -= size
-            framed = frames.pack_head(size << 8, 0, stream.number) + data if size else b""
-            self.write(head + framed + end)
-            if end:
-                self.end_sent(stream)
-            return
-        if head:
-            self.write(head)
-        stream.unsent += data
-        stream.unsent_end = end
-        if stream.unsent or end:
-            self._blocked[stream.number] = stream
-            self._pump()
-
-    def _pump(self) -> None:
-        """Send what waits and has room, a frame of each stream in turn."""
-        while self._blocked and not self._is_paused:
-            moved = False
-            for stream in list(self._blocked.values()):
-                moved |= self._send_piece(stream)
-                if self._is_paused:
-                    return
-            if not moved:
-                return
-
-    def _send_piece(self, stream: StreamT) -> bool:
-        """Send a frame of what waits in a stream; whether there was room."""
-        unsent = stream.unsent
-        size = max(0, min(len(unsent), stream.window, self._window, self._frame_bytes))
-        if unsent and not size:
-            return False
-        stream.window -= size
-        self._window -= size
-        piece = frames.frame(frames.DATA, 0, stream.number, bytes(unsent[:size])) if size else b""
-        del unsent[:size]
-        if unsent:
-            self.write(piece)
-            return True
-        del self._blocked[stream.number]
-        self.write(piece + stream.unsent_end)
-        if stream.unsent_end:
-            stream.unsent_end = b""
-            self.end_sent(stream)
-        stream.wake()
-        return True
-
-    def forget(self, stream: StreamT) -> None:
-        """Know a stream no more: it has come to its end, or was given up."""
-        stream.is_over = True
-        stream.unsent.clear()
-        self._blocked.pop(stream.number, None)
-        self.streams.pop(stream.number, None)
-        stream.wake()
-
-    def give_up(self, stream: StreamT, code: int) -> None:
-        """Reset a stream, where it is not over."""
-        if not stream.is_over:
-            self.forget(stream)
-            self.write(frames.reset(stream.number, code))
+    def _count_upset(self) -> None:
+        """Count what costs us more than it costs the peer. Raises ConnectionFault where it is too much."""
+        now = self._last_came
+        if now - self._upsets_since > 1:
+            self._upsets, self._upsets_since = 0, now
+        self._upsets += 1
+        if self._upsets > _UPSETS_A_SECOND:
+            raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many calls are given up")
 
     # ------------------------------------------------------------------------------------------------- life and death
 
@@ -489,11 +326,6 @@ class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
         self.lost_because = self.lost_because or why
         self.write(frames.goaway(self.last_stream, code))
         self.close()
-
-    def close(self) -> None:
-        """Close the connection, what was written being sent before."""
-        self._flush()
-        self._transport.close()
 
     @property
     def last_stream(self) -> int:
@@ -507,8 +339,7 @@ class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
 
     def _check_greeted(self) -> None:
         if not self._greeted:
-            self.lost_because = "the peer does not speak HTTP/2"
-            self._transport.abort()
+            self.abort("the peer does not speak HTTP/2")
 
     def _keep_alive(self) -> None:
         """Look, once in a while, whether the peer is still there."""
@@ -524,8 +355,7 @@ class Connection(asyncio.Protocol, Generic[StreamT, HeadT]):
 
     def _check_alive(self, came_before: float) -> None:
         if self._last_came == came_before:
-            self.lost_because = "the peer does not answer"
-            self._transport.abort()
+            self.abort("the peer does not answer")
         else:
             self._keep_alive()
 

@@ -41,6 +41,22 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return pack_head(len(payload) << 8 | kind, flags, stream) + payload
 
 
+def headers(stream: int, block: bytes, *, ends_stream: bool = False) -> bytes:
+    """A header block in as many frames as every peer takes: HEADERS, then CONTINUATION."""
+    flags = END_STREAM if ends_stream else 0
+    if len(block) <= LEAST_MAX_FRAME:
+        return frame(HEADERS, flags | END_HEADERS, stream, block)
+    parts = [block[at : at + LEAST_MAX_FRAME] for at in range(0, len(block), LEAST_MAX_FRAME)]
+    first, *middle, last = parts
+    return b"".join(
+        (
+            frame(HEADERS, flags, stream, first),
+            *(frame(CONTINUATION, 0, stream, part) for part in middle),
+            frame(CONTINUATION, END_HEADERS, stream, last),
+        )
+    )
+
+
 def settings(pairs: dict[int, int]) -> bytes:
     """A SETTINGS frame of one's own settings."""
     return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", name, value) for name, value in pairs.items()))

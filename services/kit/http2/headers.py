@@ -28,7 +28,7 @@ _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
 # The wire's own headers, which are no metadata.
 _RESERVED = frozenset({"te", "content-type", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "content-length"})
 
-CODES = {code.value[0]: code for code in grpc.StatusCode}
+_CODES = {str(code.value[0]): code for code in grpc.StatusCode}
 
 
 class Decoder(Generic[Read]):
@@ -61,7 +61,7 @@ def metadata_of(pairs: Iterable[tuple[str, str]]) -> Metadata:
     """The metadata among headers. A binary value that is not in base64 is left out."""
     found: list[tuple[str, str | bytes]] = []
     for name, value in pairs:
-        if name[0] == ":" or name in _RESERVED:
+        if name[:1] == ":" or name in _RESERVED:
             continue
         if not name.endswith(_BINARY):
             found.append((name, value))
@@ -105,7 +105,7 @@ def status_block(code: int, message: str, metadata: Metadata = ()) -> bytes:
 
 def percent_encoded(message: str) -> str:
     """A status message as its header has it."""
-    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in message.encode())
+    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in message.encode(errors="replace"))
 
 
 def status_of(pairs: Iterable[tuple[str, str]]) -> tuple[grpc.StatusCode, str] | None:
@@ -113,7 +113,7 @@ def status_of(pairs: Iterable[tuple[str, str]]) -> tuple[grpc.StatusCode, str] |
     code, message = None, ""
     for name, value in pairs:
         if name == "grpc-status":
-            code = CODES.get(int(value) if value.isdecimal() else -1, grpc.StatusCode.UNKNOWN)
+            code = _CODES.get(value, grpc.StatusCode.UNKNOWN)
         elif name == "grpc-message":
             message = unquote(value, errors="replace")
     return None if code is None else (code, message)

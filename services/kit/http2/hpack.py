@@ -9,14 +9,17 @@ from collections.abc import Iterable
 from typing import Final
 
 Pairs = list[tuple[str, str]]
+# Name, value, the name's octets on the wire, and the size of the entry. Sizes are of what was sent, not of what it
+# reads as: the peer's table, which ours follows, evicts by them.
+_Entry = tuple[str, str, int, int]
 
 _ENTRY_BYTES = 32  # what an entry counts beside its strings (RFC 7541, section 4.1)
 _TABLE_BYTES = 4096  # we never tell a peer of another limit
 _MOST_INTEGER_BYTES = 5
 
 # RFC 7541, appendix A; an empty value is one that is always given.
-_STATIC: Final = tuple(
-    (name, value)
+_STATIC: Final[tuple[_Entry, ...]] = tuple(
+    (name, value, len(name), len(name) + len(value) + _ENTRY_BYTES)
     for name, _, value in (
         line.partition(" ")
         for line in (
@@ -75,7 +78,7 @@ class HeaderReader:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._entries: list[tuple[str, str, int]] = []  # the newest last; with its size
+        self._entries: list[_Entry] = []  # the newest last
         self._size = 0
         self._limit = _TABLE_BYTES
         self.version = 0
@@ -88,7 +91,7 @@ class HeaderReader:
             first = block[at]
             if first & 0x80:
                 index, at = _integer(block, at, 0x7F)
-                pair = self._entry(index)
+                name, value, _, octets = self._entry(index)
             elif first & 0x60 == 0x20:  # noqa: PLR2004
                 limit, at = _integer(block, at, 0x1F)
                 if found or limit > _TABLE_BYTES:
@@ -99,33 +102,32 @@ class HeaderReader:
             else:
                 index, at = _integer(block, at, 0x3F if first & 0x40 else 0x0F)
                 if index:
-                    name = self._entry(index)[0]
+                    name, _, name_octets, _ = self._entry(index)
                 else:
-                    name, at = _string(block, at)
-                value, at = _string(block, at)
-                pair = (name, value)
+                    name, name_octets, at = _string(block, at)
+                value, octets, at = _string(block, at)
+                octets += name_octets + _ENTRY_BYTES
                 if first & 0x40:
-                    self._add(name, value)
-            size += len(pair[0]) + len(pair[1]) + _ENTRY_BYTES
+                    self._add((name, value, name_octets, octets))
+            size += octets
             if size > self._max_bytes:
                 raise BadBlockError(f"headers of more than {self._max_bytes:,} bytes")
-            found.append(pair)
+            found.append((name, value))
         return found
 
-    def _entry(self, index: int) -> tuple[str, str]:
+    def _entry(self, index: int) -> _Entry:
         if 0 < index <= len(_STATIC):
             return _STATIC[index - 1]
         back = index - len(_STATIC)
         if not 0 < back <= len(self._entries):
             raise BadBlockError(f"no entry {index} in the table")
-        name, value, _ = self._entries[-back]
-        return name, value
+        return self._entries[-back]
 
-    def _add(self, name: str, value: str) -> None:
-        size = len(name.encode()) + len(value.encode()) + _ENTRY_BYTES
+    def _add(self, entry: _Entry) -> None:
+        size = entry[3]
         self._evict(size)
         if size <= self._limit:
-            self._entries.append((name, value, size))
+            self._entries.append(entry)
             self._size += size
 
     def _evict(self, room_bytes: int) -> None:
@@ -133,7 +135,7 @@ class HeaderReader:
         self.version += 1
         gone = 0
         while gone < len(self._entries) and self._size + room_bytes > self._limit:
-            self._size -= self._entries[gone][2]
+            self._size -= self._entries[gone][3]
             gone += 1
         del self._entries[:gone]
 
@@ -155,8 +157,8 @@ def _integer(block: bytes, at: int, most: int) -> tuple[int, int]:
     raise BadBlockError("an integer without an end")
 
 
-def _string(block: bytes, at: int) -> tuple[str, int]:
-    """A string, and where it ends (section 5.2)."""
+def _string(block: bytes, at: int) -> tuple[str, int, int]:
+    """A string, its octets, and where it ends (section 5.2)."""
     if at >= len(block):
         raise BadBlockError("the block is cut off")
     compressed = block[at] & 0x80
@@ -168,9 +170,9 @@ def _string(block: bytes, at: int) -> tuple[str, int]:
     if compressed:
         raw = _expanded(raw)
     try:
-        return str(raw, "utf-8"), end
+        return str(raw, "utf-8"), len(raw), end
     except UnicodeDecodeError:  # it should be ASCII, but what one client sends must not end the calls of others
-        return str(raw, "latin-1"), end
+        return str(raw, "latin-1"), len(raw), end
 
 
 # ------------------------------------------------------------------------------------------------------ Huffman's code

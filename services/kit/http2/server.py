@@ -6,6 +6,7 @@ What a call is refused for before a handler is found is told here; all else is t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import ssl
@@ -18,13 +19,20 @@ import grpc
 
 from services.kit.http2 import frames
 from services.kit.http2.call import Handler, ServerCall, refusal
-from services.kit.http2.connection import CompressedError, Connection, ConnectionFault, Limits, TooLargeError
+from services.kit.http2.connection import Connection, ConnectionFault, Limits
 from services.kit.http2.headers import Decoder, Metadata, encode, metadata_of, timeout_of
+from services.kit.http2.streams import CompressedError, TooLargeError
 
 _BACKLOG = 1024
 _DRAIN_PING = b"draining"
 # After a client was told to come no more, and does not answer that it has heard so: then it is told for good.
 _DRAIN_SECONDS = 1.0
+# A connection without calls that takes no more is the client's to close: what was sent may still be on its way, and
+# were we to close, the client's next frame would be answered by TCP's reset, which throws that away. We do after such a
+# silence, a shorter one where the server stops.
+_LINGER_SECONDS = 1.0
+_STOPPING_LINGER_SECONDS = 0.2
+_POLL_SECONDS = 0.05
 _AGE_SPREAD = 0.1
 # How long calls that were cancelled may take to clean up.
 _CANCELLED_SECONDS = 5.0
@@ -55,6 +63,8 @@ def _head(pairs: list[tuple[str, str]]) -> _Head:
             timeout = timeout_of(text)
         except ValueError as error:
             malformed = str(error)
+    if "" in named:
+        malformed = "a header without a name"
     # As large as a peer counts them (RFC 9113, section 6.5.2).
     size = sum(len(name) + len(value) + 32 for name, value in pairs)
     return _Head(named.get(":path", ""), metadata_of(pairs), timeout, size, status, malformed)
@@ -72,6 +82,7 @@ class ServerConnection(Connection[ServerCall, _Head]):
         self._is_draining = False
         self._age: asyncio.TimerHandle | None = None
         self._awaits_preface = True
+        self._ended = 0.0  # when it began to drain, or its last call since was over
 
     @property
     def last_stream(self) -> int:
@@ -83,6 +94,9 @@ class ServerConnection(Connection[ServerCall, _Head]):
         super().connection_made(transport)
         self.peer_names = _peer_names(transport)
         self._server.connections.add(self)
+        if self._server.is_stopping:  # it was shaking hands when the others were told
+            self.drain()
+            return
         age = self._server.age_seconds * random.uniform(1 - _AGE_SPREAD, 1 + _AGE_SPREAD)  # noqa: S311
         self._age = asyncio.get_running_loop().call_later(age, self.drain)
 
@@ -101,13 +115,13 @@ class ServerConnection(Connection[ServerCall, _Head]):
 
     def headers_came(self, number: int, head: _Head, *, ended: bool) -> None:
         """Begin a call, or end the request of one."""
+        if not number % 2:
+            raise ConnectionFault(frames.PROTOCOL_ERROR, "a client's streams have odd numbers")
         if number <= self._newest:
             call = self.streams.get(number)
             if call is not None and ended:
                 self.data_came(call, b"", ended=True)
             return
-        if not number % 2:
-            raise ConnectionFault(frames.PROTOCOL_ERROR, "a client's streams have odd numbers")
         if number > self._drained_from:
             return
         self._newest = number
@@ -131,8 +145,7 @@ class ServerConnection(Connection[ServerCall, _Head]):
         if len(self.streams) >= self.limits.streams:
             return frames.reset(number, frames.REFUSED_STREAM)
         if head.http_status:
-            block = encode([(":status", str(head.http_status))])
-            return frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, number, block)
+            return frames.headers(number, encode([(":status", str(head.http_status))]), ends_stream=True)
         if head.header_bytes > self.limits.header_bytes:
             return refusal(number, grpc.StatusCode.RESOURCE_EXHAUSTED, "the metadata are too large")
         if head.malformed:
@@ -143,6 +156,11 @@ class ServerConnection(Connection[ServerCall, _Head]):
 
     def data_came(self, stream: ServerCall, data: bytes, *, ended: bool) -> None:
         """Take in a part of a request, and run the handler when it is whole."""
+        if stream.is_asked:
+            stream.give_up()
+            self.answer(frames.reset(stream.number, frames.STREAM_CLOSED))
+            self.forget(stream)
+            return
         try:
             is_whole = stream.take_in(data, ended=ended)
         except CompressedError:
@@ -157,10 +175,9 @@ class ServerConnection(Connection[ServerCall, _Head]):
 
     def _refuse(self, call: ServerCall, code: grpc.StatusCode, details: str, *, ended: bool) -> None:
         call.give_up()
+        refused = call.refusal(code, details)
+        self.answer(refused if ended else refused + frames.reset(call.number, frames.NO_ERROR))
         self.forget(call)
-        self.write(refusal(call.number, code, details))
-        if not ended:
-            self.write(frames.reset(call.number, frames.NO_ERROR))
 
     def _start(self, call: ServerCall) -> None:
         call.task = asyncio.get_running_loop().create_task(call.run())
@@ -171,7 +188,7 @@ class ServerConnection(Connection[ServerCall, _Head]):
     def _expire(self, call: ServerCall) -> None:
         """A call's deadline has passed."""
         if call.task is not None:
-            call.give_up()
+            call.give_up(grpc.StatusCode.DEADLINE_EXCEEDED)
         elif not call.is_over:
             self._refuse(call, grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed", ended=False)
 
@@ -188,6 +205,7 @@ class ServerConnection(Connection[ServerCall, _Head]):
         if self._age is not None:
             self._age.cancel()
         self._server.connections.discard(self)
+        self._server.left.set()
         for call in list(self.streams.values()):
             call.give_up()
 
@@ -196,6 +214,7 @@ class ServerConnection(Connection[ServerCall, _Head]):
         if self._is_draining or self.transport.is_closing():
             return
         self._is_draining = True
+        self._ended = time.monotonic()
         self.write(frames.goaway(frames.LARGEST_STREAM, frames.NO_ERROR))
         self.write(frames.frame(frames.PING, 0, 0, _DRAIN_PING))
         if self._age is not None:
@@ -212,8 +231,7 @@ class ServerConnection(Connection[ServerCall, _Head]):
             return
         self._drained_from = self._newest
         self.write(frames.goaway(self._newest, frames.NO_ERROR))
-        if not self.streams:
-            self.close()
+        self._linger()
 
     def forget(self, stream: ServerCall) -> None:
         """Know a call no more. With the last one a connection that takes no new ones ends."""
@@ -221,7 +239,21 @@ class ServerConnection(Connection[ServerCall, _Head]):
             stream.timer.cancel()
         super().forget(stream)
         if not self.streams and self._drained_from != frames.LARGEST_STREAM:
-            self.close()
+            self._ended = time.monotonic()
+            self._linger()
+
+    def _linger(self) -> None:
+        """End when the last call is over and nothing has come for a while."""
+        if self._age is not None:
+            self._age.cancel()
+        if not self.streams and not self.end_if_silent(_LINGER_SECONDS):
+            self._age = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._linger)
+
+    def end_if_silent(self, seconds: float) -> bool:
+        """End where no call is under way, and nothing was said for so long; whether it has ended."""
+        if not self.streams and time.monotonic() - max(self._last_came, self._ended) >= seconds:
+            self.end()
+        return self.transport.is_closing()
 
 
 def _peer_names(transport: asyncio.BaseTransport) -> tuple[str, ...]:
@@ -239,6 +271,8 @@ class Server:
         self.age_seconds = age_seconds
         self.connections: set[ServerConnection] = set()
         self.running: dict[asyncio.Task[None], ServerCall] = {}
+        self.is_stopping = False
+        self.left = asyncio.Event()  # set with each connection that is lost
         self._listener: asyncio.Server | None = None
         self._socket: socket.socket | None = None
 
@@ -270,18 +304,45 @@ class Server:
         await self._listener.start_serving()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Take no new calls, wait so long for those that run, cancel the rest. Called again, it hurries the first."""
+        """Take no new calls, wait so long for those that run, cancel the rest, and see every connection closed.
+
+        Called again while it stops, it cancels the handlers that still run: the first goes on to the end.
+        """
+        if self.is_stopping:
+            await self._cancel([call for call in self.running.values() if not call.is_answered])
+            return
+        self.is_stopping = True
         if self._listener is not None:
             self._listener.close()
         for connection in list(self.connections):
             connection.drain()
         ends = time.monotonic() + grace_seconds
+        # A connection leaves when its calls are over and its client has heard: before, calls may be on their way.
+        await self._all_left(ends)
         while self.running and (left := ends - time.monotonic()) > 0:
             await asyncio.wait(list(self.running), timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        for call in list(self.running.values()):
-            call.give_up()
-        if self.running:
-            # What a library has made forget that it was cancelled is left to the end of the process.
-            await asyncio.wait(list(self.running), timeout=_CANCELLED_SECONDS)
+        await self._cancel(list(self.running.values()))
+        await self._all_left(time.monotonic() + _LINGER_SECONDS)
         for connection in list(self.connections):
             connection.end()
+        await self._all_left(time.monotonic() + _LINGER_SECONDS)
+        for connection in list(self.connections):
+            connection.abort("the server has stopped")
+
+    async def _cancel(self, calls: list[ServerCall]) -> None:
+        """Cancel these calls, and wait for their clean-up."""
+        for call in calls:
+            call.give_up()
+        tasks = [call.task for call in calls if call.task is not None]
+        if tasks:
+            # What a library has made forget that it was cancelled is left to the end of the process.
+            await asyncio.wait(tasks, timeout=_CANCELLED_SECONDS)
+
+    async def _all_left(self, ends: float) -> None:
+        """Wait until no connection is left, at most until then (of `time.monotonic()`)."""
+        while self.connections and (left := ends - time.monotonic()) > 0:
+            self.left.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.left.wait(), min(left, _POLL_SECONDS))
+            for connection in list(self.connections):
+                connection.end_if_silent(_STOPPING_LINGER_SECONDS)
