@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway import answer_headers
 from gateway.options import Options
 
 Json = dict[str, Any]
@@ -27,7 +28,7 @@ _REQUEST_HEADERS = (
 )
 _ANSWER_HEADERS = (
     *("retry-after", "x-request-id"),
-    *(f"x-tollkeeper-{name}" for name in ("cost-credits", "credits-remaining", "request-id", "fallback")),
+    *answer_headers.PUBLIC,
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
     *(f"x-quota-{what}" for what in ("metric", "limit", "remaining", "reset")),
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gateway import cors
+from gateway import answer_headers, cors
 from gateway.bindings import Binding, Wire
 
 Json = dict[str, Any]
@@ -25,7 +25,7 @@ _TYPES = "type.googleapis.com/envoy."
 _FILTERS = _TYPES + "extensions.filters.http."
 _INTERNAL_HEADERS = "envoy.filters.http.header_mutation"
 _AUTHORIZATION = "envoy.filters.http.ext_authz"
-_REFUSALS = "envoy.filters.http.lua"
+_REFUSALS = "tollkeeper.refusals"
 _FIELDS = "tollkeeper.fields"
 _QUERY_KEY = "tollkeeper.query_key"
 _QUERY_FIELDS = "tollkeeper.query_fields"
@@ -56,9 +56,10 @@ def chain(bindings: Sequence[Binding], contracts: bytes) -> list[Json]:
     return [
         cors.http_filter(),
         _internal_headers_removed(),
-        # Scripts are the dearest of the filters by far, so a route switches on the one that it needs.
+        # Scripts are the dearest of the filters by far, so a route switches on the one that it needs, and none runs for
+        # an answer that it would leave as it is.
         {"name": _QUERY_KEY, "typed_config": _script("query_key.lua"), "disabled": True},
-        {"name": _REFUSALS, "typed_config": _script("refusals.lua")},
+        {"name": _REFUSALS, "typed_config": _unless_plainly_ok(_script("refusals.lua"))},
         {"name": _QUERY_FIELDS, "typed_config": _script("query_fields.lua"), "disabled": True},
         {
             "name": "envoy.filters.http.body_size_limit",
@@ -96,6 +97,29 @@ def _script(name: str) -> Json:
     }
 
 
+def _unless_plainly_ok(script: Json) -> Json:
+    """A script that passes by an answer of status 200 which asks for no other; there is nothing to say about it."""
+    plainly_ok = [
+        _answer_has(":status", {"exact": "200"}),
+        {"not_matcher": _answer_has("x-tollkeeper-http-status", {"safe_regex": {"google_re2": {}, "regex": ".*"}})},
+    ]
+    skip = {"@type": _TYPES + "extensions.filters.common.matcher.action.v3.SkipFilter"}
+    matcher = {
+        "predicate": {"and_matcher": {"predicate": plainly_ok}},
+        "on_match": {"action": {"name": "skip", "typed_config": skip}},
+    }
+    return {
+        "@type": _TYPES + "extensions.common.matching.v3.ExtensionWithMatcher",
+        "extension_config": {"name": _REFUSALS, "typed_config": script},
+        "xds_matcher": {"matcher_list": {"matchers": [matcher]}},
+    }
+
+
+def _answer_has(header: str, value: Json) -> Json:
+    source = {"@type": _TYPES + "type.matcher.v3.HttpResponseHeaderMatchInput", "header_name": header}
+    return {"single_predicate": {"input": {"name": header, "typed_config": source}, "value_match": value}}
+
+
 def router() -> Json:
     """The last one, which calls the service."""
     return {
@@ -105,13 +129,13 @@ def router() -> Json:
 
 
 def _internal_headers_removed() -> Json:
-    """What gRPC and Envoy say among themselves ends here; x-tollkeeper-* headers are refusals.lua's to judge."""
+    """What gRPC, Envoy and the services say among themselves ends here, after refusals.lua has read it."""
     return {
         "name": _INTERNAL_HEADERS,
         "typed_config": {
             "@type": _FILTERS + "header_mutation.v3.HeaderMutation",
             "mutations": {
-                "response_mutations": _without("grpc-", "x-envoy-"),
+                "response_mutations": answer_headers.removals(),
                 "response_trailers_mutations": _without(*RESERVED_PREFIXES),
             },
         },

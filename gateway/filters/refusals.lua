@@ -4,18 +4,12 @@
 -- It stands outside the transcoder, so it sees a refusal as `google.rpc.Status` in JSON, from a service or from Envoy
 -- itself (gateway/refusals.py). It reads that JSON where it needs to, by scanning, and never has to unescape anything.
 --
--- Headers from a service that decide:
+-- Headers from a service that decide, and that are taken off after it (gateway/answer_headers.py):
 --   x-tollkeeper-http-status  the status to answer with
 --   x-tollkeeper-reason       the answer is a refusal of ours; without it a bad status is a provider's own error, whose
 --                             body goes to the caller as it came
-
--- What of ours a caller may see; every other x-tollkeeper-* header is taken off.
-local PUBLIC_HEADERS = {
-  ["x-tollkeeper-cost-credits"] = true,
-  ["x-tollkeeper-credits-remaining"] = true,
-  ["x-tollkeeper-request-id"] = true,
-  ["x-tollkeeper-fallback"] = true,
-}
+--
+-- An answer of status 200 without the first of them passes it by (gateway/http_filters.py): most calls end so.
 
 local CODE_NAMES = {
   [0] = "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
@@ -133,18 +127,6 @@ function SHAPES.gemini(refusal, status)
     .. (CODE_NAMES[refusal.code] or "UNKNOWN") .. '","details":' .. refusal.details .. "}}"
 end
 
-local function take_off_internal(headers)
-  local internal = {}
-  for name in pairs(headers) do
-    if name:sub(1, 13) == "x-tollkeeper-" and not PUBLIC_HEADERS[name] then
-      internal[#internal + 1] = name
-    end
-  end
-  for _, name in ipairs(internal) do
-    headers:remove(name)
-  end
-end
-
 -- The status a service asks for in its headers or trailers, or nil where it asks for none that is an error.
 local function asked_status(metadata)
   local status = tonumber(metadata:get("x-tollkeeper-http-status") or "")
@@ -155,7 +137,6 @@ function envoy_on_response(handle)
   local headers = handle:headers()
   local asked = asked_status(headers)
   local providers_own = asked and headers:get("x-tollkeeper-reason") == nil
-  take_off_internal(headers)
   if asked then
     headers:replace(":status", tostring(asked))
   end

@@ -15,6 +15,7 @@ import pytest
 from google.api import httpbody_pb2
 from tollkeeper.ledger.v1 import ledger_service_pb2
 
+from gateway import answer_headers
 from gateway.bindings import Wire, read_bindings
 from gateway.render import DESCRIPTOR_SET
 
@@ -238,6 +239,33 @@ def test_internal_headers_do_not_reach_a_client(gateway, services):
     assert {"x-tollkeeper-credits-remaining", "x-ratelimit-remaining-requests", "x-quota-limit", "retry-after"} <= seen
     assert not [name for name in seen if name.startswith(("grpc-", "x-envoy-"))]
     assert [name for name in seen if name.startswith("x-tollkeeper-")] == ["x-tollkeeper-credits-remaining"]
+
+
+# Ours that may be seen, each as nearly written: cut, gone on with, or otherwise by one letter.
+NEARLY_PUBLIC = [
+    *(name[:-1] for name in answer_headers.PUBLIC),
+    *(f"{name}s" for name in answer_headers.PUBLIC),
+    *(f"{name[:14]}_{name[15:]}" for name in answer_headers.PUBLIC),
+    "x-tollkeeper-",
+    "x-tollkeeper-c",
+]
+
+
+@pytest.mark.parametrize("error", [None, 429])
+def test_only_public_headers_of_ours_reach_a_client(gateway, services, error):
+    names = [*answer_headers.PUBLIC, *NEARLY_PUBLIC, "x-tollkeeper-identity"]
+    status = (("x-tollkeeper-http-status", str(error)),) if error else ()
+
+    async def answer(_request, context):
+        await context.grpc.send_initial_metadata((*((name, "1") for name in names), *status))
+        return httpbody_pb2.HttpBody(content_type="application/json", data=b"{}")
+
+    services.answers[CHAT] = answer
+    answered = gateway("POST", "/v1/chat/completions", {})
+    assert answered.status == (error or 200)
+    assert answered.body == b"{}"
+    seen = {name.lower() for name in answered.headers if name.lower().startswith("x-tollkeeper-")}
+    assert seen == set(answer_headers.PUBLIC)
 
 
 def test_healthz_answers_without_a_credential(gateway, services):
