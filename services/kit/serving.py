@@ -73,7 +73,7 @@ def _options(settings: ServiceSettings) -> list[tuple[str, Any]]:
         # As much as the gateway lets in, so that it is the gateway that refuses more, with the right status.
         ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", 2 * _MAX_METADATA_BYTES),
-        ("grpc.max_connection_age_ms", _CONNECTION_SECONDS * 1000),
+        ("grpc.max_connection_age_ms", round(_CONNECTION_SECONDS * 1000)),
         ("grpc.keepalive_time_ms", _PING_SECONDS * 1000),
         ("grpc.keepalive_timeout_ms", _PONG_SECONDS * 1000),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -16,7 +16,7 @@ QUESTION = health_pb2.HealthCheckRequest()
 
 @pytest.mark.parametrize("aio", [True, False], ids=["aio", "sync"])
 async def test_a_connection_ends_and_neither_streams_nor_calls_notice(aio, monkeypatch):
-    monkeypatch.setattr(serving, "_CONNECTION_MS", 300)
+    monkeypatch.setattr(serving, "_CONNECTION_SECONDS", 0.3)
     settings = ServiceSettings(listen="127.0.0.1:0")
     server = serving.AioServer(settings) if aio else serving.SyncServer(settings)
     await (server.start() if aio else asyncio.to_thread(server.start))

@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 
-import grpc.aio
 import pytest
 from proxy_fakes import USD, Account, FakeLedger, served
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from tollkeeper.ledger.v1 import ledger_service_pb2_grpc
 
+from services.kit.channels import unary_channel
 from services.kit.errors import RemoteError
 from services.proxy.errors import LedgerUnavailable
 from services.proxy.ledger import Ledger
+from services.proxy.settings import ProxySettings
 
 TIMEOUT = {"timeout_seconds": 1}
 
@@ -29,7 +30,7 @@ async def make_ledger(fake):
     ):
 
         async def made(**settings):
-            ledger = Ledger(address, lambda target, _: grpc.aio.insecure_channel(target), **TIMEOUT | settings)
+            ledger = Ledger(address, lambda target, _: unary_channel(target, ProxySettings()), **TIMEOUT | settings)
             await ledger.start()
             stack.push_async_callback(ledger.stop)
             return ledger

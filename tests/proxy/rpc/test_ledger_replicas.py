@@ -9,7 +9,7 @@ from proxy_fakes import USD, Account, FakeLedger
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from tollkeeper.ledger.v1 import ledger_service_pb2_grpc
 
-from services.kit.channels import aio_channel
+from services.kit.channels import unary_channel
 from services.proxy.errors import LedgerUnavailable
 from services.proxy.ledger import Ledger, addresses
 from services.proxy.settings import ProxySettings
@@ -55,7 +55,7 @@ async def make_ledger():
     async with contextlib.AsyncExitStack() as stack:
 
         async def made(address, **settings):
-            ledger = Ledger(address, lambda *to: aio_channel(to[0], ProxySettings()), timeout_seconds=5, **settings)
+            ledger = Ledger(address, lambda *to: unary_channel(to[0], ProxySettings()), timeout_seconds=5, **settings)
             await ledger.start()
             stack.push_async_callback(ledger.stop)
             return ledger
@@ -119,7 +119,8 @@ async def test_calls_go_on_while_replicas_restart_one_after_the_other(ledger, re
         await replica.go(grace=1)
         replica.fake.log.clear()
         await replica.come()
-    await eventually(lambda: replicas[-1].fake.log)
+        # The next one goes when this one is called again: not both are away at once.
+        await eventually(lambda fake=replica.fake: fake.log)
     restarting = False
     await asyncio.gather(*callers)
 
