@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from services.kit.addresses import split_address
 from services.kit.http2 import frames
 from services.kit.http2.client_connection import CLOSED, ClientConnection, call_error
 from services.kit.http2.connection import Limits
@@ -44,9 +45,7 @@ class Channel:
     """
 
     def __init__(self, address: str, limits: Limits, *, tls: ssl.SSLContext | None = None, name: str = "") -> None:
-        self._host, _, port = address.rpartition(":")
-        self._host = self._host.removeprefix("[").removesuffix("]")
-        self._port = int(port)
+        self._host, self._port = split_address(address)
         self._limits = limits
         self._tls = tls
         self._name = name or self._host

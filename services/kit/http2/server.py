@@ -274,13 +274,12 @@ class Server:
         self.is_stopping = False
         self.left = asyncio.Event()  # set with each connection that is lost
         self._listener: asyncio.Server | None = None
-        self._socket: socket.socket | None = None
 
     async def bind(self, host: str, port: int, *, tls: ssl.SSLContext | None, reuse_port: bool) -> int:
         """Take an address; its port. Clients can connect and are answered from `start` on. Raises OSError."""
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
-        taken = self._socket = socket.socket(family, socket.SOCK_STREAM)
+        taken = socket.socket(family, socket.SOCK_STREAM)
         try:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if reuse_port:

@@ -9,25 +9,15 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Self
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0, 1, 3, 4, 6, 7, 8
-_ACK = _END_STREAM = 0x1
-_END_HEADERS = 0x4
-_FRAME_HEAD = 9
+from services.kit.http2 import frames
+
 _MESSAGE_HEAD = 5  # of a gRPC message: not compressed, its length
-_LARGEST_WINDOW = 2**31 - 1
-_FIRST_WINDOW = 65_535
-_INITIAL_WINDOW_SIZE = 4  # the setting
 # In HPACK's static table (RFC 7541, appendix A); what the connection adds to its table comes after that, newest first.
 _POST, _HTTP, _STATIC = 3, 6, 61
 
 
 class CallFailedError(Exception):
     """The server answered with an error, or not to the end."""
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
 
 
 def _string(text: str) -> bytes:
@@ -56,7 +46,7 @@ class Connection(asyncio.Protocol):
         self._headers_again = start + bytes(0x80 | _STATIC + number for number in range(len(named), 0, -1))
         self._stream = -1
         self._buffer = b""
-        self._window = _FIRST_WINDOW
+        self._window = frames.FIRST_WINDOW
         self._unsent: deque[tuple[int, bytes]] = deque()
         self._messages: dict[int, bytes] = {}
         self._answers: dict[int, asyncio.Future[bytes]] = {}
@@ -81,22 +71,21 @@ class Connection(asyncio.Protocol):
         stream = self._stream
         answer = self._answers[stream] = asyncio.get_running_loop().create_future()
         data = b"\0" + len(request).to_bytes(4) + request
-        headers = _frame(_HEADERS, _END_HEADERS, stream, self._headers)
+        headers = frames.frame(frames.HEADERS, frames.END_HEADERS, stream, self._headers)
         self._headers = self._headers_again
         if self._unsent or len(data) > self._window:
             self._transport.write(headers)
             self._unsent.append((stream, data))
         else:
             self._window -= len(data)
-            self._transport.write(headers + _frame(_DATA, _END_STREAM, stream, data))
+            self._transport.write(headers + frames.frame(frames.DATA, frames.END_STREAM, stream, data))
         return answer
 
     def connection_made(self, transport) -> None:
         """Greet the server, and leave how much it may send at once to it."""
         self._transport = transport
-        settings = _INITIAL_WINDOW_SIZE.to_bytes(2) + _LARGEST_WINDOW.to_bytes(4)
-        window = (_LARGEST_WINDOW - _FIRST_WINDOW).to_bytes(4)
-        transport.write(_PREFACE + _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW, 0, 0, window))
+        settings = frames.settings({frames.INITIAL_WINDOW: frames.LARGEST_WINDOW})
+        transport.write(frames.PREFACE + settings + frames.window(0, frames.LARGEST_WINDOW - frames.FIRST_WINDOW))
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail what waits."""
@@ -106,40 +95,40 @@ class Connection(asyncio.Protocol):
         """Take in what has come, frame by frame."""
         buffer = self._buffer + data if self._buffer else data
         at, size = 0, len(buffer)
-        while size - at >= _FRAME_HEAD:
-            ends = at + _FRAME_HEAD + int.from_bytes(buffer[at : at + 3])
+        while size - at >= frames.HEAD_BYTES:
+            ends = at + frames.HEAD_BYTES + int.from_bytes(buffer[at : at + 3])
             if ends > size:
                 break
-            stream = int.from_bytes(buffer[at + 5 : at + 9]) & _LARGEST_WINDOW
-            self._take(buffer[at + 3], buffer[at + 4], stream, buffer[at + _FRAME_HEAD : ends])
+            stream = int.from_bytes(buffer[at + 5 : at + 9]) & frames.LARGEST_WINDOW
+            self._take(buffer[at + 3], buffer[at + 4], stream, buffer[at + frames.HEAD_BYTES : ends])
             at = ends
         self._buffer = buffer[at:]
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if kind == _DATA:
+        if kind == frames.DATA:
             before = self._messages.get(stream)
             self._messages[stream] = payload if before is None else before + payload
-        if kind in {_DATA, _HEADERS}:
-            if flags & _END_STREAM:
+        if kind in {frames.DATA, frames.HEADERS}:
+            if flags & frames.END_STREAM:
                 self._answer(stream)
-        elif kind == _WINDOW:
+        elif kind == frames.WINDOW:
             if stream == 0:
                 self._window += int.from_bytes(payload)
                 self._send_more()
-        elif kind == _PING and not flags & _ACK:
-            self._transport.write(_frame(_PING, _ACK, 0, payload))
-        elif kind == _SETTINGS and not flags & _ACK:
-            self._transport.write(_frame(_SETTINGS, _ACK, 0, b""))
+        elif kind == frames.PING and not flags & frames.ACK:
+            self._transport.write(frames.frame(frames.PING, frames.ACK, 0, payload))
+        elif kind == frames.SETTINGS and not flags & frames.ACK:
+            self._transport.write(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))
             if not self._ready.done():
                 self._ready.set_result(None)
-        elif kind in {_RESET, _GOAWAY}:
+        elif kind in {frames.RESET, frames.GOAWAY}:
             self._fail(CallFailedError(f"the server ended a call or all of them: {payload!r}"))
 
     def _send_more(self) -> None:
         while self._unsent and len(self._unsent[0][1]) <= self._window:
             stream, data = self._unsent.popleft()
             self._window -= len(data)
-            self._transport.write(_frame(_DATA, _END_STREAM, stream, data))
+            self._transport.write(frames.frame(frames.DATA, frames.END_STREAM, stream, data))
 
     def _answer(self, stream: int) -> None:
         """A call has ended. One that was refused has no message."""
