@@ -17,6 +17,7 @@ minute of such a change up to twice the limit may pass. Calls go on.
 from __future__ import annotations
 
 import asyncio
+import operator
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -44,6 +45,9 @@ _RETRY_SECONDS = 1.0
 _MOST_CORRECTIONS = 10_000
 # A correction goes before the next call that this replica counts; others may see the guess for so long.
 _CORRECTED_WITHIN_SECONDS = 0.05
+# For so long what was counted last tells whether the next call is likely to be within its limits.
+_SEEN_SECONDS = 1.0
+_NO_ROOM: tuple[float, list[int]] = 0.0, []
 
 _DROPPED = Counter("tollkeeper_rate_corrections_dropped_total", "Token counts left as guessed")
 _UNSHARED = Counter("tollkeeper_rate_unshared_total", "Calls counted by this replica alone, as Redis did not answer")
@@ -119,6 +123,17 @@ def duration(milliseconds: int) -> str:
     return f"{minutes}m{text}" if minutes else text
 
 
+class Counting(NamedTuple):
+    """A call that is being counted against these limits; `answered` is None where Redis is left alone.
+
+    `likely`: it is all but certain that it is within them.
+    """
+
+    asked: list[Limit]
+    answered: asyncio.Future[bytes | None] | None
+    likely: bool
+
+
 class RateLimits:
     """Checks and counts limits per minute. `client` None: each replica for itself, as while Redis is away.
 
@@ -136,17 +151,49 @@ class RateLimits:
         self._failing = False
         self._local = LocalCounts(clock)
         self._corrections: set[asyncio.Future[bytes | None]] = set()
+        # By the key of a caller's first limit: until when this tells something, and what each has left of its half.
+        self._room: dict[str, tuple[float, list[int]]] = {}
 
     async def take(self, limits: Iterable[Limit]) -> RateStanding:
         """Count a call against all its limits, or against none; how they stand with it.
 
         Raises RateLimited, saying which refused and when to retry, with the standing's headers.
         """
+        return await self.counted(self.begin(limits))
+
+    def begin(self, limits: Iterable[Limit]) -> Counting:
+        """Begin to count a call; `counted` has to follow.
+
+        Where it is `likely` within its limits, what is begun next goes first: a hold, which takes longer.
+        """
         asked = [limit for limit in limits if limit.amount > 0]
         if not asked:
-            return RateStanding()
+            return Counting(asked, None, likely=True)
         arguments = [number for limit in asked for number in (min(limit.amount, _MOST), _cost(limit))]
-        answer = await self._taken([limit.key for limit in asked], arguments)
+        likely, scripts = self._takes_room(asked), self._reachable
+        keys = [limit.key for limit in asked]
+        answered = scripts.run(self._take, keys, arguments, behind=likely) if scripts else None
+        return Counting(asked, answered, likely)
+
+    def _takes_room(self, asked: list[Limit]) -> bool:
+        """Whether a call is likely within its limits; then it takes its part of the room that there is.
+
+        As counted a moment ago, it is within half of each, with the calls that have taken room since: it is refused
+        only where other replicas have used the other half meanwhile.
+        """
+        until, room = self._room.get(asked[0].key, _NO_ROOM)
+        costs = [_cost(limit) for limit in asked]
+        if self._clock() >= until or len(room) != len(costs) or any(map(operator.lt, room, costs)):
+            return False
+        room[:] = map(operator.sub, room, costs)
+        return True
+
+    async def counted(self, counting: Counting) -> RateStanding:
+        """How the limits of a call stand with it. Raises RateLimited, as `take`."""
+        asked = counting.asked
+        if not asked:
+            return RateStanding()
+        answer = await self._taken(counting.answered)
         shared = answer is not None
         if answer is None:
             _UNSHARED.inc(self._scripts is not None)
@@ -155,9 +202,20 @@ class RateLimits:
         refused, wait_ms, second = answer[:3]
         counted = zip(asked, answer[3::2], answer[4::2], strict=True)
         standing = RateStanding(tuple(Standing(*one) for one in counted), second, shared)
+        self._note(standing)
         if refused:
             raise _refusal(asked[refused - 1], wait_ms, standing)
         return standing
+
+    def _note(self, standing: RateStanding) -> None:
+        """Remember how much room a call's limits have; of the 100 000 callers that called last."""
+        key = standing.limits[0].limit.key
+        self._room.pop(key, None)
+        if standing.shared:
+            room = [one.limit.amount // 2 - one.used for one in standing.limits]
+            self._room[key] = self._clock() + _SEEN_SECONDS, room
+            if len(self._room) > _LOCAL_ENTRIES:
+                del self._room[next(iter(self._room))]
 
     def correct(self, standing: RateStanding, tokens: int) -> None:
         """Say what a call used that was counted by a guess, as `take` gave its standing. Never waits, never raises.
@@ -191,20 +249,22 @@ class RateLimits:
         """A correction on its way to Redis; None while that is left alone."""
         arguments = [number for _, more in changed for number in (second, more)]
         keys = [limit.key for limit, _ in changed]
-        return self._asked(self._correct, keys, arguments, within_seconds=_CORRECTED_WITHIN_SECONDS)
+        scripts = self._reachable
+        if scripts is None:
+            return None
+        return scripts.run(self._correct, keys, arguments, within_seconds=_CORRECTED_WITHIN_SECONDS)
 
     def _correction_ended(self, corrected: asyncio.Future[bytes | None]) -> None:
         self._corrections.discard(corrected)
         if corrected.cancelled() or corrected.exception() is not None:
             _DROPPED.inc()
 
-    async def _taken(self, keys: list[str], arguments: list[int]) -> list[int] | None:
+    async def _taken(self, answered: asyncio.Future[bytes | None] | None) -> list[int] | None:
         """What TAKE answers; None while Redis does not."""
-        asked = self._asked(self._take, keys, arguments)
-        if asked is None:
+        if answered is None:
             return None
         try:
-            answer = await asked
+            answer = await answered
         except _FAILURES as error:
             self._failed(error)
             return None
@@ -214,13 +274,10 @@ class RateLimits:
         assert answer is not None
         return [int(number) for number in answer.split()]
 
-    def _asked(
-        self, script: Script, keys: list[str], arguments: list[int], *, within_seconds: float = 0.0
-    ) -> asyncio.Future[bytes | None] | None:
-        """A script on its way to Redis; None while that is left alone."""
-        if self._scripts is None or time.monotonic() < self._retry_at:
-            return None
-        return self._scripts.run(script, keys, arguments, within_seconds=within_seconds)
+    @property
+    def _reachable(self) -> Scripts | None:
+        """What runs scripts in Redis; None while that is left alone."""
+        return self._scripts if time.monotonic() >= self._retry_at else None
 
     def _failed(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + _RETRY_SECONDS

@@ -50,17 +50,26 @@ class Scripts:
         self._timer: asyncio.TimerHandle | None = None
 
     def run(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[int], *, within_seconds: float = 0.0
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[int],
+        *,
+        within_seconds: float = 0.0,
+        behind: bool = False,
     ) -> asyncio.Future[Any]:
         """What the script answers; a future that fails with a RedisError or an OSError.
 
-        It goes with the next pipeline, and not later than `within_seconds` from now where none is under way.
+        It goes with the next pipeline, and not later than `within_seconds` from now where none is under way; `behind`:
+        at once, but behind what the loop has to do already.
         """
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Any] = loop.create_future()
         packed = _packed("EVALSHA", script.name, str(len(keys)), *keys, *map(str, arguments))
         self._waiting.append(_Command(script, packed, answered))
-        if not within_seconds:
+        if behind:
+            loop.call_soon(self._begin)
+        elif not within_seconds:
             self._begin()
         elif self._sender is None and self._timer is None:
             self._timer = loop.call_later(within_seconds, self._begin)
@@ -70,7 +79,7 @@ class Scripts:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._sender is None:
+        if self._sender is None and self._waiting:
             self._sender = asyncio.create_task(self._send_waiting())
 
     async def _send_waiting(self) -> None:

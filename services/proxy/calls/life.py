@@ -45,7 +45,7 @@ from services.proxy.formats.request import Request
 from services.proxy.keys.model import ADMIN
 from services.proxy.ledger import Ledger
 from services.proxy.outbox import Settlements
-from services.proxy.rates import Limit, RateLimits
+from services.proxy.rates import Counting, Limit, RateLimits
 from services.proxy.settings import ProxySettings
 from services.proxy.upstream import ProviderRefusalError, UnreadAnswerError, Upstreams, failure
 
@@ -81,6 +81,7 @@ class Life:
         self._body = body
         self._admitted: Admitted | None = None
         self._begun: Begun | None = None
+        self._counting: Counting | None = None
         settings = parts.settings
         self._texts = Texts(call, body, settings.log_text_bytes) if settings.log_texts else None
 
@@ -138,7 +139,11 @@ class Life:
                 self._call.fall_back(request, provider)
             try:
                 admitted = await self._admit()
-                cap = await self._hold(admitted)
+                try:
+                    cap = await self._hold(admitted)
+                finally:
+                    # A limit per minute that is reached is told before what the ledger refuses.
+                    await self._counted()
             except ServiceError as refusal:
                 if first is None:
                     raise
@@ -168,7 +173,10 @@ class Life:
     # ------------------------------------------------------------------------------------------------------ admission
 
     async def _admit(self) -> Admitted:
-        """Check the call against key, plan, prices and limits per minute. Raises the first refusal."""
+        """Check the call against key, plan, prices and limits per minute. Raises the first refusal.
+
+        Where there is much room in the limits per minute, they are asked beside the hold: `_counted` tells the rest.
+        """
         call, parts = self._call, self._parts
         key, request = call.key, call.request
         if key.key_type == ADMIN:
@@ -194,23 +202,27 @@ class Life:
         call.provider, call.price_version = card.provider, card.version
         admitted = admission.admit(key, entitlement, card, request, default_cap=parts.settings.default_output_tokens)
         if call.attempt == 0:
-            await self._count_in_minute(entitlement)
+            self._counting = parts.rates.begin(self._limits_a_minute(entitlement))
+            if not self._counting.likely:
+                await self._counted()
         return admitted
 
-    async def _count_in_minute(self, entitlement: Entitlement) -> None:
-        """Count the call against the limits per minute. Raises RateLimited."""
+    def _limits_a_minute(self, entitlement: Entitlement) -> list[Limit]:
         call, key = self._call, self._call.key
         tokens = call.request.input_guess + (call.request.cap or 0) * call.request.choices
         of_key = f"key:{key.limit_subject}"
-        standing = await self._parts.rates.take(
-            [
-                Limit(key.account_id, of_key, "requests", key.requests_per_minute, 1),
-                Limit(key.account_id, "account", "requests", entitlement.requests_per_minute, 1),
-                Limit(key.account_id, of_key, "tokens", key.tokens_per_minute, tokens),
-                Limit(key.account_id, "account", "tokens", entitlement.tokens_per_minute, tokens),
-            ]
-        )
-        call.standing = standing
+        return [
+            Limit(key.account_id, of_key, "requests", key.requests_per_minute, 1),
+            Limit(key.account_id, "account", "requests", entitlement.requests_per_minute, 1),
+            Limit(key.account_id, of_key, "tokens", key.tokens_per_minute, tokens),
+            Limit(key.account_id, "account", "tokens", entitlement.tokens_per_minute, tokens),
+        ]
+
+    async def _counted(self) -> None:
+        """Wait until the call is counted against its limits per minute, if it is being. Raises RateLimited."""
+        counting, self._counting = self._counting, None
+        if counting is not None:
+            self._call.standing = await self._parts.rates.counted(counting)
 
     # ----------------------------------------------------------------------------------------------------------- hold
 

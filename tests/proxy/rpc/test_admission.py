@@ -9,6 +9,8 @@ from tollkeeper.pricing.v1 import resources_pb2
 from tollkeeper.proxy.v1 import entitlement_service_pb2
 from tollkeeper.proxy.v1 import resources_pb2 as proxy_pb
 
+from services.proxy import rates
+
 BELIEVED = {"cache_seconds": 0.1}  # how long what was known is, here
 SEEN = 0.2  # seconds within which a change is seen
 
@@ -80,6 +82,44 @@ async def test_limits_of_the_key_itself(proxy, ledger, refused):
     _, refusal = await asyncio.gather(allowed, refused(proxy.chat(by_tokens.key, max_tokens=60)))
     assert (refusal.reason, refusal.metadata["unit"]) == ("RATE_LIMITED", "tokens")
     assert len(ledger.bills) == 3
+
+
+async def test_call_that_another_replica_outran_is_refused_and_holds_nothing(
+    start_proxy, ledger, provider, refused, monkeypatch
+):
+    """The first replica takes it for likely that there is room; by then the second has used it up."""
+    monkeypatch.setattr(rates, "_SEEN_SECONDS", 60.0)
+    first, second = await start_proxy(**BELIEVED), await start_proxy(**BELIEVED)
+    first.revision = second.revision = 10
+    await first.entitle(requests_per_minute=6)
+    key = (await first.make_key()).key
+    await asyncio.sleep(SEEN)
+    before = ledger.accounts["acme"].available
+    await first.chat(key, max_tokens=5)
+    await asyncio.gather(*(second.chat(key, max_tokens=5) for _ in range(5)))
+    refusal = await refused(first.chat(key, max_tokens=5))
+    assert (refusal.reason, refusal.trailing["x-tollkeeper-http-status"]) == ("RATE_LIMITED", "429")
+    assert len(ledger.holds) == 7  # the one refused had held
+    assert len(ledger.released) == 1
+    assert ledger.accounts["acme"].available == before - sum(bill.amount_nanos for bill in ledger.bills)
+    assert await provider.calls() == len(ledger.bills) == 6
+
+
+async def test_limit_per_minute_is_told_before_what_the_ledger_refuses(start_proxy, ledger, refused, monkeypatch):
+    """Also where both are asked at the same time."""
+    monkeypatch.setattr(rates, "_SEEN_SECONDS", 60.0)
+    first, second = await start_proxy(**BELIEVED), await start_proxy(**BELIEVED)
+    first.revision = second.revision = 10
+    await first.entitle(requests_per_minute=6)
+    key = (await first.make_key()).key
+    await asyncio.sleep(SEEN)
+    await first.chat(key, max_tokens=5)
+    await asyncio.gather(*(second.chat(key, max_tokens=5) for _ in range(5)))
+    ledger.accounts["acme"].available = 0
+    refusal = await refused(first.chat(key, max_tokens=5))
+    assert refusal.reason == "RATE_LIMITED"
+    assert ledger.log[-1][0] == "hold"
+    assert len(ledger.holds) == 6
 
 
 async def test_limits_hold_in_each_replica_while_redis_is_away(start_proxy, refused):

@@ -74,6 +74,56 @@ async def test_replicas_at_once_never_pass_a_limit_together(client, redis_url):
         assert (await replicas[0].take([tokens(9_999, 0)])).limits[0].used == 150
 
 
+def likely(limits, *asked):
+    """Whether a call is taken for one that will be admitted. It is not counted here."""
+    limits._scripts, scripts = None, limits._scripts
+    try:
+        return limits.begin(asked).likely
+    finally:
+        limits._scripts = scripts
+
+
+async def test_call_is_likely_only_within_half_of_each_limit_as_counted_a_moment_ago(client):
+    now = 1_000.0
+    limits = RateLimits(client, clock=lambda: now)
+    call = requests(10), tokens(100, 10)
+    assert not likely(limits, *call)  # nothing is known
+    await limits.take(call)
+    # 4 requests and 40 tokens of the first halves are left; those that are likely take them, counted or not.
+    assert [likely(limits, *call) for _ in range(5)] == [True] * 4 + [False]
+    await limits.take(call)
+    assert not likely(limits, requests(10), tokens(100, 31))
+    assert not likely(limits, requests(10))  # these are not the limits that were counted
+    assert likely(limits, *call)
+    now += 1
+    assert not likely(limits, *call)  # others may have used them up since
+
+
+async def test_no_call_is_likely_that_was_refused_a_moment_ago(limits):
+    assert await admitted(limits, requests(2), tokens(100, 1))
+    assert await admitted(limits, requests(2), tokens(100, 1))
+    assert not await admitted(limits, requests(2), tokens(100, 1))
+    assert not likely(limits, requests(2), tokens(100, 1))
+
+
+async def test_no_call_is_likely_that_a_replica_counts_alone(own_redis, monkeypatch):
+    monkeypatch.setattr(rates, "_RETRY_SECONDS", 0.0)
+    with own_redis() as server:
+        client = connected(server.url)
+        limits = RateLimits(client)
+        await limits.take([requests(100)])
+    await limits.take([requests(100)])
+    assert not likely(limits, requests(100))
+    await client.aclose()
+
+
+async def test_callers_whose_room_is_remembered_are_bounded(limits, monkeypatch):
+    monkeypatch.setattr(rates, "_LOCAL_ENTRIES", 3)
+    for number in range(5):
+        await limits.take([requests(100, subject=f"key:{number}")])
+    assert [likely(limits, requests(100, subject=f"key:{number}")) for number in range(5)] == [False] * 2 + [True] * 3
+
+
 async def test_script_and_local_rule_say_the_same(client, monkeypatch):
     """Any order of calls, corrections and refusals, by a clock of the test's, gives the same answers."""
     monkeypatch.setattr(rates, "NOW", "local now = tonumber(redis.call('GET', 'test:now'))\n")
