@@ -30,7 +30,9 @@ _QUEUE_WAIT = Histogram("tollkeeper_ledger_queue_wait_seconds", "How long a unit
 
 # How long few operations wait for the batch under way to end before they go as a batch of their own.
 _PATIENCE_SECONDS = 0.05
-
+# Turns of the loop in which the answers of a batch leave: each caller's task makes its own, its connection writes what
+# came together, and the loop, where it is uvloop, sends that at the turn's end.
+_TURNS_TO_ANSWER = 3
 
 _Answer = TypeVar("_Answer")
 
@@ -269,7 +271,7 @@ class GroupCommit:
         """Commit a batch and answer each call, with its results or with why not."""
         try:
             groups = [call.groups[at] for call, places in parts for at in places]
-            results = await writer.commit(groups, partial(_computed, parts), hurried=hurried)
+            results, note = await writer.commit(groups, partial(_computed, parts), hurried=hurried)
         except Exception as error:  # noqa: BLE001 (whatever one call did wrong, its neighbours go on)
             away = isinstance(error, psycopg.OperationalError)
             if len(parts) > 1 and (isinstance(error, BLOCKED) or not away):
@@ -292,6 +294,19 @@ class GroupCommit:
         for call, places in parts:
             for at in places:
                 call.done(at, next(found))
+        await self._noted(note)
+
+    async def _noted(self, note: Callable[[], None]) -> None:
+        """Note a batch that is committed: after its answers have left, or, where others wait, before they begin."""
+        for _ in range(_TURNS_TO_ANSWER):
+            if self._waiting:
+                break
+            await asyncio.sleep(0)
+        try:
+            note()
+        except Exception as error:  # noqa: BLE001 (it is committed, and its callers know)
+            _log.error("a batch is committed, and could not be noted", exc_info=error)
+            self._remembered.clear()
 
 
 def _computed(parts: list[_Part], results: list[list[Result]]) -> None:

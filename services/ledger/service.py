@@ -78,7 +78,7 @@ class Ledger:
 
         See GroupCommit.answer.
         """
-        if any(isinstance(operation, SetLimit) for group in groups for operation in group):
+        if SetLimit in {type(operation) for group in groups for operation in group}:
             groups = [[await self._counted(operation) for operation in group] for group in groups]
         return await self._commits.answer(groups, make)
 

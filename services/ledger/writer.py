@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from typing import NamedTuple
 
 import psycopg
 from prometheus_client import Counter, Histogram
@@ -20,6 +21,7 @@ from services.kit.db import connection_string, connection_words, session_options
 from services.ledger.errors import LedgerError
 from services.ledger.model.batch import Batch
 from services.ledger.model.operations import Operation, Result
+from services.ledger.model.rows import Changes
 from services.ledger.settings import LedgerSettings
 from services.ledger.store.loading import load
 from services.ledger.store.pipeline import Connection
@@ -56,6 +58,16 @@ Group = Sequence[Operation]
 Computed = Callable[[list[list[Result]]], None]
 
 
+class Committed(NamedTuple):
+    """A batch that is committed: each group's results, and what notes it, to be called once, their callers told first.
+
+    Until then its accounts are not remembered, and no other batch may have them.
+    """
+
+    results: list[list[Result]]
+    note: Callable[[], None]
+
+
 class Writer:
     """Commits batches, one at a time, on a connection that is opened when it is needed, and again when it was lost.
 
@@ -71,8 +83,8 @@ class Writer:
         self._slot = 0
         self.ending = False
 
-    async def commit(self, groups: Sequence[Group], computed: Computed, *, hurried: bool) -> list[list[Result]]:
-        """Do a batch; each group's results, once they are committed. Does again what failed for a reason that passes.
+    async def commit(self, groups: Sequence[Group], computed: Computed, *, hurried: bool) -> Committed:
+        """Do a batch. Does again what failed for a reason that passes.
 
         `computed` is told them before, while Postgres works, and told others where the batch is done again.
         `hurried`: it is a half of one that met a locked account, and waits but briefly for its own. Raises the error of
@@ -91,7 +103,7 @@ class Writer:
                 raise
         raise AssertionError("unreachable")
 
-    async def _tried(self, groups: Sequence[Group], computed: Computed, *, hurried: bool) -> list[list[Result]]:
+    async def _tried(self, groups: Sequence[Group], computed: Computed, *, hurried: bool) -> Committed:
         connection = await self._connected()
         operations = [operation for group in groups for operation in group]
         # After the wait for this writer, so that a hold lives as long as was asked for.
@@ -99,20 +111,14 @@ class Writer:
         remembered = self._remembered.take(operations, now)
         known = {} if hurried else remembered
         try:
-            results = await self._booked(connection, groups, computed, known, now, hurried=hurried)
+            return await self._booked(connection, groups, computed, known, now, hurried=hurried)
         except NotAsRememberedError as error:
             await self._roll_back()
             if error.outdated:
                 self._remembered.outdated()
             connection = await self._connected()
             now, outdated = datetime.now(UTC), error.outdated
-            results = await self._booked(connection, groups, computed, {}, now, hurried=hurried, outdated=outdated)
-        _BATCH_SIZE.observe(len(operations))
-        for group in results:
-            for result in group:
-                if isinstance(result.outcome, LedgerError):
-                    _REFUSED.labels(result.outcome.reason).inc()
-        return results
+            return await self._booked(connection, groups, computed, {}, now, hurried=hurried, outdated=outdated)
 
     async def _booked(
         self,
@@ -124,7 +130,7 @@ class Writer:
         *,
         hurried: bool,
         outdated: bool = False,
-    ) -> list[list[Result]]:
+    ) -> Committed:
         """Do a batch, all of it in one transaction. Raises NotAsRememberedError, only where something is remembered.
 
         `now`: as of which nothing is due at what is remembered. `outdated`: it was tried with what others had changed.
@@ -144,13 +150,17 @@ class Writer:
             loaded.unread,
             meanwhile=partial(computed, results),
         )
+        written = time.perf_counter()
         outdated = outdated or loaded.outdated
         _BATCHES.labels("remembered" if loaded.unconfirmed else "outdated" if outdated else "read").inc()
-        self._remembered.put(operations, loaded, batch.changes, version, remembered)
-        _SPENT.inc(sum(entry.spent for entry in batch.changes.entries if entry.spent > 0))
-        _LOAD.observe(read - begun)
-        _COMMIT.observe(time.perf_counter() - read)
-        return results
+
+        def note() -> None:
+            self._remembered.put(operations, loaded, batch.changes, version, remembered)
+            _LOAD.observe(read - begun)
+            _COMMIT.observe(written - read)
+            _count(results, batch.changes)
+
+        return Committed(results, note)
 
     async def _connected(self) -> Connection:
         """The connection, idle. Raises psycopg.OperationalError where the database cannot be reached."""
@@ -177,3 +187,13 @@ class Writer:
         if connection is not None:
             with contextlib.suppress(psycopg.Error, OSError):
                 await connection.close()
+
+
+def _count(results: list[list[Result]], changes: Changes) -> None:
+    """Count what a batch did."""
+    _BATCH_SIZE.observe(sum(map(len, results)))
+    _SPENT.inc(sum(entry.spent for entry in changes.entries if entry.spent > 0))
+    for group in results:
+        for result in group:
+            if isinstance(result.outcome, LedgerError):
+                _REFUSED.labels(result.outcome.reason).inc()

@@ -74,6 +74,8 @@ class Limit:
     window_end: datetime
     used: int = 0
     held: int = 0
+    # All but those two in JSON, as they were written last; empty where one of them has changed since.
+    terms: str = field(default="", compare=False, repr=False)
 
     @property
     def limit_id(self) -> str:
@@ -101,11 +103,19 @@ class Limit:
         """Begin the window that `now` is in, if the last one is over. The book's cycle is turned before."""
         if self.window == "cycle":
             if self.window_start != book.cycle_start:
-                self.window_start, self.window_end = book.cycle_start, book.cycle_end
-                self.used = self.held = 0
+                self._begin(book.cycle_start, book.cycle_end)
         elif now >= self.window_end:
-            self.window_start, self.window_end = window_containing(self.window, now)
-            self.used = self.held = 0
+            self._begin(*window_containing(self.window, now))
+
+    def _begin(self, start: datetime, end: datetime) -> None:
+        self.window_start, self.window_end = start, end
+        self.used = self.held = 0
+        self.terms = ""
+
+    def change(self, *, amount: int, mode: str, warn_percent: int) -> None:
+        """Change what it allows, and not what is counted."""
+        self.amount, self.mode, self.warn_percent = amount, mode, warn_percent
+        self.terms = ""
 
 
 _limit_fields = attrgetter(*Limit.__slots__)
@@ -143,9 +153,10 @@ class Hold:
         """A copy that does not change with it."""
         return Hold(*_hold_fields(self))
 
-    def asked(self, unit: str) -> int:
-        """What the hold counts against a limit of this unit."""
-        return self.amount if unit == "nanos" else self.tokens if unit == "tokens" else self.requests
+    @property
+    def asked(self) -> dict[str, int]:
+        """What the hold counts against a limit, by its unit."""
+        return {"nanos": self.amount, "tokens": self.tokens, "requests": self.requests}
 
 
 _hold_fields = attrgetter(*Hold.__slots__)

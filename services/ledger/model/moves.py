@@ -104,8 +104,10 @@ class Moves:
             limits += subjects.get((book.account_id, "key", key_id), ())
         if workspace:
             limits += subjects.get((book.account_id, "workspace", workspace), ())
+        now = book.touched_at
         for limit in limits:
-            limit.turn(book, book.touched_at)
+            if now >= limit.window_end or limit.window == "cycle":  # no other begins one
+                limit.turn(book, now)
         return limits
 
     def replayed(self, account_id: str, request_id: str, body_hash: bytes) -> PastRequest | None:
@@ -253,10 +255,10 @@ class Moves:
     def give_back(self, book: Book, hold: Hold, status: str, entry_type: str, description: str) -> None:
         """Free a whole hold: its money, and its share of the limits that it counted in."""
         hold.status, hold.ended_at = status, book.touched_at
-        limits = self.applying(book, hold.key_id, hold.workspace)
+        limits, asked = self.applying(book, hold.key_id, hold.workspace), hold.asked
         for limit in limits:
             if limit.counts(hold):
-                limit.held -= hold.asked(limit.unit)
+                limit.held -= asked[limit.unit]
         book.spend_hold(hold, 0)
         self.count(limits, book)
         hold.end_sequence = self.post(
@@ -284,10 +286,10 @@ def warnings_of(limits: list[Limit]) -> tuple[LimitWarning, ...]:
     found = []
     for limit in limits:
         counted = limit.used + limit.held
-        if counted > limit.amount:
-            found.append(LimitWarning("LIMIT_EXCEEDED", limit.copy()))
-        elif counted * 100 >= limit.amount * limit.warn_percent:
-            found.append(LimitWarning("LIMIT_NEAR", limit.copy()))
+        if counted * 100 >= limit.amount * limit.warn_percent:
+            found.append(LimitWarning("LIMIT_EXCEEDED" if counted > limit.amount else "LIMIT_NEAR", limit.copy()))
+    if not found:
+        return ()
     # A batch of a thousand operations at an account of many limits is still an answer that clients take.
     return tuple(sorted(found, key=lambda warning: warning.reason)[:MAX_WARNINGS])
 
@@ -296,8 +298,9 @@ def quotas_of(book: Book) -> tuple[Quota, ...]:
     """What is left of the account's limits on tokens and requests in its cycle, which are in their present windows."""
     if not book.limits:  # most accounts, at each of their holds
         return ()
-    return tuple(
+    quotas = [
         Quota(limit.unit, limit.amount, max(limit.room, 0), limit.window_end)
         for limit in book.limits
         if limit.window == "cycle" and limit.unit != "nanos"
-    )
+    ]
+    return tuple(quotas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -97,7 +98,7 @@ class Changes:
 
 def transaction_id(created_at: datetime, sequence: int) -> str:
     """`txn-{yyyymm}-{sequence}`: readable, unique within the account, and says which partition it is in."""
-    return f"txn-{created_at.year:04}{created_at.month:02}-{sequence}"
+    return f"txn-{_month(created_at.year, created_at.month)}-{sequence}"
 
 
 # As many as 64 bits hold for certain.
@@ -112,4 +113,9 @@ def sequence_of(transaction: str) -> int:
 
 def usage_id(created_at: datetime, number: int) -> str:
     """`use-{yyyymm}-{number}`, likewise."""
-    return f"use-{created_at.year:04}{created_at.month:02}-{number}"
+    return f"use-{_month(created_at.year, created_at.month)}-{number}"
+
+
+@functools.lru_cache(1024)
+def _month(year: int, month: int) -> str:
+    return f"{year:04}{month:02}"

@@ -16,9 +16,9 @@ from psycopg.rows import TupleRow
 
 from services.ledger.model.book import Book, Entry, Hold
 from services.ledger.model.operations import Usage, UsageRow
-from services.ledger.store.documents import grant_lists, grants_of, limit_lists, limits_of, uses_of
+from services.ledger.store.documents import grants_json, grants_of, limits_json, limits_of, uses_of
 
-# Name, SQL type, and where a row's object has the value: an attribute, or what finds it.
+# Name, SQL type, and where a row's object has the value: an attribute, or what finds it. Of `json` it is the text.
 Column = tuple[str, str, str | Callable[[Any], Any]]
 
 
@@ -102,14 +102,15 @@ def texts(values: Sequence[str]) -> bytes:
 
 
 def _plain(values: Sequence[Any]) -> bytes:
-    """An array literal of numbers, truth values and times: but for the brackets it is their JSON."""
+    """An array literal of numbers, truth values, times and JSON: but for the brackets it is a list of them in JSON.
+
+    Of what JSON escapes in a text, JSON itself has only quotes and backslashes, which an array literal escapes alike.
+    """
     return b"{" + orjson.dumps(values)[1:-1] + b"}"
 
 
 def _documents(values: Iterable[Any]) -> bytes:
-    # JSON has no NUL of its own: in its texts it is escaped.
-    joined = b"\0".join(map(orjson.dumps, values))
-    return b'{"' + joined.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\0", b'","') + b'"}'
+    return _plain([orjson.dumps(value).decode() for value in values])
 
 
 def _bytes(values: Iterable[bytes]) -> bytes:
@@ -118,7 +119,7 @@ def _bytes(values: Iterable[bytes]) -> bytes:
 
 _LITERALS: dict[str, Callable[[Any], bytes]] = {
     "text": texts,
-    "json": _documents,
+    "json": _plain,
     "jsonb": _documents,
     "timestamptz": _plain,
     "bytea": _bytes,
@@ -135,7 +136,7 @@ def _moment(value: datetime | None) -> bytes | None:
 # Of a single value.
 _VALUES: dict[str, Callable[[Any], bytes | None]] = {
     "text": str.encode,
-    "json": orjson.dumps,
+    "json": str.encode,
     "jsonb": orjson.dumps,
     "timestamptz": _moment,
     "bytea": lambda value: b"\\x%s" % value.hex().encode(),
@@ -182,8 +183,8 @@ ACCOUNT = Columns(
         ("overdrawn", "bigint", "overdrawn"),
         ("unbacked", "bigint", "unbacked"),
         ("cycle_spent", "bigint", "cycle_spent"),
-        ("grants", "json", lambda b: grant_lists(b.grants)),
-        ("limits", "json", lambda b: limit_lists(b.limits)),
+        ("grants", "json", lambda b: grants_json(b.grants)),
+        ("limits", "json", lambda b: limits_json(b.limits)),
         ("next_event_at", "timestamptz", "next_event_at"),
     )
 )
@@ -317,7 +318,7 @@ SUBJECT = Columns(
         ("account_id", "text", lambda s: s[0][0]),
         ("scope", "text", lambda s: s[0][1]),
         ("subject", "text", lambda s: s[0][2]),
-        ("limits", "json", lambda s: limit_lists(s[1])),
+        ("limits", "json", lambda s: limits_json(s[1])),
     )
 )
 REQUEST = Columns(

@@ -1,6 +1,7 @@
 """Owns the JSON inside rows: an account's grants and limits, a hold's reservations, an entry's grant uses.
 
-Grants and limits are lists of values in the order of their fields: they are read and written with every operation.
+Grants and limits are lists of values in the order of their fields: they are read and written with every operation,
+and most of a limit is the same each time.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
+import orjson
+
 from services.ledger.model.book import Grant, GrantUses, Limit
 
 _grant_fields = attrgetter(*Grant.__slots__)
-_limit_fields = attrgetter(*Limit.__slots__)
+_limit_terms = attrgetter(*Limit.__slots__[:9])
+assert Limit.__slots__[9:] == ("used", "held", "terms")  # they are read by position
 
 
-def grant_lists(grants: Iterable[Grant]) -> list[Any]:
+def grants_json(grants: Iterable[Grant]) -> str:
     """The grants of an account's row."""
-    return list(map(_grant_fields, grants))
+    return orjson.dumps(list(map(_grant_fields, grants))).decode()
 
 
 def grants_of(document: list[list[Any]]) -> list[Grant]:
@@ -30,9 +34,20 @@ def grants_of(document: list[list[Any]]) -> list[Grant]:
     ]
 
 
-def limit_lists(limits: Iterable[Limit]) -> list[Any]:
+def limits_json(limits: Iterable[Limit]) -> str:
     """The limits of an account's, a key's or a workspace's row."""
-    return list(map(_limit_fields, limits))
+    return f"[{','.join([f'[{limit.terms or _written(limit)},{limit.used},{limit.held}]' for limit in limits])}]"
+
+
+def _written(limit: Limit) -> str:
+    """A limit's terms, which it keeps as they are written."""
+    limit.terms = _json_of(_limit_terms(limit))
+    return limit.terms
+
+
+@functools.lru_cache(4096)  # those of many accounts are the same
+def _json_of(terms: tuple[Any, ...]) -> str:
+    return orjson.dumps(terms)[1:-1].decode()
 
 
 def limits_of(document: list[list[Any]]) -> list[Limit]:

@@ -233,7 +233,7 @@ async def load(
 
 def _recalled(operation: Operation, account: RememberedAccount | None, loaded: Loaded) -> bool:
     """Take in the rows that an operation names from what is remembered of its account; whether that is all of them."""
-    if account is None or not isinstance(operation, CreateHold | SettleHold | ReleaseHold):
+    if account is None or not isinstance(operation, (CreateHold, SettleHold, ReleaseHold)):
         return False
     return account.recall(operation, loaded)
 

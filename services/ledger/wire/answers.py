@@ -190,8 +190,9 @@ def _add_warnings(
 
 
 def _add_quotas(message: pb.CreateHoldResponse | pb.SettleHoldResponse, quotas: tuple[Quota, ...]) -> None:
+    add = message.quotas.add
     for quota in quotas:
-        added = message.quotas.add()
+        added = add()
         added.unit, added.amount, added.remaining = quota.unit, quota.amount, quota.remaining
         set_timestamp(added.resets_at, quota.resets_at)
 
@@ -262,9 +263,10 @@ def fill_transaction(message: resources.Transaction, entry: Entry, undone: int =
     message.sequence = entry.sequence
     message.type = entry.type
     message.amount_nanos = entry.available + entry.held
+    add = message.postings.add
     for name in _SUB_ACCOUNTS:
         if amount := getattr(entry, name):
-            posting = message.postings.add()
+            posting = add()
             posting.sub_account, posting.amount_nanos = name, amount
     for grant_id, amount in entry.grant_uses:
         use = message.grant_uses.add()

@@ -294,7 +294,7 @@ assert Usage._fields[17:19] == _REPORT_TEXTS[4:]
 
 
 def _usage(v: Violations, report: resources.UsageReport) -> Usage:
-    texts, counts, units = _texts_of(report), _counts_of(report), dict(report.units)
+    texts, counts, units = _texts_of(report), _counts_of(report), dict(report.units or {})
     # Nearly every report is in order, which is seen at once.
     if sum(map(len, texts)) > _MAX_TEXT or not "".join(texts).isprintable():
         for name, text in zip(_REPORT_TEXTS, texts, strict=True):

@@ -16,6 +16,7 @@ from services.ledger.model.windows import add_months
 from services.ledger.service import Ledger
 from services.ledger.store.partitions import create_months
 from services.ledger.store.reads import Reads
+from services.ledger.store.remembered import Remembered
 from services.ledger.worker import make_partitions
 from tests.ledger.support.ledger_audit import audit, rows
 from tests.ledger.support.ledger_memory import credit, hold, opened, set_limit, settle, touch
@@ -131,6 +132,46 @@ async def test_account_that_somebody_locks_does_not_stop_the_others(ledger_setti
     assert [answer[0].outcome.entry.balance_after for answer in (answers[0], answers[2])] == [5, 5]
     assert (await commits.submit([[credit(5, "c1", "b")]]))[0].outcome.entry.balance_after == 5
     await commits.stop()
+
+
+async def test_answer_leaves_before_its_batch_is_noted_and_the_next_batch_of_the_account_begins_after(
+    commits, monkeypatch
+):
+    happened = []
+
+    def said(cls, name):
+        real = getattr(cls, name)
+
+        def say(*arguments):
+            happened.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(cls, name, say)
+
+    said(Remembered, "take")
+    said(Remembered, "put")
+    for number in range(2):
+        await commits.submit([[hold(10, f"h{number}")]])
+        happened.append("answered")
+    await commits.stop()
+    assert happened == ["take", "answered", "put"] * 2
+
+
+async def test_batch_that_cannot_be_noted_is_answered_once_and_its_account_is_read_again(
+    commits, monkeypatch, ledger_settings
+):
+    with monkeypatch.context() as broken:
+        broken.setattr(Remembered, "put", lambda *_: 1 / 0)
+        answers = [(await commits.submit([[hold(10, f"h{number}")]]))[0] for number in range(3)]
+    assert [(answer.replayed, answer.outcome.available) for answer in answers] == [
+        (False, 90),
+        (False, 80),
+        (False, 70),
+    ]
+    (result,) = await commits.submit([[hold(10, "h3")]])
+    assert result.outcome.available == 60
+    assert not any(answer.replayed for answer in (*answers, result))
+    audit(ledger_settings.database_url)
 
 
 async def test_stop_commits_what_waits_and_takes_no_more(ledger_settings):

@@ -4,6 +4,8 @@ import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import orjson
+
 from services.ledger.model.batch import Batch
 from services.ledger.model.operations import (
     Adjust,
@@ -23,6 +25,7 @@ from services.ledger.model.operations import (
     Usage,
 )
 from services.ledger.model.rows import Loaded, sequence_of
+from services.ledger.store.documents import limits_json, limits_of
 
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 # Columns of an account that are written once, and those that are written only where it is reworded.
@@ -109,11 +112,14 @@ class Memory:
         assert self.books.keys() == loaded.books.keys()
         for account_id, book in self.books.items():
             assert book == loaded.books[account_id] or account_id not in changes.books
+            assert as_in_its_row(book.limits) == book.limits
             assert (book.sequence, book.last_hash) == (
                 loaded.books[account_id].sequence,
                 loaded.books[account_id].last_hash,
             )
             book.check()
+        for limits in self.subjects.values():
+            assert as_in_its_row(limits) == limits
 
     def do(self, operation):
         """Do one operation alone; its answer. Raises its refusal."""
@@ -124,6 +130,11 @@ class Memory:
 
     def journal(self, account_id="acme"):
         return [entry for key, entry in sorted(self.entries.items()) if key[0] == account_id]
+
+
+def as_in_its_row(limits):
+    """Limits as they are written, also those that are written from what they keep of it, and read back."""
+    return limits_of(orjson.loads(limits_json(limits)))
 
 
 def opened(account_id="acme", **words):

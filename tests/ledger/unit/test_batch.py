@@ -13,7 +13,9 @@ from services.ledger.errors import (
     LimitExceeded,
 )
 from tests.ledger.support.ledger_memory import (
+    START,
     Memory,
+    as_in_its_row,
     credit,
     debit,
     delete_limit,
@@ -331,6 +333,31 @@ def test_hold_cut_to_the_least_of_balance_and_limits_counts_what_it_holds(ledger
     assert made.hold.amount == 40
     assert ledger.subjects["acme", "key", "k1"][0].held == 40
     assert limits(ledger) == {"account::nanos:day": (0, 40)}
+
+
+def test_limit_that_was_written_before_is_written_with_its_new_window_and_terms(ledger):
+    ledger.do(set_limit(60, window="day"))
+    ledger.do(set_limit(70, window="cycle"))
+
+    def terms():
+        of = as_in_its_row(ledger.books["acme"].limits)
+        return [(limit.amount, limit.mode, limit.window_start - START) for limit in of]
+
+    today, cycle, never = timedelta(hours=-12), timedelta(), "never"
+    assert terms() == [(60, "hard", today), (70, "hard", cycle)]
+    ledger.wait(86_400)
+    ledger.do(set_limit(80, window="day", mode="soft"))
+    assert terms() == [(80, "soft", today + timedelta(days=1)), (70, "hard", cycle)]
+    ledger.wait(86_400)
+    refused = ledger.apply([set_limit(90, window="day"), set_limit(90, window="cycle"), settle(0, never)])
+    assert [result.outcome.reason for result in refused][-1] == "HOLD_NOT_FOUND"
+    assert terms()[1] == (70, "hard", cycle)
+    ledger.do(credit(100, "c1"))
+    ledger.do(hold(10, "h1"))
+    assert terms() == [(80, "soft", today + timedelta(days=2)), (70, "hard", cycle)]
+    ledger.wait(40 * 86_400)
+    ledger.do(hold(10, "h2"))
+    assert terms() == [(80, "soft", today + timedelta(days=42)), (70, "hard", timedelta(days=30))]
 
 
 def test_replayed_limit_does_not_undo_a_later_change(ledger):

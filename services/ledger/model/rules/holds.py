@@ -72,8 +72,9 @@ def create_hold(moves: Moves, operation: CreateHold) -> Result:
     )
     # Written also for nothing held, so that the hold has its place in the account's order of events.
     hold.sequence = _posted(moves, hold, "hold", amount)
+    asked = hold.asked
     for limit in limits:
-        limit.held += hold.asked(limit.unit)
+        limit.held += asked[limit.unit]
     moves.count(limits, book)
     book.expects(hold.expires_at)
     moves.loaded.holds[key] = moves.changes.made[key] = hold
@@ -122,7 +123,6 @@ def extend_hold(moves: Moves, operation: ExtendHold) -> Result:
         # It would be counted in no window: not in the hold's, which is over, nor in this one.
         if limit.mode == "hard" and not limit.counts(hold) and more[limit.unit]:
             raise limit_exceeded(limit, more[limit.unit], book.touched_at)
-    before = hold.copy()
     reservations, unbacked = book.reserve(operation.amount)
     hold.reservations += reservations
     hold.unbacked += unbacked
@@ -131,7 +131,7 @@ def extend_hold(moves: Moves, operation: ExtendHold) -> Result:
     if operation.ttl_seconds:
         hold.expires_at = max(hold.expires_at, lapses_at(book.touched_at, operation.ttl_seconds))
     for limit in limits:
-        limit.held += hold.asked(limit.unit) - before.asked(limit.unit)
+        limit.held += more[limit.unit]
     moves.count(limits, book)
     sequence = _posted(moves, hold, "hold_extended", operation.amount, operation.request_id)
     moves.change_hold(hold, extended=True)
@@ -162,10 +162,10 @@ def _settled(moves: Moves, book: Book, hold: Hold, operation: SettleHold) -> Hol
     amount, usage = operation.amount, operation.usage or NOT_REPORTED
     hold.was_expired = was_expired = hold.status == "expired"
     limits = moves.applying(book, hold.key_id, hold.workspace)
-    counted = {"nanos": amount, "tokens": operation.tokens, "requests": hold.requests}
+    asked, counted = hold.asked, {"nanos": amount, "tokens": operation.tokens, "requests": hold.requests}
     for limit in limits:
         if limit.counts(hold):
-            limit.held -= 0 if was_expired else hold.asked(limit.unit)
+            limit.held -= 0 if was_expired else asked[limit.unit]
             limit.use(counted[limit.unit])
     moves.count(limits, book)
     freed = 0 if was_expired else hold.amount
@@ -209,7 +209,8 @@ def _settled(moves: Moves, book: Book, hold: Hold, operation: SettleHold) -> Hol
     )
     moves.expire_grants(book, book.touched_at)
     hold.end_available = book.available
-    return HoldSettled(hold.copy(), charged, book.available, was_expired, warnings_of(limits), quotas_of(book))
+    # No copy of the hold: what is settled stays as it is.
+    return HoldSettled(hold, charged, book.available, was_expired, warnings_of(limits), quotas_of(book))
 
 
 def release_hold(moves: Moves, operation: ReleaseHold) -> Result:

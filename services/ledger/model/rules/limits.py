@@ -21,7 +21,7 @@ def set_limit(moves: Moves, operation: SetLimit) -> Result:
             raise AccountFull(f"{operation.scope} {operation.subject} has {MAX_LIMITS} limits", limits=len(row))
         there = _made(moves, book, operation)
         row.append(there)
-    there.amount, there.mode, there.warn_percent = operation.amount, operation.mode, operation.warn_percent
+    there.change(amount=operation.amount, mode=operation.mode, warn_percent=operation.warn_percent)
     moves.count([there], book)
     moves.remember(operation.account_id, operation.request_id, operation.body_hash)
     return Result(LimitState(book.account_id, there.copy()))
@@ -90,7 +90,7 @@ def _made(moves: Moves, book: Book, operation: SetLimit) -> Limit:
             MAX_COUNTED,
         ),
         held=sum(
-            hold.asked(operation.unit)
+            hold.asked[operation.unit]
             for hold in holds
             if hold.created_at >= start and _concerns(operation, hold.key_id, hold.workspace)
         ),

@@ -107,7 +107,7 @@ class Use:
         """A hold that is open."""
         for tally in self._counting(hold.key_id, hold.workspace):
             if tally.limit.counts(hold):
-                tally.held += hold.asked(tally.limit.unit)
+                tally.held += hold.asked[tally.limit.unit]
 
     def end(self) -> None:
         """There are no more records and holds: compare with the account's row and its limits."""
