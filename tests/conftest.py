@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,10 @@ from deploy.local import ports, postgres
 from deploy.local.postgres import EmbeddedPostgres
 from deploy.local.process import StartFailedError
 from deploy.local.redis import EmbeddedRedis
+
+# A shell that begins us in the background has SIGINT ignored, and so would what tests start to interrupt it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A file system in memory, where Linux has one. A database is some 330 files: to make and unmake them for one test after
 # another costs a file system on disk up to ten times the processor time of all else that Postgres does for a copy.
