@@ -354,12 +354,11 @@ class Suite:
 
         A real one's are not changed unasked.
         """
-        name = "subscriptions"
-        return (
-            [Job(name=f"{name} {SET_UP}", part=name, program=self.service_program("subscriptions", SET_UP))]
-            if self.stripe.url
-            else []
-        )
+        if not self.stripe.url:
+            return []
+        # A log of its own: its many lines would hide why the service ended, where it does.
+        program = self.service_program("subscriptions", SET_UP)
+        return [Job(name=f"subscriptions {SET_UP}", part=f"subscriptions-{SET_UP}", program=program)]
 
     def write_dev_env(self) -> Path:
         """Write what a developer's shell and the tests need to know."""
