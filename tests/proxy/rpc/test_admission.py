@@ -84,10 +84,12 @@ async def test_limits_of_the_key_itself(proxy, ledger, refused):
     assert len(ledger.bills) == 3
 
 
-async def test_call_that_another_replica_outran_is_refused_and_holds_nothing(
-    start_proxy, ledger, provider, refused, monkeypatch
-):
-    """The first replica takes it for likely that there is room; by then the second has used it up."""
+@pytest.fixture
+async def outrun(start_proxy, ledger, monkeypatch):
+    """A replica that takes it for likely that a key has room in its minute; that key; the balance before all calls.
+
+    Another replica has used the room up.
+    """
     monkeypatch.setattr(rates, "_SEEN_SECONDS", 60.0)
     first, second = await start_proxy(**BELIEVED), await start_proxy(**BELIEVED)
     first.revision = second.revision = 10
@@ -97,7 +99,12 @@ async def test_call_that_another_replica_outran_is_refused_and_holds_nothing(
     before = ledger.accounts["acme"].available
     await first.chat(key, max_tokens=5)
     await asyncio.gather(*(second.chat(key, max_tokens=5) for _ in range(5)))
-    refusal = await refused(first.chat(key, max_tokens=5))
+    return first, key, before
+
+
+async def test_call_that_another_replica_outran_is_refused_and_holds_nothing(outrun, ledger, provider, refused):
+    replica, key, before = outrun
+    refusal = await refused(replica.chat(key, max_tokens=5))
     assert (refusal.reason, refusal.trailing["x-tollkeeper-http-status"]) == ("RATE_LIMITED", "429")
     assert len(ledger.holds) == 7  # the one refused had held
     assert len(ledger.released) == 1
@@ -105,18 +112,11 @@ async def test_call_that_another_replica_outran_is_refused_and_holds_nothing(
     assert await provider.calls() == len(ledger.bills) == 6
 
 
-async def test_limit_per_minute_is_told_before_what_the_ledger_refuses(start_proxy, ledger, refused, monkeypatch):
+async def test_limit_per_minute_is_told_before_what_the_ledger_refuses(outrun, ledger, refused):
     """Also where both are asked at the same time."""
-    monkeypatch.setattr(rates, "_SEEN_SECONDS", 60.0)
-    first, second = await start_proxy(**BELIEVED), await start_proxy(**BELIEVED)
-    first.revision = second.revision = 10
-    await first.entitle(requests_per_minute=6)
-    key = (await first.make_key()).key
-    await asyncio.sleep(SEEN)
-    await first.chat(key, max_tokens=5)
-    await asyncio.gather(*(second.chat(key, max_tokens=5) for _ in range(5)))
+    replica, key, _ = outrun
     ledger.accounts["acme"].available = 0
-    refusal = await refused(first.chat(key, max_tokens=5))
+    refusal = await refused(replica.chat(key, max_tokens=5))
     assert refusal.reason == "RATE_LIMITED"
     assert ledger.log[-1][0] == "hold"
     assert len(ledger.holds) == 6
