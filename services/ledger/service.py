@@ -271,17 +271,19 @@ class Ledger:
             self._exporting.discard(account_id)
 
     async def sweep(self, count: int) -> int:
-        """Let what is due happen at up to `count` accounts; at how many it did.
+        """Let all that is due happen at up to `count` accounts; at how many it did.
 
         Each is a unit of its own, so that an account where it cannot happen keeps no other from it. Raises what went
         wrong at the first such account, after all others are done.
         """
-        due = await self._reads.due_accounts(datetime.now(UTC), count)
-        units = [self._commits.submit([[Touch(account_id)]]) for account_id in due]
-        answers = await asyncio.gather(*units, return_exceptions=True)
-        failed = [answer for answer in answers if isinstance(answer, BaseException)]
-        if failed:
-            raise failed[0]
+        due = left = await self._reads.due_accounts(datetime.now(UTC), count)
+        while left:  # one batch lets no more than so many holds of an account lapse
+            units = [self._commits.submit([[Touch(account_id)]]) for account_id in left]
+            answers = await asyncio.gather(*units, return_exceptions=True)
+            failed = [answer for answer in answers if isinstance(answer, BaseException)]
+            if failed:
+                raise failed[0]
+            left = await self._reads.still_due(left, datetime.now(UTC))
         return len(due)
 
 

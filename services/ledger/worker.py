@@ -39,7 +39,10 @@ _RETENTION_LOCK = 7_365_126_400_023
 _REST = 4.0
 _LEAST_REST_SECONDS = 0.02
 
-_LAG = Gauge("tollkeeper_ledger_due_lag_seconds", "How long the account that is due longest has been so; 0: none is.")
+_LAG = Gauge(
+    "tollkeeper_ledger_due_lag_seconds",
+    "How long something has been due at the account that the worker comes to next; 0: at none.",
+)
 _AHEAD = Gauge("tollkeeper_ledger_months_ahead", "Months after this one whose partitions are there.")
 _DEFAULTS = Gauge("tollkeeper_ledger_default_partitions_in_use", "Tables with rows in their default partition.")
 _HOLDS = Gauge("tollkeeper_ledger_holds_open", "Holds that are neither settled nor released nor lapsed.")
@@ -100,11 +103,7 @@ async def _walked(
 
 
 async def sweep(ledger: Ledger, stop: asyncio.Event) -> None:
-    """Let all that is due happen.
-
-    Looks again until nothing is: there may be more accounts than are taken at once, and of one account no more than so
-    many holds lapse in one batch.
-    """
+    """Let all that is due happen, also at more accounts than are taken at once."""
     while await ledger.sweep(_ACCOUNTS_AT_ONCE) and not stop.is_set():
         pass
 

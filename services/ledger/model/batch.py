@@ -76,7 +76,7 @@ def _saved(moves: Moves, accounts: set[str]) -> Callable[[], None]:
     lengths = len(changes.entries), len(changes.usage)
     opened, changed, reworded = set(changes.opened), set(changes.books), set(changes.reworded)
     held, made, extended = set(changes.holds), set(changes.made), set(changes.extended)
-    subject_keys, grant_keys = set(changes.subjects), set(changes.grants)
+    subject_keys, limited, grant_keys = set(changes.subjects), set(changes.limited), set(changes.grants)
     expired, undoing, requests = dict(changes.expired), dict(changes.undone), dict(changes.requests)
 
     def restore() -> None:
@@ -97,6 +97,7 @@ def _saved(moves: Moves, accounts: set[str]) -> Callable[[], None]:
         changes.made = {k: loaded.holds[k] for k in made}
         changes.extended = extended
         changes.subjects = {k: loaded.subjects[k] for k in subject_keys}
+        changes.limited = limited
         changes.grants = {k: loaded.grants[k] for k in grant_keys}
         changes.expired, changes.undone, changes.requests = expired, undoing, requests
 

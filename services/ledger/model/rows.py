@@ -39,6 +39,8 @@ class Loaded:
     """What was read for a batch, under the accounts' locks."""
 
     books: dict[str, Book] = field(default_factory=dict)
+    # Of those that were read, which transaction had written them.
+    versions: dict[str, int] = field(default_factory=dict)
     # The versions of those books that were remembered, and are not locked yet; else nothing.
     unconfirmed: dict[str, int] = field(default_factory=dict)
     # Of those: the names that holds are to be made by, which were not looked for.
@@ -82,6 +84,8 @@ class Changes:
     # Of those the ones that were made larger or longer: what else happens to a hold ends it.
     extended: set[HoldKey] = field(default_factory=set)
     subjects: dict[SubjectKey, list[Limit]] = field(default_factory=dict)
+    # Of those the ones whose limits were made, changed or ended: their rows may not be there yet.
+    limited: set[SubjectKey] = field(default_factory=set)
     grants: dict[GrantKey, GrantRow] = field(default_factory=dict)
     # What expired of which grant, less what reversals took back of that.
     expired: dict[GrantKey, int] = field(default_factory=dict)

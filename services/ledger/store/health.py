@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from psycopg import sql
 
 from services.ledger.model.windows import add_months
+from services.ledger.store.due import due_accounts
 from services.ledger.store.partitions import PARTITIONED, Connection, month_name, one, partition_of
 
-# Uses the index accounts_due.
-_LAG = """
-    SELECT extract(epoch FROM clock_timestamp() - min(next_event_at))::float8 FROM accounts WHERE next_event_at <= now()
-"""
+_LAG = f"""
+    SELECT extract(epoch FROM clock_timestamp() - next_event_at)::float8 FROM ({due_accounts("now()")} LIMIT 1) AS due
+"""  # noqa: S608 (all of it is our own)
 # Reads the index holds_open, which has no others.
 _HOLDS = "SELECT count(*) FROM holds WHERE status = 'open'"
 
@@ -22,7 +22,7 @@ _HOLDS = "SELECT count(*) FROM holds WHERE status = 'open'"
 class Health:
     """How the housekeeping stands."""
 
-    # How long the account that is due longest has been so; 0: none is.
+    # How long something has been due at the account that the worker comes to next; 0: at none.
     due_lag_seconds: float
     # Months after this one, in a row, that have all their partitions.
     months_ahead: int

@@ -60,12 +60,12 @@ _BEGIN = Statement("BEGIN")
 _WAIT_AT_MOST = Statement("SELECT set_config('lock_timeout', %s::text, true)")  # for each lock, until the commit
 # The transaction began right before its locks.
 LOCKED_SECONDS = "extract(epoch FROM clock_timestamp() - now())::float8"
-# FOR UPDATE in the order of ids, and how long the locks were waited for. NO KEY: nothing refers to the key. Rows that
-# are as they are remembered are locked, and not given.
+# FOR UPDATE in the order of ids, as Python sorts them, and how long the locks were waited for. NO KEY: nothing refers
+# to the key. Rows that are as they are remembered are locked, and not given.
 _LOCK_ACCOUNTS = Statement(f"""
     WITH locked AS MATERIALIZED (
         SELECT {ACCOUNT.names}, {VERSION} AS version FROM accounts
-        WHERE account_id = ANY(%s::text[]) ORDER BY account_id FOR NO KEY UPDATE
+        WHERE account_id = ANY(%s::text[]) ORDER BY account_id COLLATE "C" FOR NO KEY UPDATE
     )
     SELECT *, {LOCKED_SECONDS} FROM locked
     WHERE (account_id, version) NOT IN (SELECT * FROM unnest(%s::text[], %s::bigint[]))
@@ -193,6 +193,8 @@ async def load(
     if not unknown:
         loaded.unconfirmed = {account_id: remembered[account_id].version for account_id in accounts}
         loaded.unread = {(x.account_id, x.hold_id) for x in operations if isinstance(x, CreateHold)}
+        # Without the locks: what is read is of the versions that are confirmed, or those are not confirmed.
+        await _load_due(connection, loaded, now)
         return loaded
     named = _Named(unknown)
     # Whether a hold is there already, or ended long ago, is read of all.
@@ -205,7 +207,7 @@ async def load(
         *_reads(named),
     )
     for row in locked:
-        loaded.books[row[0]] = book_of(row[:-2])
+        loaded.books[row[0]], loaded.versions[row[0]] = book_of(row[:-2]), row[-2]
     if locked:
         LOCK_WAIT.observe(locked[-1][-1])  # as long as for the last of them
     _take_in(loaded, rows)
@@ -217,15 +219,7 @@ async def load(
             remembered[account_id].forget()
         again = _Named([x for x in operations if x.account_id in outdated])
         _take_in(loaded, await connection.ask(*_reads(again)))
-    # An account's time never goes back, also where another replica's clock, which touched it last, is ahead of ours.
-    moments = {account_id: max(now, book.touched_at) for account_id, book in loaded.books.items()}
-    due = {
-        account_id: moments[account_id]
-        for account_id, book in loaded.books.items()
-        if book.next_event_at is not None and book.next_event_at <= moments[account_id]
-    }
-    if due:
-        await _load_lapsed(connection, loaded, due)
+    await _load_due(connection, loaded, now)
     await _load_written(connection, loaded, named)
     await _load_counted(connection, loaded, operations)
     return loaded
@@ -262,8 +256,16 @@ def _take_in(loaded: Loaded, read: Sequence[Sequence[TupleRow]]) -> None:
     loaded.undone |= {(row[0], row[1]): row[2] for row in undone}
 
 
-async def _load_lapsed(connection: Connection, loaded: Loaded, due: dict[str, datetime]) -> None:
+async def _load_due(connection: Connection, loaded: Loaded, now: datetime) -> None:
     """Of accounts where something is due: the holds that have lapsed, their limits, and when the next will."""
+    # An account's time never goes back, also where another replica's clock, which touched it last, is ahead of ours.
+    due = {
+        account_id: max(now, book.touched_at)
+        for account_id, book in loaded.books.items()
+        if book.next_event_at is not None and book.next_event_at <= max(now, book.touched_at)
+    }
+    if not due:
+        return
     moments = literals(list(due.items()))
     lapsed, upcoming = await connection.ask((_READ_LAPSED, [*moments, b"%d" % MAX_LAPSED]), (_READ_NEXT_LAPSE, moments))
     subjects: set[SubjectKey] = set()

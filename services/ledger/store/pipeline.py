@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ import psycopg
 from psycopg import abc
 from psycopg.adapt import Loader, Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
@@ -32,13 +33,17 @@ _numbers = itertools.count(1)
 
 
 class Statement:
-    """A query, `%s` for each of its parameters, which all go as text. Made once, when its module is loaded."""
+    """A query, `%s` for each of its parameters that go as text, `%b` for those in Postgres' binary form.
 
-    __slots__ = ("name", "query")
+    Made once, when its module is loaded.
+    """
+
+    __slots__ = ("formats", "name", "query")
 
     def __init__(self, query: str) -> None:
-        first, *others = query.split("%s")
-        self.query = (first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))).encode()
+        first, *others = re.split("(%[sb])", query)
+        self.query = (first + "".join(f"${at // 2 + 1}{others[at + 1]}" for at in range(0, len(others), 2))).encode()
+        self.formats = [Format.BINARY if placeholder == "%b" else Format.TEXT for placeholder in others[::2]]
         self.name = f"ledger_{next(_numbers)}".encode()
 
 
@@ -82,7 +87,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             for statement in new:
                 self.pgconn.send_prepare(statement.name, statement.query)
             for statement, parameters in sent:
-                self.pgconn.send_query_prepared(statement.name, parameters)
+                self.pgconn.send_query_prepared(statement.name, parameters, statement.formats)
             self.pgconn.pipeline_sync()
             results = await self._answers(meanwhile)
             self.pgconn.exit_pipeline_mode()

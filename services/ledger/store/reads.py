@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, false, select
+from sqlalchemy import Row, Select, false, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.ledger import tables
@@ -23,6 +23,7 @@ from services.ledger.model.rows import GrantRow
 from services.ledger.store import exports, history, summaries
 from services.ledger.store.columns import book_of, entry_of, hold_of
 from services.ledger.store.documents import limits_of
+from services.ledger.store.due import due_accounts
 from services.ledger.store.history import MonthMoves
 from services.ledger.store.narrowing import Narrowed, NextRows
 from services.ledger.store.summaries import SummaryFilter
@@ -32,6 +33,7 @@ HOLD_ENTRIES = 2_000
 HOLD_LOOKS = 25
 # The only type of transaction by which use is paid for.
 BILLED_BY = "usage_deduction"
+_DUE_ACCOUNTS = text(f"{due_accounts('CAST(:now AS timestamptz)')} LIMIT :count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,16 @@ class Reads:
         return [book_of(row) for row in await self._rows(query.order_by(tables.accounts.c.account_id).limit(count))]
 
     async def due_accounts(self, now: datetime, count: int) -> list[str]:
-        """Accounts where something is due, the longest due first. Uses the index accounts_due."""
+        """Accounts where something is due and that nobody else sees to, the longest due first."""
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(_DUE_ACCOUNTS, {"now": now, "count": count})
+            return [row[0] for row in rows]
+
+    async def still_due(self, account_ids: Collection[str], now: datetime) -> list[str]:
+        """Of these accounts those where something is due."""
         accounts = tables.accounts.c
-        query = select(accounts.account_id).where(accounts.next_event_at <= now)
-        return [row[0] for row in await self._rows(query.order_by(accounts.next_event_at).limit(count))]
+        query = select(accounts.account_id).where(accounts.account_id.in_(account_ids), accounts.next_event_at <= now)
+        return [row[0] for row in await self._rows(query)]
 
     async def archived_before(self, account_id: str) -> datetime | None:
         """The moment from which an account's journal and usage records are here. None: none of them is archived."""

@@ -2,9 +2,9 @@
 
 An account is remembered as a batch left it, with the version of its row: the transaction that wrote it (`xmin`). All
 that changes anything of an account writes its row, so while the version is the same, so is all that is remembered. The
-next batch confirms it under the account's lock, before anything is written (`writing.py`) or with what it reads
-(`loading.py`); where another replica, or an operator, has changed the account meanwhile, it is read as if nothing had
-been remembered. So this is never trusted, and losing it costs a read.
+next batch confirms it as it writes, before anything is answered (`writing.py`), or with what it reads (`loading.py`);
+where another replica, or an operator, has changed the account meanwhile, it is read as if nothing had been remembered.
+So this is never trusted, and losing it costs a read.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from services.ledger.model.book import Book, Hold, Limit
 from services.ledger.model.operations import CreateHold, Operation, ReleaseHold, SettleHold
 from services.ledger.model.rows import Changes, HoldKey, Loaded, SubjectKey
+from services.ledger.store.due import BUSY_SECONDS, OVERDUE_SECONDS
 
 # What goes with every model call. Others are few, and name more than is remembered.
 _REMEMBERED = (CreateHold, SettleHold, ReleaseHold)
@@ -28,6 +29,10 @@ _RIGHT_FOR_A_WRONG = 10
 _WRONG_IN_A_ROW = 4
 _FIRST_DOUBT_SECONDS = 1.0
 _LONGEST_DOUBT_SECONDS = 64.0
+
+# By then a worker, whose clock may be ahead of ours, has let happen what was due.
+_BUSY = timedelta(seconds=BUSY_SECONDS - 2)
+_OVERDUE = timedelta(seconds=OVERDUE_SECONDS - 2)
 
 # What a row of half a kilobyte is counted as: a book without its grants and limits, a hold.
 _ROWS_OF_A_BOOK, _ROWS_OF_A_HOLD = 4, 2
@@ -66,16 +71,18 @@ class RememberedAccount:
             loaded.subjects[subject] = limits
         return True
 
-    def note(self, key: HoldKey, hold: Hold, *, limits_read: bool) -> None:
-        """Remember a hold while it is open. `limits_read`: those of its key and workspace, so there are no others."""
-        if hold.status != "open":
+    def note(self, key: HoldKey, hold: Hold) -> None:
+        """Remember a hold while it is open."""
+        if hold.status == "open":
+            self.holds[key] = hold
+        else:
             self.holds.pop(key, None)
-            return
-        self.holds[key] = hold
-        if limits_read:
-            for subject in subject_keys(hold.account_id, hold.key_id, hold.workspace):
-                if subject not in self.subjects:
-                    self.limit(subject, [])
+
+    def limited_by(self, key_id: str, workspace: str) -> None:
+        """The limits of this key and workspace were read: there are no others than those that are remembered."""
+        for subject in subject_keys(self.book.account_id, key_id, workspace):
+            if subject not in self.subjects:
+                self.limit(subject, [])
 
     def limit(self, subject: SubjectKey, limits: list[Limit]) -> None:
         """Remember the limits of a key or a workspace. How many they are does not change while they are remembered."""
@@ -94,12 +101,12 @@ class RememberedAccount:
 
 
 class Remembered:
-    """The accounts most lately written, of up to `most_rows` rows in all. `clock` gives seconds that never go back."""
+    """The accounts named most lately, of up to `most_rows` rows in all. `clock` gives seconds that never go back."""
 
     def __init__(self, most_rows: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._most_rows = most_rows
         self._clock = clock
-        self._accounts: dict[str, RememberedAccount] = {}  # the one longest not written first
+        self._accounts: dict[str, RememberedAccount] = {}  # the one longest not named first
         self._rows = 0
         self._wrong = 0
         self._doubted_until = 0.0
@@ -121,7 +128,7 @@ class Remembered:
         return {
             account_id: account
             for account_id, account in found.items()
-            if account is not None and account_id not in unfit and not _is_due(account.book, now)
+            if account is not None and account_id not in unfit and not _has_been_due(account.book, now)
         }
 
     def put(
@@ -132,9 +139,9 @@ class Remembered:
         version: int,
         before: Mapping[str, RememberedAccount],
     ) -> None:
-        """Remember the accounts that a batch has written, as it left them. `before`: what it had taken.
+        """Remember a batch's accounts as it left them. `before`: what it had taken.
 
-        `version`: the transaction that wrote them.
+        `version`: the transaction that wrote those that it has changed.
         """
         if loaded.outdated:
             self.outdated()
@@ -142,26 +149,11 @@ class Remembered:
             self._wrong -= 1
         if self._clock() < self._doubted_until:
             return
-        # Answers of other operations may still show a part of the book.
-        others = {operation.account_id for operation in operations if not isinstance(operation, _REMEMBERED)}
-        accounts: dict[str, RememberedAccount] = {}
-        for account_id in changes.books.keys() - others:
-            book = changes.books[account_id]
-            account = accounts[account_id] = before.get(account_id) or RememberedAccount(book)
-            account.book, account.version = book, version
-        for subject, limits in loaded.subjects.items():
-            if subject[0] in accounts:
-                accounts[subject[0]].limit(subject, limits)
-        for key, hold in loaded.holds.items():
-            if key[0] in accounts:
-                # Of one that was found by the name of another to be made, the limits were not looked for.
-                changed = key in changes.made or key in changes.holds
-                accounts[key[0]].note(key, hold, limits_read=changed and not loaded.unconfirmed)
-        for account in accounts.values():
+        for account in _as_left(operations, loaded, changes, version, before):
             self._keep(account)
 
     def _keep(self, account: RememberedAccount) -> None:
-        """Remember an account; what was longest not written makes room for it."""
+        """Remember an account; what was longest not named makes room for it."""
         account.rows = account.count()
         self._accounts[account.book.account_id] = account
         self._rows += account.rows
@@ -200,5 +192,41 @@ def subject_keys(account_id: str, key_id: str, workspace: str) -> list[SubjectKe
     return [*found, (account_id, "workspace", workspace)] if workspace else found
 
 
-def _is_due(book: Book, now: datetime) -> bool:
-    return book.next_event_at is not None and book.next_event_at <= max(now, book.touched_at)
+def _as_left(
+    operations: Sequence[Operation],
+    loaded: Loaded,
+    changes: Changes,
+    version: int,
+    before: Mapping[str, RememberedAccount],
+) -> Iterable[RememberedAccount]:
+    """What a batch leaves to be remembered; as `Remembered.put`."""
+    # Answers of other operations may still show a part of the book.
+    others = {operation.account_id for operation in operations if not isinstance(operation, _REMEMBERED)}
+    accounts: dict[str, RememberedAccount] = {}
+    for account_id in loaded.books.keys() - others:
+        book = loaded.books[account_id]
+        account = accounts[account_id] = before.get(account_id) or RememberedAccount(book)
+        account.book = book
+        account.version = version if account_id in changes.books else loaded.versions.get(account_id, account.version)
+    for subject, limits in loaded.subjects.items():
+        if subject[0] in accounts:
+            accounts[subject[0]].limit(subject, limits)
+    for key, hold in loaded.holds.items():
+        if key[0] in accounts:
+            accounts[key[0]].note(key, hold)
+    if not loaded.unconfirmed:
+        _note_limits_read(operations, accounts)
+    return accounts.values()
+
+
+def _note_limits_read(operations: Iterable[Operation], accounts: Mapping[str, RememberedAccount]) -> None:
+    """The limits that holds were to count against were looked for, also where they were refused."""
+    for operation in operations:
+        if isinstance(operation, CreateHold) and operation.account_id in accounts:
+            accounts[operation.account_id].limited_by(operation.key_id, operation.workspace)
+
+
+def _has_been_due(book: Book, now: datetime) -> bool:
+    """Whether something is due that a worker has probably seen to: what is remembered is old."""
+    due_at = book.next_event_at
+    return due_at is not None and due_at <= now and (book.touched_at <= now - _BUSY or due_at <= now - _OVERDUE)

@@ -27,7 +27,9 @@ _HOLDS_PAGE = """
     WHERE (account_id, hold_id) > (%s, %s) ORDER BY account_id, hold_id LIMIT %s
 """
 # In the order of ids, as batches lock them. NO KEY: as they do.
-_LOCK = "SELECT account_id FROM accounts WHERE account_id = ANY(%s) ORDER BY account_id FOR NO KEY UPDATE"
+_LOCK = """
+    SELECT account_id FROM accounts WHERE account_id = ANY(%s) ORDER BY account_id COLLATE "C" FOR NO KEY UPDATE
+"""
 _REPLACE = """
     WITH gone AS (
         DELETE FROM holds WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))

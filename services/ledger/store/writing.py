@@ -72,11 +72,6 @@ class _Part:
         self.single = f"{name} AS ({sql(columns, _single(columns))})"
 
 
-def _insert_limits(columns: Columns, rows: str) -> str:
-    key = "account_id, scope, subject"
-    return f"{_insert('subject_limits', columns, rows)} ON CONFLICT ({key}) DO UPDATE SET limits = excluded.limits"
-
-
 def _insert_open_holds(columns: Columns, rows: str) -> str:
     names, values = OPEN_HOLD_REST
     return f"INSERT INTO holds ({columns.names}, {names}) SELECT {columns.selected}, {values} FROM {rows}"  # noqa: S608 (likewise)
@@ -91,7 +86,7 @@ def _insert_records(columns: Columns, rows: str) -> str:
 
 _ACCOUNTS = _Part("accounts_changed", ACCOUNT_CHANGES, partial(_update, "accounts", key=1))
 _ENTRIES = _Part("entries", ENTRY, partial(_insert, "journal"))
-_LIMITS = _Part("limits_changed", SUBJECT, _insert_limits)
+_LIMITS = _Part("limits_changed", SUBJECT, partial(_update, "subject_limits", key=3))
 _HOLDS_CHANGED = _Part("holds_changed", HOLD_CHANGES, partial(_update, "holds", key=2))
 _HOLDS_ENDED = _Part("holds_changed", HOLD_END, partial(_update, "holds", key=2))
 _HOLDS_MADE = _Part("holds_made", HOLD, partial(_insert, "holds"))
@@ -104,12 +99,17 @@ _PLACE = """place AS (
     FROM (SELECT %s::integer AS added, %s::smallint AS writer) n WHERE slot = n.writer
     RETURNING slot, position - n.added AS before, fed_at
 )"""
-# A single account is locked by its change, which comes first, as the statement's answer is made of it: it fails where
-# the account is not as it is remembered.
-_CONFIRMED_ACCOUNT = f"""accounts_changed AS (
-    {_update("accounts", ACCOUNT_CHANGES, _single(ACCOUNT_CHANGES), key=1)} AND t.xmin = %s::xid RETURNING true
-)"""
-_CONFIRMED = f", {LOCKED_SECONDS}, 1 / (SELECT count(*) FROM accounts_changed)::integer"  # noqa: S608 (likewise)
+# Accounts that are remembered are locked by their change, in the order in which they are given. It comes first, as the
+# statement's answer is made of it, and that fails where not all of them are as they are remembered.
+_CONFIRMED_ACCOUNT, _CONFIRMED_ACCOUNTS = (
+    f"accounts_changed AS ({_update('accounts', ACCOUNT_CHANGES, rows, key=1)} AND t.xmin = {version} RETURNING true)"
+    for rows, version in (
+        (_single(ACCOUNT_CHANGES), "%s::xid"),
+        (f"unnest({ACCOUNT_CHANGES.unnest}, %s::xid[]) AS c({ACCOUNT_CHANGES.names}, version)", "c.version"),
+    )
+)
+# The time is taken after that: what stands first is done first.
+_CONFIRMED = f", 1 / ((SELECT count(*) FROM accounts_changed) = %s::integer)::integer, {LOCKED_SECONDS}"  # noqa: S608 (likewise)
 
 
 @functools.cache
@@ -126,23 +126,26 @@ _ADD_EXPIRED = Statement(f"""
     UPDATE grants t SET expired = t.expired + c.expired FROM {_many(EXPIRED)}
     WHERE t.account_id = c.account_id AND t.grant_id = c.grant_id
 """)  # noqa: S608 (names are columns.py's own)
+_UPSERT_LIMITS = Statement(
+    _insert("subject_limits", SUBJECT, _many(SUBJECT))
+    + " ON CONFLICT (account_id, scope, subject) DO UPDATE SET limits = excluded.limits"
+)
 _UPSERT_UNDONE = Statement(
     _insert("undone", UNDONE, _many(UNDONE))
     + " ON CONFLICT (account_id, sequence) DO UPDATE SET amount = excluded.amount"
 )
 _INSERT_REQUESTS = Statement(_insert("requests", REQUEST, _many(REQUEST)))
-_BEGIN = Statement("BEGIN")
 _COMMIT = Statement("COMMIT")
 _ROLLBACK = Statement("ROLLBACK")
-# Locks accounts in the order of ids, as batches that read do, and fails where not all are as they are remembered.
+# Of accounts that are not changed, and so need no lock: fails where not all are as they are remembered.
 _CONFIRM = Statement(f"""
-    SELECT 1 / (count(*) = %s::integer)::integer, {LOCKED_SECONDS} FROM (
-        SELECT FROM accounts a JOIN unnest(%s::text[], %s::bigint[]) AS r(account_id, version) USING (account_id)
-        WHERE a.{VERSION} = r.version ORDER BY account_id FOR NO KEY UPDATE OF a
-    ) AS confirmed
+    SELECT 1 / (count(*) = %s::integer)::integer
+    FROM accounts a JOIN unnest(%s::text[], %s::bigint[]) AS r(account_id, version) USING (account_id)
+    WHERE a.{VERSION} = r.version
 """)  # noqa: S608 (names are columns.py's own)
 # After the locks, which retention takes, too: fail where one of these holds was made before, or ended long ago. Of one
-# that is made its writing tells whether it is there still.
+# that is made its writing tells whether it is there still. Of one that is refused first the former is looked for: what
+# is forgotten between them is found by the latter.
 _NONE_THERE = Statement("""
     SELECT (CASE WHEN EXISTS (
         SELECT FROM holds WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
@@ -153,7 +156,7 @@ _NONE_ENDED = Statement("""
         SELECT FROM ended_holds WHERE (account_id, hold_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
     ) THEN 'taken' ELSE '1' END)::integer
 """)
-# How `_CONFIRM` fails, and the ways to find that the name of a new hold is taken.
+# How `_CONFIRM` and `_CONFIRMED` fail, and the ways to find that the name of a new hold is taken.
 _OUTDATED = psycopg.errors.DivisionByZero
 _TAKEN = (psycopg.errors.InvalidTextRepresentation, psycopg.errors.UniqueViolation)
 
@@ -204,7 +207,7 @@ async def write(
     has not changed. `unread`: names that it took to be new. `slot`: the writer's in the feed. `meanwhile`: see
     Connection.ask. Raises NotAsRememberedError.
     """
-    books = [book for account_id, book in changes.books.items() if account_id not in changes.opened]
+    books = [book for account_id, book in sorted(changes.books.items()) if account_id not in changes.opened]
     written = _written(changes, books)
     others = _seldom_written(changes, books)
     if not unconfirmed:
@@ -212,21 +215,26 @@ async def write(
         end = (_COMMIT, ()) if changes else (_ROLLBACK, ())
         answers = await connection.ask(*others, change, end, meanwhile=meanwhile)
         return int(answers[-2][0][0]) if changes.books else 0
-    confirm: Asked
-    if len(unconfirmed) == len(books) == 1 and _is_single(written):
-        confirm, change = _changed(written, slot, *unconfirmed.values()), None
-    else:
-        confirm = (_CONFIRM, (b"%d" % len(unconfirmed), *literals(list(unconfirmed.items()))))
-        change = _changed(written, slot) if changes.books else None
-    # What goes together is one transaction. Where nothing is written, it has nothing to be flushed to disk.
-    begin, last = (None, None) if changes else ((_BEGIN, ()), (_ROLLBACK, ()))
-    asked = (begin, confirm, *_names_are_new(changes, unread), *others, change, last)
+    versions = [unconfirmed[book.account_id] for book in books]
+    unchanged = [
+        (account_id, version) for account_id, version in unconfirmed.items() if account_id not in changes.books
+    ]
+    asked = (
+        _changed(written, slot, versions) if books else None,
+        (_CONFIRM, (b"%d" % len(unchanged), *literals(unchanged))) if unchanged else None,
+        *_names_are_new(changes, unread),
+        *others,
+    )
     try:
-        answers = await connection.ask(*asked, meanwhile=meanwhile)
+        # What goes together is one transaction.
+        (changed, *_) = await connection.ask(*asked, meanwhile=meanwhile)
     except (_OUTDATED, *_TAKEN) as error:
         raise NotAsRememberedError(outdated=isinstance(error, _OUTDATED)) from error
-    LOCK_WAIT.observe(answers[1][0][1])
-    return int((answers[-2] or answers[1])[0][0]) if changes.books else 0
+    if not books:
+        return 0
+    version, _, waited_seconds = changed[0]
+    LOCK_WAIT.observe(waited_seconds)
+    return int(version)
 
 
 def _seldom_written(changes: Changes, books: Sequence[Book]) -> list[Asked | None]:
@@ -238,6 +246,7 @@ def _seldom_written(changes: Changes, books: Sequence[Book]) -> list[Asked | Non
         _rows_by(_UPDATE_WORDS, ACCOUNT_WORDS, reworded),
         _rows_by(_INSERT_GRANTS, GRANT, list(changes.grants.items())),
         _rows_by(_ADD_EXPIRED, EXPIRED, list(changes.expired.items())),
+        _rows_by(_UPSERT_LIMITS, SUBJECT, [(key, changes.subjects[key]) for key in changes.limited]),
         _rows_by(_UPSERT_UNDONE, UNDONE, list(changes.undone.items())),
         _rows_by(_INSERT_REQUESTS, REQUEST, requests),
     ]
@@ -245,7 +254,7 @@ def _seldom_written(changes: Changes, books: Sequence[Book]) -> list[Asked | Non
 
 def _rows_by(statement: Statement, columns: Columns, rows: Sequence[Any]) -> Asked | None:
     """A statement that writes rows, if there are any."""
-    return (statement, columns.literals(rows)) if rows else None
+    return (statement, columns.arrays(rows)) if rows else None
 
 
 def _names_are_new(changes: Changes, unread: Collection[HoldKey]) -> list[Asked]:
@@ -264,7 +273,7 @@ def _written(changes: Changes, books: Sequence[Book]) -> list[tuple[_Part, Seque
     parts: list[tuple[_Part, Sequence[Any]]] = [
         (_ACCOUNTS, books),
         (_ENTRIES, changes.entries),
-        (_LIMITS, list(changes.subjects.items())),
+        (_LIMITS, [item for item in changes.subjects.items() if item[0] not in changes.limited]),
         (_HOLDS_CHANGED if changes.extended else _HOLDS_ENDED, list(changes.holds.values())),
         (_HOLDS_OPENED if are_open else _HOLDS_MADE, list(changes.made.values())),
         (_RECORDS, changes.usage),
@@ -276,9 +285,12 @@ def _is_single(written: Sequence[tuple[_Part, Sequence[Any]]]) -> bool:
     return all(len(rows) == 1 for _, rows in written)
 
 
-def _changed(written: Sequence[tuple[_Part, Sequence[Any]]], slot: int, version: int | None = None) -> Asked:
-    """The statement of what nearly every batch writes. `version`: each part is single, and the account is confirmed."""
-    single = version is not None or _is_single(written)
+def _changed(written: Sequence[tuple[_Part, Sequence[Any]]], slot: int, versions: Sequence[int] | None = None) -> Asked:
+    """The statement of what nearly every batch writes.
+
+    `versions`: those of the accounts, where they are remembered and have to be confirmed.
+    """
+    single = _is_single(written)
     parts: list[str] = []
     parameters: list[bytes | None] = []
     for part, rows in written:
@@ -286,8 +298,10 @@ def _changed(written: Sequence[tuple[_Part, Sequence[Any]]], slot: int, version:
             parts.append(_PLACE)
             parameters += [b"%d" % len(rows), b"%d" % slot]
         parts.append(part.single if single else part.many)
-        parameters += part.columns.values(rows[0]) if single else part.columns.literals(rows)
-        if part is _ACCOUNTS and version is not None:
-            parts[-1] = _CONFIRMED_ACCOUNT
-            parameters.append(b"%d" % version)
-    return _change(tuple(parts), "" if version is None else _CONFIRMED), parameters
+        parameters += part.columns.values(rows[0]) if single else part.columns.arrays(rows)
+        if part is _ACCOUNTS and versions is not None:
+            parts[-1] = _CONFIRMED_ACCOUNT if single else _CONFIRMED_ACCOUNTS
+            parameters += [b"%d" % versions[0]] if single else literals([(version,) for version in versions])
+    if versions is None:
+        return _change(tuple(parts), ""), parameters
+    return _change(tuple(parts), _CONFIRMED), [*parameters, b"%d" % len(versions)]

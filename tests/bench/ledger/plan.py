@@ -41,12 +41,12 @@ class Plan:
 
 
 DEFAULT = Plan(
-    rounds=3,
+    rounds=5,
     pgbench_seconds=4,
-    echo_seconds=3,
-    apply_seconds=7,
-    hot_seconds=5,
-    unary_seconds=4,
+    echo_seconds=2,
+    apply_seconds=4,
+    hot_seconds=3,
+    unary_seconds=2.5,
     trial_seconds=3,
     warm_seconds=1,
     in_flight=(2, 4, 8),
@@ -138,27 +138,27 @@ def try_in_flight(plan: Plan, side: Side) -> dict[int, float]:
 
 
 def run(plan: Plan, pgbench: Pgbench, bare: Echo, sides: Sequence[Side], told: Callable[[str], None]) -> Figures:
-    """All rounds; of each measurement, by name, the results of the rounds in order."""
+    """All rounds; of each measurement, by name, the results of the rounds in order.
+
+    What is compared is measured one after the other: on a shared machine each second is another one.
+    """
     figures: Figures = defaultdict(list)
     for number in range(plan.rounds):
         told(f"round {number + 1} of {plan.rounds}")
-        for form in ("plain", "pipelined"):
-            figures[f"pgbench_{form}"].append(pgbench.measured(form, plan.pgbench_seconds))
-        for at_once in (1, MANY):
-            figures[f"echo_{at_once}"].append(bare.measured(at_once, plan.echo_seconds, plan.warm_seconds))
+        figures["pgbench_plain"].append(pgbench.measured("plain", plan.pgbench_seconds))
         for side in sides:
-            _one_side(plan, side, figures)
+            figures[f"{side.name}_apply"].append(side.applied(plan, side.accounts, plan.apply_seconds))
+        figures["pgbench_pipelined"].append(pgbench.measured("pipelined", plan.pgbench_seconds))
+        for side in sides:
+            hot = [random.choice(side.accounts)]
+            figures[f"{side.name}_hot"].append(side.applied(plan, hot, plan.hot_seconds))
+            if side.all_accounts:
+                figures[f"{side.name}_apply_all"].append(side.applied(plan, side.all_accounts, plan.apply_seconds))
+        for at_once in (MANY, 1):
+            figures[f"echo_{at_once}"].append(bare.measured(at_once, plan.echo_seconds, plan.warm_seconds))
+            for side in sides:
+                figures[f"{side.name}_hold_{at_once}"].append(side.held(plan, at_once))
     return figures
-
-
-def _one_side(plan: Plan, side: Side, figures: Figures) -> None:
-    figures[f"{side.name}_apply"].append(side.applied(plan, side.accounts, plan.apply_seconds))
-    hot = [random.choice(side.accounts)]
-    figures[f"{side.name}_hot"].append(side.applied(plan, hot, plan.hot_seconds))
-    for at_once in (1, MANY):
-        figures[f"{side.name}_hold_{at_once}"].append(side.held(plan, at_once))
-    if side.all_accounts:
-        figures[f"{side.name}_apply_all"].append(side.applied(plan, side.all_accounts, plan.apply_seconds))
 
 
 def drawn(accounts: int) -> list[str]:

@@ -1,12 +1,16 @@
 """A writer's connection against a real Postgres: each statement's rows, and what becomes of it when something fails."""
 
 import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
+import orjson
 import psycopg
 import pytest
 
 from services.kit.db import connection_string
 from services.ledger.store import loading, writing
+from services.ledger.store.columns import Columns
 from services.ledger.store.pipeline import Connection, Statement
 from tests.ledger.support.ledger_audit import rows
 
@@ -29,6 +33,32 @@ async def test_each_statement_has_its_own_rows(connection):
     for _ in range(2):  # the second time all are prepared
         answers = await connection.ask((SAID, [b"one"]), None, (TWICE, [b"a", "\u00e4".encode()]), (SAID, [b"two"]))
         assert answers == [[("one",)], [], [("a\u00e4", [1, {"a": None}])], [("two",)]]
+
+
+ODD = Columns(
+    tuple(
+        (kind, kind, kind) for kind in ("text", "json", "jsonb", "timestamptz", "bytea", "bigint", "integer", "boolean")
+    )
+)
+ODD_VALUES = {
+    "text": ["", 'a "b" \\ {c}, NULL', "ä\n€"],
+    "json": ["[]", '{"a": "b \\"c\\" \\\\ {d}, ä"}', "null"],
+    "jsonb": [[], {"a": 'b "c" \\ {d}, ä'}, [1, None]],
+    "timestamptz": [None, datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)],
+    "bytea": [b"", b"\0\xff", b"x" * 32],
+    "bigint": [-(2**63), 0, 2**63 - 1],
+    "integer": [-(2**31), 0, 2**31 - 1],
+    "boolean": [True, False, True],
+}
+
+
+@pytest.mark.parametrize("picked", [[0, 1, 2], [2, 2], [0], [1]], ids=str)
+async def test_arrays_arrive_as_they_were_written(connection, picked):
+    objects = [SimpleNamespace(**{kind: ODD_VALUES[kind][at] for kind in ODD.names.split(", ")}) for at in picked]
+    read = Statement(f"SELECT {ODD.selected} FROM unnest({ODD.unnest}) AS c({ODD.names})")
+    (found,) = await connection.ask((read, ODD.arrays(objects)))
+    written = [tuple(vars(one).values()) for one in objects]
+    assert found == [(text, orjson.loads(document), *others) for text, document, *others in written]
 
 
 async def test_nothing_is_done_after_a_statement_that_fails(connection, ledger_settings):

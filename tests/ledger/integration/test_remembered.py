@@ -20,7 +20,8 @@ from services.ledger.errors import (
     ResultArchived,
 )
 from services.ledger.group_commit import GroupCommit
-from services.ledger.store import remembered
+from services.ledger.store import loading, remembered
+from services.ledger.store.due import BUSY_SECONDS
 from services.ledger.store.retention import BEGINNING, forget_holds
 from tests.ledger.support.ledger_audit import audit, rows
 from tests.ledger.support.ledger_clock import Clock
@@ -33,6 +34,7 @@ from tests.ledger.support.ledger_memory import (
     set_limit,
     settle,
     suspend,
+    touch,
 )
 from tests.ledger.support.ledger_past import connected
 
@@ -146,6 +148,26 @@ async def test_refusal_from_memory_is_confirmed(mine, theirs):
     assert (await done(mine, hold(90, "h2"))).available == 0
 
 
+async def test_account_that_is_refused_is_still_remembered(mine, theirs, ledger_settings):
+    await done(theirs, set_limit(50, scope="key", subject="k2"))
+
+    async def refused(commits, *group):
+        with pytest.raises(LedgerError):
+            await done(commits, *group)
+
+    for commits in (mine, theirs):  # each reads it once
+        read, before = batches("read") + batches("outdated"), batches("remembered")
+        await refused(commits, hold(51, "h1", key_id="k2", workspace="w2"))
+        await refused(commits, hold(5000, "h2", workspace="w2"))
+        await refused(commits, hold(50, "h3", key_id="k2"), hold(5000, "h4", key_id="k2"))
+        assert (batches("read") + batches("outdated") - read, batches("remembered") - before) == (1, 2)
+    assert (await done(mine, hold(50, "h3", key_id="k2"))).available == 40
+    await refused(theirs, hold(1, "h5", key_id="k2"))
+    assert (await done(theirs, hold(40, "h6"))).available == 0
+    (account,) = rows(ledger_settings.database_url, "SELECT available, held FROM accounts")
+    assert tuple(account) == (0, 100)
+
+
 async def test_limit_of_a_key_that_another_replica_set_holds_at_once(mine, theirs):
     await done(mine, hold(1, "h1", key_id="k1"))
     await done(theirs, set_limit(15, scope="key", subject="k1"))
@@ -254,6 +276,58 @@ async def test_hold_that_lapses_while_its_batch_begins_lapses(mine, ledger_setti
     assert dict(found) == {f"of-{seconds}": "expired" for seconds in lasting}
 
 
+async def test_account_where_something_is_due_is_remembered_all_the_same(mine, ledger_settings, monkeypatch):
+    await done(mine, set_limit(15, scope="key", subject="k1"))
+    await done(mine, hold(1, "settled", ttl_seconds=20))
+    await done(mine, settle(1, "settled"))
+    await done(mine, hold(3, "unnamed", key_id="k1", ttl_seconds=30))
+    await done(mine, hold(4, "named", ttl_seconds=30))
+    clock = Clock(monkeypatch)
+    before, read = batches("remembered"), batches("read")
+    for _ in range(5):  # an account that is left alone for longer is the worker's
+        clock.wait(seconds=5)  # what was due is settled
+        assert (await done(mine, hold(0, f"h{clock.now}", ttl_seconds=3600))).available == 82
+    assert (await done(mine, hold(1, "h1", ttl_seconds=3600))).available == 81
+    clock.wait(seconds=7)
+    late = await done(mine, settle(2, "named"))
+    assert (late.was_expired, late.available) == (True, 86)
+    # Of the key's 15 the lapsed hold has none; "open" has 10.
+    assert (await done(mine, hold(5, "h2", key_id="k1"))).hold.amount == 5
+    assert (batches("remembered") - before, batches("read") - read) == (8, 0)
+    found = rows(ledger_settings.database_url, "SELECT hold_id FROM holds WHERE status = 'expired' OR was_expired")
+    assert {row[0] for row in found} == {"unnamed", "named"}
+
+
+async def test_account_that_a_worker_has_probably_seen_to_is_read(mine, theirs, monkeypatch):
+    await done(mine, hold(1, "settled", ttl_seconds=BUSY_SECONDS))
+    await done(mine, settle(1, "settled"))
+    clock = Clock(monkeypatch)
+    clock.wait(seconds=BUSY_SECONDS)
+    await theirs.submit([[touch()]])
+    read, outdated = batches("read"), batches("outdated")
+    assert (await done(mine, hold(1, "h1"))).available == 88
+    assert (batches("read") - read, batches("outdated") - outdated) == (1, 0)
+
+
+async def test_what_another_replica_let_lapse_meanwhile_lapses_once(mine, theirs, ledger_settings, monkeypatch):
+    await done(mine, hold(5, "lapsing", ttl_seconds=7))
+    clock = Clock(monkeypatch)
+    clock.wait(seconds=7)
+    due = loading._load_due
+
+    async def overtaken(*words):
+        monkeypatch.setattr(loading, "_load_due", due)
+        await due(*words)
+        await done(theirs, hold(1, "theirs"))  # lets it lapse, after we have read that it has
+
+    monkeypatch.setattr(loading, "_load_due", overtaken)
+    before = batches("outdated")
+    assert (await done(mine, hold(1, "h1"))).available == 88
+    assert batches("outdated") == before + 1
+    (entries,) = rows(ledger_settings.database_url, "SELECT count(*) FROM journal WHERE type = 'hold_expired'")
+    assert entries[0] == 1
+
+
 async def test_hold_that_another_replica_settled_is_settled_once(mine, theirs):
     booked = await done(theirs, settle(7, "open"))
     (again,) = await mine.submit([[settle(7, "open")]])
@@ -322,6 +396,49 @@ async def waits(asked, url):
     """Until a batch waits for a lock."""
     while not await asyncio.to_thread(rows, url, WAITING):
         assert not asked.done()
+
+
+async def test_remembered_accounts_are_locked_in_the_order_of_their_ids(mine, ledger_settings):
+    names = ["a", "Z", "\u00e4", "b"]  # most languages sort these otherwise
+    await mine.submit([[opened(name)] for name in names])
+    await mine.submit([[credit(100, "c1", name)] for name in names])
+    await mine.submit([[hold(1, "h0", name)] for name in names])
+    before = batches("remembered")
+    with psycopg.connect(ledger_settings.database_url) as connection:
+        connection.execute("SELECT FROM accounts WHERE account_id = 'b' FOR UPDATE")
+        asked = asyncio.create_task(mine.submit([[hold(1, "h1", name)] for name in ("b", "\u00e4", "a", "Z")]))
+        await waits(asked, ledger_settings.database_url)
+        free = rows(ledger_settings.database_url, "SELECT account_id FROM accounts FOR UPDATE SKIP LOCKED")
+        assert {row[0] for row in free} == {"acme", "\u00e4"}
+    assert [result.outcome.available for result in await asked] == [98] * 4
+    assert batches("remembered") == before + 1
+
+
+@pytest.mark.parametrize("names", [["acme"], ["acme", "other"]], ids=["one", "two"])
+async def test_wait_for_the_lock_of_what_is_remembered_is_measured(mine, ledger_settings, names):
+    await mine.submit([[opened("other")], [credit(100, "c2", "other")]])
+    await mine.submit([[hold(1, "h0", name)] for name in ("acme", "other")])
+    before, remembered = waited_seconds(), batches("remembered")
+    with psycopg.connect(ledger_settings.database_url) as connection:
+        connection.execute("SELECT FROM accounts FOR UPDATE")
+        asked = asyncio.create_task(mine.submit([[hold(1, "h1", name)] for name in names]))
+        await waits(asked, ledger_settings.database_url)
+        await asyncio.sleep(0.3)
+    await asked
+    assert batches("remembered") == remembered + 1
+    assert waited_seconds() - before >= 0.3
+
+
+def waited_seconds():
+    return REGISTRY.get_sample_value("tollkeeper_ledger_lock_wait_seconds_sum")
+
+
+async def test_refusal_from_memory_waits_for_nobody(mine, ledger_settings):
+    with psycopg.connect(ledger_settings.database_url) as connection:
+        connection.execute("SELECT FROM accounts FOR UPDATE")
+        async with asyncio.timeout(5):
+            with pytest.raises(InsufficientCredit):
+                await done(mine, hold(5000, "h1"))
 
 
 @pytest.mark.parametrize("others", [[], [[settle(3, "open")]], [[settle(3, "never")]]], ids=["one", "two", "some-read"])

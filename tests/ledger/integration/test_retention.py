@@ -11,6 +11,7 @@ from services.ledger import worker
 from services.ledger.errors import ResultArchived
 from services.ledger.service import Ledger
 from services.ledger.store import retention
+from services.ledger.store.due import BUSY_SECONDS, OVERDUE_SECONDS
 from services.ledger.store.loading import MAX_LAPSED
 from services.ledger.store.reads import Reads
 from services.ledger.worker import forget, report, sweep, work
@@ -180,7 +181,7 @@ async def test_sweep_comes_back_to_an_account_until_nothing_is_due(commits, ledg
         await commits.submit([[hold(1, f"h{number}")] for number in range(start, last)])
     with psycopg.connect(ledger_settings.database_url) as connection:
         connection.execute("UPDATE holds SET expires_at = now() - interval '1 second'")
-        connection.execute("UPDATE accounts SET next_event_at = now() - interval '1 second'")
+        connection.execute("UPDATE accounts SET next_event_at = now() - interval '1 second', touched_at = '2026-01-01'")
     engine = async_engine(ledger_settings)
     await sweep(Ledger(commits, Reads(engine)), asyncio.Event())
     await engine.dispose()
@@ -188,6 +189,30 @@ async def test_sweep_comes_back_to_an_account_until_nothing_is_due(commits, ledg
     assert names(ledger_settings.database_url, "SELECT available, held, next_event_at FROM accounts") == {
         (count, 0, None)
     }
+
+
+async def test_account_that_is_busy_is_left_to_its_next_operation_for_a_while(commits, ledger_settings):
+    engine = async_engine(ledger_settings)
+    reads, begun = Reads(engine), datetime.now(UTC)
+
+    async def swept_after(seconds):
+        return await reads.due_accounts(begun + timedelta(seconds=seconds), 10)
+
+    await commits.submit(
+        [[opened("idle"), credit(100, "c1", "idle"), hold(10, "h1", "idle", ttl_seconds=BUSY_SECONDS)]]
+    )
+    await commits.submit([[opened("busy"), credit(100, "c1", "busy"), hold(10, "h1", "busy", ttl_seconds=100)]])
+    assert await swept_after(BUSY_SECONDS - 1) == []
+    assert await swept_after(BUSY_SECONDS + 1) == ["idle"]
+    with psycopg.connect(ledger_settings.database_url) as connection:
+        connection.execute("UPDATE accounts SET touched_at = now() + interval '99 seconds' WHERE account_id = 'busy'")
+    assert await swept_after(105) == ["idle"]
+    assert await swept_after(115) == ["idle", "busy"]
+    with psycopg.connect(ledger_settings.database_url) as connection:  # whose operations always fail
+        connection.execute("UPDATE accounts SET touched_at = now() + interval '1 hour' WHERE account_id = 'busy'")
+    assert await swept_after(100 + OVERDUE_SECONDS - 1) == ["idle"]
+    assert await swept_after(100 + OVERDUE_SECONDS + 1) == ["idle", "busy"]
+    await engine.dispose()
 
 
 def gauge(name):

@@ -3,6 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -84,6 +85,8 @@ async def test_worker_expires_what_nobody_looks_at(ledger, ledger_settings):
     commits.start()
     try:
         worker = Ledger(commits, Reads(engine))
+        with psycopg.connect(ledger_settings.database_url) as connection:  # a while ago
+            connection.execute("UPDATE accounts SET touched_at = touched_at - interval '1 minute'")
         assert await worker.sweep(10) == 2
         assert await worker.sweep(10) == 0
         assert (await Reads(engine).account("acme")).expired == 100

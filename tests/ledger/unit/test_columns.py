@@ -1,10 +1,11 @@
-"""How rows are written for Postgres: many as array literals, a single one as its values."""
+"""How rows are written for Postgres: many as arrays, a single one as its values."""
 
 from types import SimpleNamespace
 
 import pytest
 
 from services.ledger.store.columns import REQUEST, SUBJECT, Columns
+from services.ledger.store.pipeline import Statement
 
 NAMED = Columns((("name", "text", "name"), ("amount", "bigint", "amount"), ("ended_at", "timestamptz", "ended_at")))
 
@@ -14,7 +15,7 @@ def test_single_row_is_its_values_unquoted():
     assert NAMED.values(row) == ['a "b" \\ {c}, ä'.encode(), b"-9223372036854775808", None]
 
 
-@pytest.mark.parametrize("written", [NAMED.values, lambda row: NAMED.literals([row])], ids=["single", "many"])
+@pytest.mark.parametrize("written", [NAMED.values, lambda row: NAMED.arrays([row])], ids=["single", "many"])
 def test_text_with_a_nul_is_refused_and_not_cut_short(written):
     with pytest.raises(ValueError, match="NUL"):
         written(SimpleNamespace(name="a\0b", amount=1, ended_at=None))
@@ -22,4 +23,4 @@ def test_text_with_a_nul_is_refused_and_not_cut_short(written):
 
 def test_placeholders_are_as_many_as_values():
     for columns in (NAMED, SUBJECT, REQUEST):
-        assert columns.single.count("%s") == columns.unnest.count("%s") == len(columns.each)
+        assert len(Statement(columns.single).formats) == len(Statement(columns.unnest).formats) == len(columns.each)

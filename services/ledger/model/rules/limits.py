@@ -22,7 +22,7 @@ def set_limit(moves: Moves, operation: SetLimit) -> Result:
         there = _made(moves, book, operation)
         row.append(there)
     there.change(amount=operation.amount, mode=operation.mode, warn_percent=operation.warn_percent)
-    moves.count([there], book)
+    _write(moves, there, book)
     moves.remember(operation.account_id, operation.request_id, operation.body_hash)
     return Result(LimitState(book.account_id, there.copy()))
 
@@ -36,7 +36,7 @@ def delete_limit(moves: Moves, operation: DeleteLimit) -> Result:
     there = _in(row, operation)
     if there is not None:
         row.remove(there)
-        moves.count([there], book)
+        _write(moves, there, book)
     moves.changes.books[book.account_id] = book
     moves.remember(operation.account_id, operation.request_id, operation.body_hash)
     return Result(Done())
@@ -51,6 +51,13 @@ def _row(moves: Moves, book: Book, operation: SetLimit | DeleteLimit) -> list[Li
     for limit in row:
         limit.turn(book, book.touched_at)
     return row
+
+
+def _write(moves: Moves, limit: Limit, book: Book) -> None:
+    """A limit is made, changed or ended: write the row it is in, or was."""
+    moves.count([limit], book)
+    if limit.subject:
+        moves.changes.limited.add((book.account_id, limit.scope, limit.subject))
 
 
 def _in(row: list[Limit], operation: SetLimit | DeleteLimit) -> Limit | None:
