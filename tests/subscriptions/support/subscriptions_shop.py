@@ -9,6 +9,7 @@ acme.invoices()                   what Stripe has of it
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+import grpc
 from subscriptions_events import publish_professional
 from subscriptions_peers import USD
 from subscriptions_stripe import VISA, fresh
@@ -103,6 +104,14 @@ class Customer:
 
     def refused(self, method, request):
         return self.caller.refused(method, request)
+
+    def answered(self, method, request):
+        """The answer; None where it is to be asked for again."""
+        try:
+            return self.ask(method, request)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
 
     def checkout(self, plan="starter", **more):
         return self.ask(self.billing.CreateCheckout, pb.CreateCheckoutRequest(plan=plan, **more))
