@@ -119,6 +119,7 @@ class ClientConnection(Connection[Asked, _Head]):
             asked.timer = asyncio.get_running_loop().call_later(left_seconds, self._expire, asked)
         head = frames.headers(asked.number, block)
         self.send(asked, head, message(request), frames.frame(frames.DATA, frames.END_STREAM, asked.number, b""))
+        self.flush()
         return asked
 
     def _expire(self, asked: Asked) -> None:

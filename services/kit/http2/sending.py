@@ -56,11 +56,11 @@ class Sending(asyncio.Protocol, Generic[StreamT]):
     def write(self, raw: bytes) -> None:
         """Send frames that no flow control holds back. What is written in one turn of the loop goes out together."""
         if not self._out:
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self.flush)
         self._out.append(raw)
         self._out_bytes += len(raw)
         if self._out_bytes > _TURN_BYTES:
-            self._flush()
+            self.flush()
 
     def answer(self, raw: bytes) -> None:
         """Send what a frame of the peer's asks for. One that asks on and on, and reads no answers, is let go."""
@@ -70,14 +70,15 @@ class Sending(asyncio.Protocol, Generic[StreamT]):
                 self.abort("the peer asks, and does not read the answers")
         self.write(raw)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what was written, now: what the loop has to do in this turn may take long."""
         out, self._out, self._out_bytes = self._out, [], 0
         if out and not self._transport.is_closing():
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def close(self) -> None:
         """Close the connection, what was written being sent before."""
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def abort(self, why: str) -> None:

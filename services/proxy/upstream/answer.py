@@ -108,20 +108,20 @@ class Answer:
         """Whether it is a stream of AWS's binary events."""
         return self.content_type.lower().startswith(_AWS_EVENTS)
 
-    async def read_ahead(self, seconds: float) -> bool:
-        """Wait so long for the first piece and keep it; False where the body is empty. Before anything else is read."""
-        self._ahead.append(await self._piece(seconds))
+    async def read_ahead(self) -> bool:
+        """Read the first piece and keep it; False where the body is empty. Before anything else is read."""
+        self._ahead.append(await self._piece())
         return self._ahead[0] is not None
 
     async def pieces(self) -> AsyncGenerator[bytes]:
         """The body as it comes; to be read once."""
-        while (piece := self._ahead.pop() if self._ahead else await self._piece(self._idle_seconds)) is not None:
+        while (piece := self._ahead.pop() if self._ahead else await self._piece()) is not None:
             yield piece
 
     async def whole(self, limit_bytes: int) -> bytes:
         """The whole body. Raises UnreadAnswerError where it is above the limit."""
         pieces, size = [], 0
-        while (piece := self._ahead.pop() if self._ahead else await self._piece(self._idle_seconds)) is not None:
+        while (piece := self._ahead.pop() if self._ahead else await self._piece()) is not None:
             pieces.append(piece)
             size += len(piece)
             if size > limit_bytes:
@@ -137,18 +137,18 @@ class Answer:
     async def _end(self, end: bytes, size: int) -> tuple[bytes, int]:
         """Read on for what stands at the end, as counts do: the last bytes, and how many there were."""
         with contextlib.suppress(PyreqwestError):
-            while size < _MOST_BYTES and (piece := await self._piece(self._idle_seconds)) is not None:
+            while size < _MOST_BYTES and (piece := await self._piece()) is not None:
                 end = (end + piece)[-_END_BYTES:]
                 size += len(piece)
         return end, size
 
-    async def _piece(self, seconds: float | None) -> bytes | None:
-        """The next piece, None at the end; waited for so long at most. Raises PyreqwestError."""
-        if seconds is None:
+    async def _piece(self) -> bytes | None:
+        """The next piece, None at the end. Raises PyreqwestError."""
+        if self._idle_seconds is None:
             piece = await self._reader.read_chunk()
         else:
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(self._idle_seconds):
                     piece = await self._reader.read_chunk()
             except TimeoutError as error:
                 if isinstance(error, PyreqwestError):

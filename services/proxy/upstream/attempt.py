@@ -86,7 +86,6 @@ class Sender:
     """Sends requests over connections that are kept and used again."""
 
     def __init__(self, settings: ProxySettings) -> None:
-        self._first_byte_seconds = settings.upstream_first_byte_seconds
         # The connection's own limit of silence is the one before the first byte: only its own limits end a request
         # that is not answered yet. A shorter one between two pieces is the answer's to keep.
         shorter = settings.upstream_idle_seconds < settings.upstream_first_byte_seconds
@@ -113,7 +112,7 @@ class Sender:
         """Send a request once and wait for the first piece of its answer; the credential is told how it went.
 
         A caller that is cancelled while no byte of the answer has come lets go at once; the connection closes with the
-        first byte that comes, or when the time for that is over.
+        second piece that comes, or when the time for that is over.
         """
         begun = time.monotonic()
         outcome = "abandoned"
@@ -123,9 +122,7 @@ class Sender:
             response = await request.__aenter__()
             opened = Opened(request, Answer(response, self._idle_seconds))
             try:
-                result = await self._begun(
-                    provider, outgoing, credential, opened=opened, response=response, begun=begun
-                )
+                result = await self._begun(provider, outgoing, credential, opened=opened, response=response)
             except BaseException:
                 await opened.close()
                 raise
@@ -155,7 +152,6 @@ class Sender:
         *,
         opened: Opened,
         response: Response,
-        begun: float,
     ) -> Opened | Failed:
         """What the answer is, its first piece read. Raises PyreqwestError where that does not come."""
         if response.status not in _SERVED:
@@ -164,8 +160,7 @@ class Sender:
             except UnreadAnswerError as error:
                 raise ProviderUnavailable(str(error), provider=provider.name) from error
             return _judged(provider, credential, response, body)
-        left = begun + self._first_byte_seconds - time.monotonic()
-        if not await opened.answer.read_ahead(max(left, 0.001)) and outgoing.stream:
+        if not await opened.answer.read_ahead() and outgoing.stream:
             raise ReadError("the stream ended before it began", {"causes": None})
         credential.answered(time.monotonic())
         return opened
@@ -178,8 +173,9 @@ class Sender:
             self._client.post(url)
             .body_bytes(outgoing.body)
             .timeout(timedelta(seconds=max(seconds, 0.001)))
-            # By default the client holds back the first 64 KiB of a body, and with them a stream's first words.
-            .streamed_read_buffer_limit(0)
+            # With the head comes the body's first piece: to ask for it would be another way to the client's thread and
+            # back. By default it is the first 64 KiB, and a stream's first words would be held back.
+            .streamed_read_buffer_limit(1)
             .header("content-type", _JSON)
             .header("accept", accepted)
         )

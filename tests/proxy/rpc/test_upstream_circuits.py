@@ -168,10 +168,10 @@ async def test_cancelled_reader_closes_the_connection(upstreams):
         assert len(provider.requests) == 1
 
 
-async def test_caller_cancelled_before_the_first_byte_sends_nothing_more_and_closes_when_it_comes(
+async def test_caller_cancelled_before_the_first_byte_sends_nothing_more_and_closes_as_the_answer_comes(
     upstreams, eventually
 ):
-    async with scripted([0.5, STREAM_HEAD + chunk(b"data: 1\n\n"), HANG]) as provider:
+    async with scripted([0.5, STREAM_HEAD + chunk(b"data: 1\n\n"), 0.1, chunk(b"data: 2\n\n"), HANG]) as provider:
         way = upstreams(provider.url)
         async with cancelled(read(way, chat(stream=True)), eventually(lambda: provider.requests)):
             await asyncio.wait_for(provider.closed.wait(), 3)
