@@ -90,7 +90,7 @@ class ProxySettings(ServiceSettings):
 
     upstream_connect_seconds: float = Field(default=10, gt=0, description="longest wait for a connection to a provider")
     upstream_first_byte_seconds: float = Field(
-        default=300, gt=0, description="longest silence before the first byte of an answer; a unary one is silent until then"
+        default=300, gt=0, description="longest silence before an answer's first byte; a unary one is silent until then"
     )
     upstream_idle_seconds: float = Field(default=300, gt=0, description="longest silence within an answer")
     upstream_total_seconds: float = Field(

@@ -1,4 +1,4 @@
-"""Owns what a connection sends: frames of one turn of the loop together, data as flow control has room for it."""
+"""Owns what a connection sends: frames of one turn of the loop together, requests at once, data as there is room."""
 
 from __future__ import annotations
 

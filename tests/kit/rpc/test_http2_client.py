@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime as dt
+import socket
 import ssl
 import warnings
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from kit_http2_peer import LIMITS, Handlers, Peer, data, eventually, serving
+from kit_http2_peer import LIMITS, PATIENCE_SECONDS, Handlers, Peer, data, eventually, serving
 
 from services.kit.http2 import frames, hpack
 from services.kit.http2.client import Channel
@@ -144,6 +145,27 @@ async def test_a_call_without_an_answer_is_made_up_to_four_times(answer):
         assert await ask(channel) == b"good"
     async with scripted(answering(answer)) as port, channel_to(port) as channel:
         assert (await failure(channel)).code() is Code.UNAVAILABLE
+
+
+async def test_a_request_is_sent_before_what_the_loop_has_to_do_next():
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        async with channel_to(listener.getsockname()[1]) as channel:
+            calls = [asyncio.ensure_future(ask(channel, b"first"))]
+            taken, _ = await loop.sock_accept(listener)
+            with taken:
+                await loop.sock_sendall(taken, frames.settings({}))
+                seen = b""
+                while b"first" not in seen:
+                    seen += await loop.sock_recv(taken, 4096)
+                taken.settimeout(PATIENCE_SECONDS)
+                calls.append(asyncio.ensure_future(ask(channel, b"second")))
+                came = loop.create_future()
+                # It holds the loop up, so that nothing more is sent until it has read.
+                loop.call_soon(lambda: came.set_result(taken.recv(4096)))
+                assert b"second" in await came
+        await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def test_attempts_stop_where_most_calls_fail():
