@@ -193,8 +193,10 @@ class ServerConnection(Connection[ServerCall, _Head]):
             self._refuse(call, grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed", ended=False)
 
     def end_sent(self, stream: ServerCall) -> None:
-        """A call is over with its trailers."""
+        """A call is over with its trailers. Where it was the only one, there is nothing to wait for."""
         self.forget(stream)
+        if not self.streams:
+            self.flush()
 
     def reset_came(self, stream: ServerCall, code: int) -> None:  # noqa: ARG002 (whatever for, the client has left)
         """The client has given a call up."""
