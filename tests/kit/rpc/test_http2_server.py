@@ -2,12 +2,13 @@
 
 import asyncio
 import gc
+import socket
 import weakref
 from dataclasses import replace
 
 import grpc
 import pytest
-from kit_http2_peer import LIMITS, Handlers, Peer, call, data, eventually, head, serving
+from kit_http2_peer import LIMITS, PATIENCE_SECONDS, Handlers, Peer, call, data, eventually, head, serving
 
 from services.kit.http2 import frames, hpack
 from services.kit.http2.streams import message
@@ -164,6 +165,28 @@ async def test_messages_up_to_the_limit_are_taken_and_answered(server, size):
         pieces = [raw[at : at + 16_384] for at in range(0, len(raw), 16_384)]
         peer.write(head(1) + b"".join(data(1, piece) for piece in pieces) + data(1, b"", ends=True))
         assert await peer.answer(1) == (_OK, raw)
+
+
+async def test_the_only_answer_is_sent_before_what_the_loop_has_to_do_next():
+    loop = asyncio.get_running_loop()
+    came = loop.create_future()
+
+    def read():
+        """Hold the loop up until the answer has come, so that nothing is sent meanwhile."""
+        seen = b""
+        while b"the only one" not in seen:
+            seen += client.recv(4096)
+        came.set_result(None)
+
+    async def echo(request, _context):
+        loop.call_soon(read)
+        return request
+
+    async with serving({"/t.T/Echo": grpc.unary_unary_rpc_method_handler(echo)}) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS / 2) as client:
+            client.sendall(frames.PREFACE + frames.settings({}) + call(1, b"the only one"))
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await came
 
 
 async def test_a_request_may_end_with_trailers(peer):
