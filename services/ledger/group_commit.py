@@ -30,9 +30,9 @@ _QUEUE_WAIT = Histogram("tollkeeper_ledger_queue_wait_seconds", "How long a unit
 
 # How long few operations wait for the batch under way to end before they go as a batch of their own.
 _PATIENCE_SECONDS = 0.05
-# Turns of the loop in which the answers of a batch leave: each caller's task makes its own, its connection writes what
-# came together, and the loop, where it is uvloop, sends that at the turn's end.
-_TURNS_TO_ANSWER = 3
+# Turns of the loop in which the answers of a batch leave: each caller's task makes its own, and its connection sends
+# what came together.
+_TURNS_TO_ANSWER = 2
 
 _Answer = TypeVar("_Answer")
 
