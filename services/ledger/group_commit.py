@@ -219,7 +219,7 @@ class GroupCommit:
         accounts = {operation.account_id for call, places in parts for operation in _operations(call, places)}
         self._busy |= accounts
         self._under_way += 1
-        self._last_begun = time.perf_counter()
+        begun = self._last_begun = time.perf_counter()
         if self._waiting:
             self._call_writer()  # one batch had no room for all
         try:
@@ -231,6 +231,8 @@ class GroupCommit:
         finally:
             self._busy -= accounts
             self._under_way -= 1
+            for call, _ in parts:
+                _QUEUE_WAIT.observe(begun - call.queued_at)
 
     def _take(self) -> list[_Part]:
         """What waits and touches no account of a batch under way, up to a batch; in order within each account."""
@@ -241,14 +243,12 @@ class GroupCommit:
         blocked = set(self._busy)
         room = self._settings.max_batch
         looks = 4 * room  # however many wait for one busy account
-        now = time.perf_counter()
         while self._waiting and room > 0 and looks > 0:
             call = self._waiting.popleft()
             places = [] if self._given_up(call) else _takable(call, blocked, room, first=not parts)
             taken = len(_operations(call, places))
             looks -= len(call.waiting)
             if places:
-                _QUEUE_WAIT.observe(now - call.queued_at)
                 parts.append((call, places))
                 chosen = set(places)
                 call.waiting = [at for at in call.waiting if at not in chosen]

@@ -83,7 +83,7 @@ class ClientConnection(Connection[Asked, _Head]):
         self.closed = asyncio.Event()
         self._newest = -1
         self._start = [(":method", "POST"), (":scheme", scheme), (":authority", authority)]
-        self._rest = [("te", "trailers"), ("content-type", "application/grpc")]
+        self._starts: dict[str, bytes] = {}  # what requests for a path begin with
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Belong to the channel until it is lost."""
@@ -103,11 +103,13 @@ class ClientConnection(Connection[Asked, _Head]):
         """Begin a call. Raises AioRpcError where the server takes no more at once."""
         if len(self.streams) >= self.peer_streams:
             raise call_error(grpc.StatusCode.UNAVAILABLE, "the server takes no more calls at once")
-        pairs = [*self._start, (":path", path), *self._rest]
-        if left_seconds is not None:
-            pairs.append(("grpc-timeout", timeout_text(left_seconds)))
+        start = self._starts.get(path)
+        if start is None:
+            rest = [("te", "trailers"), ("content-type", "application/grpc")]
+            start = self._starts[path] = encode([*self._start, (":path", path), *rest])
+        limit = () if left_seconds is None else (("grpc-timeout", timeout_text(left_seconds)),)
         try:
-            block = encode((*pairs, *metadata))
+            block = start + encode((*limit, *metadata))
         except (AttributeError, TypeError, UnicodeError) as error:
             raise call_error(grpc.StatusCode.INTERNAL, f"metadata that cannot be sent: {error}") from None
         self._newest += 2

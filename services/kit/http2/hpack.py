@@ -71,10 +71,11 @@ class BadBlockError(Exception):
 class HeaderReader:
     """Reads the header blocks of one connection, in their order. `max_bytes`: of one block's headers, as HPACK counts.
 
-    `version` changes with the table: as long as it is the same, so is what a block means.
+    `version` changes with the table: as long as it is the same, so is what a block means. So the start of a block that
+    begins as the one before it is not read again: a peer's requests differ in their last header, which is their id.
     """
 
-    __slots__ = ("_entries", "_limit", "_max_bytes", "_size", "version")
+    __slots__ = ("_entries", "_limit", "_max_bytes", "_size", "_start", "_start_found", "_start_size", "version")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -82,12 +83,20 @@ class HeaderReader:
         self._size = 0
         self._limit = _TABLE_BYTES
         self.version = 0
+        # All but the last header of the block before: its bytes, what they say, and how large that is.
+        self._start, self._start_size = b"", 0
+        self._start_found: Pairs = []
 
     def read(self, block: bytes) -> Pairs:
         """Names and values. Raises BadBlockError."""
         found: Pairs = []
-        at, end, size = 0, len(block), 0
+        at, end, size, before = 0, len(block), 0, self.version
+        if block.startswith(self._start):
+            found += self._start_found
+            at, size = len(self._start), self._start_size
+        last, all_but_last = at, size
         while at < end:
+            last, all_but_last = at, size
             first = block[at]
             if first & 0x80:
                 index, at = _integer(block, at, 0x7F)
@@ -113,6 +122,8 @@ class HeaderReader:
             if size > self._max_bytes:
                 raise BadBlockError(f"headers of more than {self._max_bytes:,} bytes")
             found.append((name, value))
+        if self.version == before and 0 < last < end:
+            self._start, self._start_found, self._start_size = block[:last], found[:-1], all_but_last
         return found
 
     def _entry(self, index: int) -> _Entry:
@@ -133,6 +144,7 @@ class HeaderReader:
     def _evict(self, room_bytes: int) -> None:
         """Let the oldest entries go until there is room for so much."""
         self.version += 1
+        self._start, self._start_found, self._start_size = b"", [], 0
         gone = 0
         while gone < len(self._entries) and self._size + room_bytes > self._limit:
             self._size -= self._entries[gone][3]

@@ -1,6 +1,8 @@
 """Owns the tests of header blocks (RFC 7541): its examples, the table both sides share, and blocks meant to harm."""
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from services.kit.http2.hpack import BadBlockError, HeaderReader, block_of
 
@@ -34,6 +36,55 @@ def reader(max_bytes=100_000):
 def test_requests_of_the_rfc_are_read(blocks):
     one = reader()
     assert [one.read(bytes.fromhex(block)) for block in blocks] == [_FIRST, _SECOND, _THIRD]
+
+
+def _outcome(reader, block):
+    try:
+        return reader.read(block)
+    except BadBlockError as error:
+        return str(error)
+
+
+# A header of the fixed table, the table's newest, and others that take a place in the table or do not.
+_FIELDS = st.one_of(
+    st.sampled_from([b"\x83", b"\xbe"]),
+    st.builds(
+        lambda kind, name, value: kind + block_of([(name, value)])[1:],
+        st.sampled_from([b"\x40", b"\x00"]),
+        st.sampled_from("abc"),
+        st.sampled_from(["1", "22" * 40]),
+    ),
+)
+
+
+# A few, which come again and again.
+_BLOCKS = st.lists(st.lists(_FIELDS, min_size=1, max_size=3), min_size=1, max_size=3).flatmap(
+    lambda few: st.lists(st.sampled_from(few), max_size=12)
+)
+
+
+@given(_BLOCKS, st.sampled_from([64, 250, 4096]))
+@example([[b"\x40\1a\x011"], [b"\xbe", b"\x83"], [b"\x40\1b\x011"], [b"\xbe", b"\x83"]], 4096)
+@example([[b"\x83", b"\x83"], [b"\x83"], [b"\x83", b"\x83"]], 4096)
+def test_block_that_begins_as_the_one_before_reads_as_any_other(blocks, table_bytes):
+    resized = b"\x3f" + bytes([(table_bytes - 31) % 128 | 128, (table_bytes - 31) // 128])
+    one, other = reader(), reader()
+    for both in (one, other):
+        both.read(resized)
+    for fields in blocks:
+        other.read(block_of([("z", ""), ("z", "")]))  # so what came before that is of no help to it
+        found = _outcome(one, b"".join(fields))
+        assert found == _outcome(other, b"".join(fields))
+        if isinstance(found, str):
+            break
+
+
+def test_start_of_a_block_counts_towards_its_largest_size():
+    one = reader(100)
+    start = block_of([("a", "x" * 30)])
+    assert len(one.read(start + block_of([("b", "")]))) == 2
+    with pytest.raises(BadBlockError):
+        one.read(start + block_of([("b", "x" * 10)]))
 
 
 def test_responses_of_the_rfc_are_read_with_eviction():

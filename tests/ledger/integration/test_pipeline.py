@@ -1,12 +1,19 @@
 """A writer's connection against a real Postgres: each statement's rows, and what becomes of it when something fails."""
 
 import asyncio
+import contextlib
+import socket
+import struct
+import threading
+import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import orjson
 import psycopg
 import pytest
+import uvloop
+from sqlalchemy import make_url
 
 from services.kit.db import connection_string
 from services.ledger.store import loading, writing
@@ -147,3 +154,76 @@ async def test_connection_that_breaks_says_so_and_is_closed(connection, ledger_s
     with pytest.raises(psycopg.OperationalError):
         await connection.ask((SAID, [b"one"]))
     assert connection.closed
+
+
+class Relay:
+    """Stands between one client and Postgres, and resets the client: after so many bytes of an answer, or now."""
+
+    def __init__(self, url):
+        self._to = make_url(url)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._client = None
+        self.bytes_left = 10**9
+        self.url = self._to.set(host="127.0.0.1", port=self._listener.getsockname()[1]).render_as_string(
+            hide_password=False
+        )
+        self._threads = [threading.Thread(target=self._serve)]
+        self._threads[0].start()
+
+    def _serve(self):
+        self._client, _ = self._listener.accept()
+        with socket.create_connection((self._to.host, self._to.port)) as postgres:
+            self._threads.append(threading.Thread(target=self._answered, args=(postgres,)))
+            self._threads[1].start()
+            with contextlib.suppress(OSError):
+                while asked := self._client.recv(65536):
+                    postgres.sendall(asked)
+            postgres.shutdown(socket.SHUT_RDWR)
+            self._threads[1].join()
+
+    def _answered(self, postgres):
+        with contextlib.suppress(OSError):
+            while told := postgres.recv(65536):
+                self._client.sendall(told[: self.bytes_left])
+                self.bytes_left -= len(told)
+                if self.bytes_left <= 0:
+                    self.reset()
+
+    def reset(self):
+        self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._client.shutdown(socket.SHUT_RD)  # whoever reads from it lets go
+        self._client.close()
+
+    def end(self):
+        self._listener.close()
+        self._threads[0].join()
+
+
+@pytest.mark.parametrize("is_idle", [False, True], ids=["in an answer", "idle"])
+def test_connection_that_is_reset_is_not_waited_for_for_ever(ledger_settings, is_idle):
+    async def asked():
+        connection = await Connection.opened(relay.url)
+        for _ in range(3):  # from then on the loop watches it all the time
+            assert await connection.ask((SAID, [b"one"])) == [[("one",)]]
+        if is_idle:
+            relay.reset()
+            await asyncio.sleep(0.05)
+        else:
+            relay.bytes_left = 20
+        with pytest.raises(psycopg.OperationalError):
+            # The start of the answer is read when the reset has come, too.
+            await asyncio.wait_for(connection.ask((SAID, [b"two"]), meanwhile=lambda: time.sleep(0.1)), 10)
+        assert connection.closed
+
+    relay = Relay(connection_string(ledger_settings.database_url))
+    try:
+        uvloop.run(asked())
+    finally:
+        relay.end()
+
+
+async def test_own_statements_come_between_those_of_batches(connection):
+    for _ in range(3):
+        assert await connection.ask((SAID, [b"one"])) == [[("one",)]]
+        assert await (await connection.execute("SELECT 2")).fetchall() == [(2,)]
+        await connection.rollback()

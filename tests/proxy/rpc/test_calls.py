@@ -8,6 +8,8 @@ import pytest
 from proxy_fakes import price
 from tollkeeper.proxy.v1 import wire_service_pb2
 
+from services.proxy.upstream.attempt import Opened
+
 MULTIPLIER = 1.5
 IN, OUT = 5_000, 15_000  # nanos a token of gpt-4o
 
@@ -30,6 +32,21 @@ async def test_unary_call_costs_exactly_its_usage(proxy, key, ledger):
     assert (usage.provider, usage.model, usage.endpoint) == ("openai", "gpt-4o", "/v1/chat/completions")
     assert (usage.status, usage.estimated, usage.price_version) == ("ok", False, 1)
     assert usage.cost_nanos * 3 == cost * 2
+
+
+async def test_client_is_answered_before_its_call_is_put_away(proxy, key, ledger, monkeypatch):
+    put_away, close = asyncio.Event(), Opened.close
+
+    async def close_later(opened):
+        await put_away.wait()
+        await close(opened)
+
+    monkeypatch.setattr(Opened, "close", close_later)
+    try:
+        answer = await asyncio.wait_for(proxy.chat(key, max_tokens=50), 10)
+    finally:
+        put_away.set()
+    assert [bill.amount_nanos for bill in ledger.bills] == [billed(answer.json()["usage"])]
 
 
 async def test_stream_is_one_message_an_event_and_ends_with_its_credits(proxy, key, ledger):
