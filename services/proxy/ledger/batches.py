@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 from google.rpc import status_pb2  # type: ignore[import-untyped]
@@ -42,7 +42,8 @@ Send = Callable[[pb.ApplyRequest, str], Awaitable[pb.ApplyResponse]]
 class Batches:
     """Sends operations in batches: while one is under way, what comes meanwhile waits and goes with the next.
 
-    A second one begins only when much waits, or has waited for long: few large batches cost less than many small ones.
+    Where none is under way an operation goes at once, alone. A second batch begins only when much waits, or has waited
+    for long: few large batches cost less than many small ones.
     At most `batches_at_once` are under way, of at most `batch_operations` each, and at most `waiting_operations` wait:
     above that, LedgerUnavailable at once.
     """
@@ -56,7 +57,7 @@ class Batches:
         self._waiting_operations = waiting_operations
         self._waiting: deque[_Group] = deque()
         self._waiting_count = 0
-        self._senders: set[asyncio.Task[None]] = set()
+        self._senders: set[asyncio.Future[None]] = set()
         self._patience: asyncio.TimerHandle | None = None
 
     async def apply(self, *operations: pb.Operation) -> list[pb.OperationResult]:
@@ -67,18 +68,35 @@ class Batches:
         """
         if self._waiting_count + len(operations) > self._waiting_operations:
             raise LedgerUnavailable("too many operations wait for the ledger", retry_after_seconds=1)
-        answered: asyncio.Future[list[pb.OperationResult]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((operations, answered, traceparent()))
-        self._waiting_count += len(operations)
-        if not self._senders or self._waiting_count >= self._batch_operations // 4:
-            self._begin()
-        elif self._patience is None:
-            self._patience = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._begin)
-        results = await answered
+        results = await (self._queued(operations) if self._senders or self._waiting else self._at_once(operations))
         for result in results:
             if result.HasField("error"):
                 raise _refusal(result.error)
         return results
+
+    async def _at_once(self, operations: tuple[pb.Operation, ...]) -> list[pb.OperationResult]:
+        """Send operations alone, in the caller's own task. A task sends what comes meanwhile.
+
+        A caller that is cancelled leaves open whether they are applied, as one does whose batch is under way.
+        """
+        sender: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._senders.add(sender)
+        try:
+            return await self._sent(operations, traceparent())
+        finally:
+            self._senders.discard(sender)
+            sender.set_result(None)
+            self._begin()
+
+    async def _queued(self, operations: tuple[pb.Operation, ...]) -> list[pb.OperationResult]:
+        answered: asyncio.Future[list[pb.OperationResult]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((operations, answered, traceparent()))
+        self._waiting_count += len(operations)
+        if self._waiting_count >= self._batch_operations // 4:
+            self._begin()
+        elif self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._begin)
+        return await answered
 
     def _begin(self) -> None:
         """Send what waits, in a batch beside those under way where there may be one more."""
@@ -133,7 +151,7 @@ class Batches:
             size += len(group[0])
         return groups
 
-    async def _sent(self, operations: list[pb.Operation], trace: str) -> list[pb.OperationResult]:
+    async def _sent(self, operations: Sequence[pb.Operation], trace: str) -> list[pb.OperationResult]:
         """The results of a batch, which belongs to the trace of the first who asked."""
         if not operations:
             return []

@@ -11,7 +11,7 @@ from tollkeeper.ledger.v1 import ledger_service_pb2_grpc
 from services.kit.channels import unary_channel
 from services.kit.errors import RemoteError
 from services.proxy.errors import LedgerUnavailable
-from services.proxy.ledger import Ledger
+from services.proxy.ledger import Ledger, batches
 from services.proxy.settings import ProxySettings
 
 TIMEOUT = {"timeout_seconds": 1}
@@ -83,11 +83,11 @@ async def test_refused_operation_does_not_fail_its_neighbours(make_ledger):
 
 
 async def test_linked_operations_stay_in_one_batch(make_ledger, fake):
-    ledger = await make_ledger(batch_operations=3)
+    ledger = await make_ledger(batch_operations=2, batches_at_once=1)
     linked = [hold(1), hold(2)]
     linked[0].linked = True
     await asyncio.gather(ledger.apply(hold(3)), ledger.apply(hold(4)), ledger.apply(*linked))
-    assert [len(kinds) for kinds in fake.applies] == [2, 2]
+    assert [len(kinds) for kinds in fake.applies] == [1, 1, 2]
 
 
 async def test_ledger_that_does_not_answer_is_unavailable_to_all_who_wait(make_ledger, fake):
@@ -103,7 +103,8 @@ async def test_queue_is_bounded(make_ledger, fake):
     ledger = await make_ledger(waiting_operations=10)
     fake.delay_seconds = 0.1
     results = await asyncio.gather(*(ledger.apply(hold(number)) for number in range(50)), return_exceptions=True)
-    assert len([result for result in results if isinstance(result, LedgerUnavailable)]) == 40
+    # One is under way, ten wait.
+    assert len([result for result in results if isinstance(result, LedgerUnavailable)]) == 39
 
 
 async def test_caller_that_has_gone_is_not_sent_for(make_ledger, fake):
@@ -117,3 +118,20 @@ async def test_caller_that_has_gone_is_not_sent_for(make_ledger, fake):
     await first
     await ledger.drained()
     assert list(fake.holds) == ["h-1"]
+
+
+async def test_caller_that_goes_while_its_operation_is_under_way_holds_up_nobody(
+    make_ledger, fake, eventually, monkeypatch
+):
+    monkeypatch.setattr(batches, "_PATIENCE_SECONDS", 60.0)
+    ledger = await make_ledger(batches_at_once=1)
+    fake.gate = asyncio.Event()
+    gone = asyncio.ensure_future(ledger.apply(hold(1)))
+    await eventually(lambda: fake.asked == 1)
+    others = [asyncio.ensure_future(ledger.apply(hold(number))) for number in (2, 3)]
+    await asyncio.sleep(0)
+    fake.gate = None
+    gone.cancel()
+    results = await asyncio.wait_for(asyncio.gather(*others), 10)
+    assert [result[0].hold.hold.hold_id for result in results] == ["h-2", "h-3"]
+    await asyncio.wait_for(ledger.drained(), 5)
