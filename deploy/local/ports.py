@@ -90,13 +90,16 @@ class PortBook:
         self._ports[name] = port
         self._file.write_text(json.dumps(self._ports, indent=2, sort_keys=True))
 
-    def assign(self, name: str, *, in_use: bool) -> int:
-        """The port of `name`: the one on record where it is free or, as `in_use` says, our own process has it."""
+    def assign(self, name: str, *, in_use: bool, spared: int = 0) -> int:
+        """The port of `name`: the one on record where it is free or, as `in_use` says, our own process has it.
+
+        Never `spared`, which is somebody's who does not listen yet.
+        """
         kept = self._ports.get(name)
-        if kept is not None and (in_use or is_free(kept)):
+        if kept is not None and kept != spared and (in_use or is_free(kept)):
             return kept
         fresh = free_port()
-        while fresh in self._ports.values():
+        while fresh in {*self._ports.values(), spared}:
             fresh = free_port()
         self.keep(name, fresh)
         return fresh

@@ -134,7 +134,9 @@ class Suite:
         """The port of one process, or of another listener of it: `ledger`, `ledger-metrics`."""
         if name not in self._ports:
             owner = self.home.record(name.removesuffix("-metrics").removesuffix("-admin"))
-            self._ports[name] = self._port_book.assign(name, in_use=owner is not None and owner.alive())
+            self._ports[name] = self._port_book.assign(
+                name, in_use=owner is not None and owner.alive(), spared=self.gateway_port
+            )
         return self._ports[name]
 
     # ---- what there is

@@ -329,6 +329,14 @@ def test_a_port_is_kept_for_as_long_as_it_can_be_had(tmp_path):
         busy.kill()
 
 
+def test_no_part_is_given_the_port_that_the_gateway_will_have(tmp_path, monkeypatch):
+    book = ports.PortBook(tmp_path / "ports.json")
+    port = book.assign("ledger", in_use=False)
+    assert book.assign("ledger", in_use=False, spared=port) != port
+    monkeypatch.setattr(ports, "free_port", iter([20_508, 20_509]).__next__)
+    assert book.assign("redis", in_use=False, spared=20_508) == 20_509
+
+
 def test_secrets_are_made_once_and_for_their_owner_only(tmp_path):
     code = "from deploy.local import suite; s = suite.of(); s.write_dev_env(); print(s.credentials.own('postgres'))"
     settings = {"TOLLKEEPER_HOME": str(tmp_path / "a home"), "TOLLKEEPER_GATEWAY_PORT": "1"}

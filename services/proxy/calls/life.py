@@ -82,7 +82,6 @@ class Life:
         self._admitted: Admitted | None = None
         self._begun: Begun | None = None
         self._counting: Counting | None = None
-        self._settled_tokens: int | None = None
         settings = parts.settings
         self._texts = Texts(call, body, settings.log_text_bytes) if settings.log_texts else None
 
@@ -111,12 +110,6 @@ class Life:
         if self._texts is not None:
             self._texts.log()
         await call.delivery.end(failed)
-        self._correct()
-
-    def _correct(self) -> None:
-        """Tell the limits per minute what was used of the tokens that were counted."""
-        if self._call.standing is not None and self._settled_tokens is not None:
-            self._parts.rates.correct(self._call.standing, self._settled_tokens)
 
     async def _answered_before(self) -> bool:
         """Whether the client has had an answer to this request and gets it again. Else this call will keep its own."""
@@ -314,7 +307,8 @@ class Life:
 
     def _settled(self, request: ledger_pb.SettleHoldRequest, booked: ledger_pb.SettleHoldResponse | None) -> Settled:
         available = booked.available_nanos if booked is not None else None
-        self._settled_tokens = request.tokens
+        if self._call.standing is not None:
+            self._parts.rates.correct(self._call.standing, request.tokens)
         self._call.available_nanos = available or 0
         self._call.quotas = booked.quotas if booked is not None else ()
         return Settled(self._call.hold_id, request.amount_nanos, available)
@@ -365,8 +359,9 @@ class Life:
             body = _with_credits(body, settled)
         await call.delivery.send(Head((*call.head(), *costs), answer.content_type))
         await call.delivery.send(body)
-        await call.delivery.end()
-        await asyncio.sleep(0)  # the client is answered before this call is put away
+        if self._begun is None:  # else the client may ask again at once, and finds that it was put away
+            await call.delivery.end()
+            await asyncio.sleep(0)  # the client is answered before the rest is put away
 
     async def _kept(self, answer: ReadableAnswer, body: bytes) -> Settled | None:
         """Settle an answer that is to be given again: kept with its settlement in one transaction, then booked."""

@@ -199,20 +199,24 @@ class Relay:
         self._threads[0].join()
 
 
-@pytest.mark.parametrize("is_idle", [False, True], ids=["in an answer", "idle"])
-def test_connection_that_is_reset_is_not_waited_for_for_ever(ledger_settings, is_idle):
+@pytest.mark.parametrize(
+    ("answered_bytes", "statements"),
+    [(0, 1), (20, 1), (80, 3)],
+    ids=["idle", "in an answer", "between answers"],
+)
+def test_connection_that_is_reset_is_not_waited_for_for_ever(ledger_settings, answered_bytes, statements):
     async def asked():
         connection = await Connection.opened(relay.url)
-        for _ in range(3):  # from then on the loop watches it all the time
-            assert await connection.ask((SAID, [b"one"])) == [[("one",)]]
-        if is_idle:
+        assert await connection.ask((SAID, [b"one"])) == [[("one",)]]
+        if answered_bytes:
+            relay.bytes_left = answered_bytes
+        else:
             relay.reset()
             await asyncio.sleep(0.05)
-        else:
-            relay.bytes_left = 20
+        two = [(SAID, [b"two"])] * statements
         with pytest.raises(psycopg.OperationalError):
             # The start of the answer is read when the reset has come, too.
-            await asyncio.wait_for(connection.ask((SAID, [b"two"]), meanwhile=lambda: time.sleep(0.1)), 10)
+            await asyncio.wait_for(connection.ask(*two, meanwhile=lambda: time.sleep(0.1)), 10)
         assert connection.closed
 
     relay = Relay(connection_string(ledger_settings.database_url))
@@ -220,6 +224,19 @@ def test_connection_that_is_reset_is_not_waited_for_for_ever(ledger_settings, is
         uvloop.run(asked())
     finally:
         relay.end()
+
+
+def test_connection_that_postgres_ends_while_idle_is_not_waited_for_for_ever(ledger_settings):
+    async def asked():
+        connection = await Connection.opened(connection_string(ledger_settings.database_url))
+        assert await connection.ask((SAID, [b"one"])) == [[("one",)]]
+        rows(ledger_settings.database_url, f"SELECT pg_terminate_backend({connection.info.backend_pid})")
+        await asyncio.sleep(0.05)
+        with pytest.raises(psycopg.OperationalError):
+            await asyncio.wait_for(connection.ask((SAID, [b"two"])), 10)
+        assert connection.closed
+
+    uvloop.run(asked())
 
 
 async def test_own_statements_come_between_those_of_batches(connection):
