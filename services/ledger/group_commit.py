@@ -231,7 +231,7 @@ class GroupCommit:
         finally:
             self._busy -= accounts
             self._under_way -= 1
-            for call, _ in parts:
+            for call, _ in parts:  # here, where nobody waits for it
                 _QUEUE_WAIT.observe(begun - call.queued_at)
 
     def _take(self) -> list[_Part]:

@@ -68,7 +68,7 @@ class Batches:
         """
         if self._waiting_count + len(operations) > self._waiting_operations:
             raise LedgerUnavailable("too many operations wait for the ledger", retry_after_seconds=1)
-        results = await (self._queued(operations) if self._senders or self._waiting else self._at_once(operations))
+        results = await (self._queued(operations) if self._senders else self._at_once(operations))
         for result in results:
             if result.HasField("error"):
                 raise _refusal(result.error)

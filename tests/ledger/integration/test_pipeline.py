@@ -167,13 +167,13 @@ class Relay:
         self.url = self._to.set(host="127.0.0.1", port=self._listener.getsockname()[1]).render_as_string(
             hide_password=False
         )
-        self._threads = [threading.Thread(target=self._serve)]
+        self._threads = [threading.Thread(target=self._serve, daemon=True)]
         self._threads[0].start()
 
     def _serve(self):
         self._client, _ = self._listener.accept()
         with socket.create_connection((self._to.host, self._to.port)) as postgres:
-            self._threads.append(threading.Thread(target=self._answered, args=(postgres,)))
+            self._threads.append(threading.Thread(target=self._answered, args=(postgres,), daemon=True))
             self._threads[1].start()
             with contextlib.suppress(OSError):
                 while asked := self._client.recv(65536):
@@ -196,7 +196,7 @@ class Relay:
 
     def end(self):
         self._listener.close()
-        self._threads[0].join()
+        self._threads[0].join(10)  # it may wait for a client that never came
 
 
 @pytest.mark.parametrize(
