@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import random
 from collections import Counter, defaultdict
@@ -228,9 +229,10 @@ async def test_concurrent_writers_leave_no_gap_and_no_double_for_a_reader_that_i
     ledger_settings, monkeypatch, slots
 ):
     if slots:  # as if all were taken: more writers than slots
+        turns = itertools.cycle(range(slots))
 
         async def shared(_connection):
-            return random.randrange(slots)
+            return next(turns)
 
         monkeypatch.setattr(writer, "take_slot", shared)
     commits = [GroupCommit(ledger_settings.model_copy(update={"writers": 3, "max_batch": 8})) for _ in range(2)]
