@@ -1,6 +1,9 @@
 # Paths are relative throughout, so that the repository may lie anywhere, also below a folder with a space in its name.
 
-PYTHON ?= python3
+# The system's own Python where it will do, else the path's: distributions optimise theirs by profile, pyenv does not by itself, and a model
+# call costs a tenth more then (docs/operating/scaling.md).
+PYTHON ?= $(shell for each in /usr/bin/python3 python3; do \
+  $$each -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && exit; done; echo python3)
 PY := .venv/bin/python
 EXTRAS := ledger,pricing,subscriptions,proxy,local,dev
 READY := .venv/.ready
