@@ -7,7 +7,6 @@ timeout gets the channel's, or what is left of the deadline of the call being se
 from __future__ import annotations
 
 import json
-import ssl
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +21,7 @@ from services.kit.http2.connection import Limits
 from services.kit.identity import AUTHORIZATION_KEY, expiry_of
 from services.kit.logs import get_logger
 from services.kit.settings import ServiceSettings
+from services.kit.tls import channel_context, channel_credentials
 from services.kit.tracing import TRACEPARENT_KEY, traceparent
 
 _log = get_logger(__name__)
@@ -79,28 +79,6 @@ def _options(settings: ServiceSettings, name: str = "") -> list[tuple[str, Any]]
         # What its name does not say: how long a connection may take to be made, at least.
         ("grpc.min_reconnect_backoff_ms", 2_000),
     ]
-
-
-def _credentials(settings: ServiceSettings) -> grpc.ChannelCredentials | None:
-    """TLS where a CA is configured, showing this service's certificate where it has one; None for plain text."""
-    if settings.tls_ca_file is None:
-        return None
-    key = settings.tls_key_file.read_bytes() if settings.tls_key_file else None
-    chain = settings.tls_cert_file.read_bytes() if settings.tls_cert_file else None
-    return grpc.ssl_channel_credentials(settings.tls_ca_file.read_bytes(), key, chain)
-
-
-def _tls(settings: ServiceSettings) -> ssl.SSLContext | None:
-    """The same, for a channel of our own."""
-    if settings.tls_ca_file is None:
-        return None
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    tls.minimum_version = ssl.TLSVersion.TLSv1_2
-    tls.set_alpn_protocols(["h2"])
-    tls.load_verify_locations(cadata=settings.tls_ca_file.read_text())
-    if settings.tls_cert_file and settings.tls_key_file:
-        tls.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
-    return tls
 
 
 class _TokenSource:
@@ -232,7 +210,7 @@ def aio_channel(
     `name`: what the peer is called, and its certificate is for, where the address is that of one replica.
     `timeout_seconds` is for unary calls that name none; a call that has to outlast the one being served names its own.
     """
-    credentials, options = _credentials(settings), _options(settings, name)
+    credentials, options = channel_credentials(settings), _options(settings, name)
     inner = (
         grpc.aio.insecure_channel(address, options=options)
         if credentials is None
@@ -253,7 +231,7 @@ def unary_channel(address: str, settings: ServiceSettings, *, name: str = "") ->
         ping_seconds=_PING_SECONDS,
         pong_seconds=_PONG_SECONDS,
     )
-    inner: Any = Channel(address, limits, tls=_tls(settings), name=name)
+    inner: Any = Channel(address, limits, tls=channel_context(settings), name=name)
     return _AioChannel(inner, settings, DEFAULT_TIMEOUT_SECONDS)
 
 
@@ -261,7 +239,7 @@ def sync_channel(
     address: str, settings: ServiceSettings, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
 ) -> grpc.Channel:
     """A channel for a sync service; see `aio_channel`."""
-    credentials, options = _credentials(settings), _options(settings)
+    credentials, options = channel_credentials(settings), _options(settings)
     inner = (
         grpc.insecure_channel(address, options=options)
         if credentials is None

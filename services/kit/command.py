@@ -26,7 +26,8 @@ from services.kit.addresses import BindError
 from services.kit.db import DatabaseUrlError
 from services.kit.identity import KeyFileError
 from services.kit.logs import configure_logs, get_logger
-from services.kit.serving import AioServer, SyncServer, run_async
+from services.kit.loops import run_async
+from services.kit.serving import AioServer, SyncServer
 from services.kit.settings import ServiceSettings, misspelt
 
 _log = get_logger(__name__)

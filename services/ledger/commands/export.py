@@ -15,7 +15,7 @@ from typing import BinaryIO
 from services.kit.command import Command, CommandError
 from services.kit.db import async_engine
 from services.kit.errors import ServiceError
-from services.kit.serving import run_async
+from services.kit.loops import run_async
 from services.kit.validation import Violations
 from services.ledger.export.files import FORMATS, new_file, pieces
 from services.ledger.group_commit import GroupCommit

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from services.kit.command import Command, CommandError
 from services.kit.db import connection_string, connection_words
-from services.kit.serving import run_async
+from services.kit.loops import run_async
 from services.ledger.archive import write_archive
 from services.ledger.settings import LedgerSettings
 from services.ledger.store.months import MonthError, alone, detach, mark_archived

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.kit.command import Command, CommandError
 from services.kit.db import async_engine
-from services.kit.serving import raise_if_cancelled, run_async
+from services.kit.loops import raise_if_cancelled, run_async
 from services.ledger.model.verification.findings import Finding, Verified
 from services.ledger.settings import LedgerSettings
 from services.ledger.store.verification import accounts_after, totals_after

@@ -16,7 +16,7 @@ from pyreqwest.response import Response
 
 from services.kit.errors import ServiceError
 from services.kit.logs import get_logger
-from services.kit.serving import raise_if_cancelled
+from services.kit.loops import raise_if_cancelled
 from services.proxy.errors import ProviderTimeout, ProviderUnavailable
 
 _log = get_logger(__name__)

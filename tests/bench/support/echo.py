@@ -4,7 +4,7 @@ import grpc
 import grpc.aio
 
 from deploy.local.ports import HOST
-from services.kit.serving import run_async
+from services.kit.loops import run_async
 
 
 def serve(routes: grpc.GenericRpcHandler, port: int) -> None:

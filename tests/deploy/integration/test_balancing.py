@@ -6,8 +6,8 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.kit import serving
 from services.kit.channels import aio_channel
+from services.kit.serving import AioServer, SyncServer, limits
 from services.kit.settings import ServiceSettings
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -16,9 +16,9 @@ QUESTION = health_pb2.HealthCheckRequest()
 
 @pytest.mark.parametrize("aio", [True, False], ids=["aio", "sync"])
 async def test_a_connection_ends_and_neither_streams_nor_calls_notice(aio, monkeypatch):
-    monkeypatch.setattr(serving, "_CONNECTION_SECONDS", 0.3)
+    monkeypatch.setattr(limits, "CONNECTION_SECONDS", 0.3)
     settings = ServiceSettings(listen="127.0.0.1:0")
-    server = serving.AioServer(settings) if aio else serving.SyncServer(settings)
+    server = AioServer(settings) if aio else SyncServer(settings)
     await (server.start() if aio else asyncio.to_thread(server.start))
     try:
         async with (
