@@ -46,13 +46,12 @@ from services.ledger.store.columns import (
     book_of,
     entry_of,
     hold_of,
-    literals,
-    texts,
     usage_of,
 )
 from services.ledger.store.documents import limits_of
 from services.ledger.store.pipeline import Asked, Connection, Statement
 from services.ledger.store.remembered import RememberedAccount, subject_keys
+from services.ledger.store.values import literals, texts
 
 LOCK_WAIT = Histogram("tollkeeper_ledger_lock_wait_seconds", "How long a batch waited for its accounts' locks.")
 

@@ -30,10 +30,10 @@ from services.ledger.store.columns import (
     VERSION,
     WRITTEN_VERSION,
     Columns,
-    literals,
 )
 from services.ledger.store.loading import LOCK_WAIT, LOCKED_SECONDS
 from services.ledger.store.pipeline import Asked, Connection, Statement
+from services.ledger.store.values import literals
 
 
 def _many(columns: Columns, *, numbered: bool = False) -> str:
