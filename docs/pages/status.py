@@ -16,6 +16,7 @@ UNBUILT_PARTS = (
     "Model calls: without the provider's count all texts are counted by OpenAI's public tokenizer, Claude's too.",
     "Keys: usage records name a rotated key by the first of its line, which limits count; not by the one that called.",
     "A subscription's credit ends with its period; its renewal brings the next, seconds later (docs/decisions/016).",
+    "A proxy that alone is cut off from the ledger for longer than its holds last: they lapse (docs/decisions/024).",
     "Row-level security: in the ledger; the other services narrow reads to the caller's account in code alone.",
     "ReverseTransaction: what rolled over of the credit and expired later is owed (docs/decisions/008).",
     "ImportPrices: rates without a component here (cached audio, pages, pixels, search fees) are listed, not priced.",

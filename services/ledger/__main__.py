@@ -11,6 +11,7 @@ from services.kit.serving import AioServer
 from services.ledger.commands import COMMANDS
 from services.ledger.feed import UsageFeed
 from services.ledger.group_commit import GroupCommit
+from services.ledger.presence import Presence
 from services.ledger.service import Ledger
 from services.ledger.servicer.accounts import AccountServicer
 from services.ledger.servicer.journal import JournalServicer
@@ -27,7 +28,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 async def make_server(settings: LedgerSettings) -> AioServer:
     """The ledger's server, not started yet."""
     engine = async_engine(settings)
-    commits = GroupCommit(settings)
+    presence = Presence(settings)
+    commits = GroupCommit(settings, presence)
     ledger = Ledger(commits, Reads(engine))
     server = AioServer(settings)
     feed = UsageFeed(FeedReads(engine), server.draining)
@@ -36,7 +38,9 @@ async def make_server(settings: LedgerSettings) -> AioServer:
     server.register(contract.add_JournalServiceServicer_to_server, JournalServicer(ledger, feed))
     server.on_start(lambda: make_partitions(settings))
     server.on_start(commits.start)
+    server.on_start(presence.start)
     server.on_stop(engine.dispose)
+    server.on_stop(presence.stop)
     server.on_stop(commits.stop)
     return server
 

@@ -20,6 +20,7 @@ from prometheus_client import Histogram
 from services.kit.logs import get_logger
 from services.kit.refusals import Overloaded, StorageUnavailable
 from services.ledger.model.operations import Operation, Result
+from services.ledger.presence import Presence
 from services.ledger.settings import LedgerSettings
 from services.ledger.store.remembered import Remembered
 from services.ledger.writer import BLOCKED, Group, Writer
@@ -100,11 +101,12 @@ class GroupCommit:
 
     Several batches may be under way, never two with the same account: so writers do not wait for each other's locks,
     and what is asked for an account is done in the order in which it came. While one is under way, another begins only
-    when enough waits for it: few large batches cost less than many small ones.
+    when enough waits for it: few large batches cost less than many small ones. `presence` is a server's.
     """
 
-    def __init__(self, settings: LedgerSettings) -> None:
+    def __init__(self, settings: LedgerSettings, presence: Presence | None = None) -> None:
         self._settings = settings
+        self._presence = presence
         self._remembered = Remembered(settings.remembered_rows)
         self._waiting: deque[_Call] = deque()
         self._waiting_operations = 0
@@ -119,7 +121,9 @@ class GroupCommit:
 
     def start(self) -> None:
         """Start the writers, in the running loop. They connect when there is something to write."""
-        self._writers = [Writer(self._settings, self._remembered) for _ in range(self._settings.writers)]
+        self._writers = [
+            Writer(self._settings, self._remembered, self._presence) for _ in range(self._settings.writers)
+        ]
         self._tasks = [asyncio.create_task(self._write_forever(writer)) for writer in self._writers]
 
     async def stop(self) -> None:

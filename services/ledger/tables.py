@@ -269,3 +269,11 @@ archived_months = Table(
     _time("archived_at", nullable=True),
     _time("dropped_at", nullable=True),
 )
+
+# When a server was last there, in one row (presence.py).
+presence = Table(
+    "presence",
+    metadata,
+    Column("one", Boolean, primary_key=True, server_default=text("true")),
+    _time("seen_at"),
+)

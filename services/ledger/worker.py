@@ -14,12 +14,14 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 from prometheus_client import Counter, Gauge
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.kit.db import async_engine, connection_string, connection_words, session_options
 from services.kit.errors import ServiceError
 from services.kit.logs import get_logger
 from services.kit.metrics import serve_metrics
 from services.ledger.group_commit import GroupCommit
+from services.ledger.presence import attended
 from services.ledger.service import Ledger
 from services.ledger.settings import LedgerSettings
 from services.ledger.store.health import health
@@ -102,9 +104,9 @@ async def _walked(
             await _pause(stop, max(_LEAST_REST_SECONDS, _REST * (time.monotonic() - begun)))
 
 
-async def sweep(ledger: Ledger, stop: asyncio.Event) -> None:
-    """Let all that is due happen, also at more accounts than are taken at once."""
-    while await ledger.sweep(_ACCOUNTS_AT_ONCE) and not stop.is_set():
+async def sweep(ledger: Ledger, engine: AsyncEngine, stop: asyncio.Event) -> None:
+    """Let all that is due happen, also at more accounts than are taken at once, while a server is there."""
+    while await attended(engine) and await ledger.sweep(_ACCOUNTS_AT_ONCE) and not stop.is_set():
         pass
 
 
@@ -133,7 +135,7 @@ async def work(settings: LedgerSettings, stop: asyncio.Event) -> None:
     commits.start()
     ledger = Ledger(commits, Reads(engine))
     jobs: tuple[tuple[Job, str, float], ...] = (
-        (lambda: sweep(ledger, stop), "sweep", settings.sweep_seconds),
+        (lambda: sweep(ledger, engine, stop), "sweep", settings.sweep_seconds),
         (lambda: make_partitions(settings), "partitions", _PARTITIONS_SECONDS),
         (lambda: forget(settings, stop), "retention", _RETENTION_SECONDS),
         (lambda: report(settings), "report", _HEALTH_SECONDS),

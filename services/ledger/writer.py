@@ -22,6 +22,7 @@ from services.ledger.errors import LedgerError
 from services.ledger.model.batch import Batch
 from services.ledger.model.operations import Operation, Result
 from services.ledger.model.rows import Changes
+from services.ledger.presence import Presence
 from services.ledger.settings import LedgerSettings
 from services.ledger.store.loading import load
 from services.ledger.store.pipeline import Connection
@@ -71,13 +72,14 @@ class Committed(NamedTuple):
 class Writer:
     """Commits batches, one at a time, on a connection that is opened when it is needed, and again when it was lost.
 
-    `remembered` is shared with the other writers, which are never given the same accounts at the same time. While it is
-    `ending`, what fails is not done again.
+    `remembered` is shared with the other writers, which are never given the same accounts at the same time. `presence`
+    is a server's. While it is `ending`, what fails is not done again.
     """
 
-    def __init__(self, settings: LedgerSettings, remembered: Remembered) -> None:
+    def __init__(self, settings: LedgerSettings, remembered: Remembered, presence: Presence | None = None) -> None:
         self._settings = settings
         self._remembered = remembered
+        self._presence = presence
         self._connection: Connection | None = None
         # Its own in the usage feed, so that none waits for another's.
         self._slot = 0
@@ -105,6 +107,8 @@ class Writer:
 
     async def _tried(self, groups: Sequence[Group], computed: Computed, *, hurried: bool) -> Committed:
         connection = await self._connected()
+        if self._presence is not None and self._presence.is_old:
+            await self._presence.say(connection)
         operations = [operation for group in groups for operation in group]
         # After the wait for this writer, so that a hold lives as long as was asked for.
         now = datetime.now(UTC)

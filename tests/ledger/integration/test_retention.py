@@ -31,6 +31,7 @@ from tests.ledger.support.ledger_past import connected, happened
 
 OLD = datetime.now(UTC) - timedelta(days=91)
 RECENT = datetime.now(UTC) - timedelta(days=89)
+SERVER_THERE = "INSERT INTO presence (seen_at) VALUES (now())"
 
 
 async def ended(connection, moment, account_id, name, count):
@@ -182,8 +183,9 @@ async def test_sweep_comes_back_to_an_account_until_nothing_is_due(commits, ledg
     with psycopg.connect(ledger_settings.database_url) as connection:
         connection.execute("UPDATE holds SET expires_at = now() - interval '1 second'")
         connection.execute("UPDATE accounts SET next_event_at = now() - interval '1 second', touched_at = '2026-01-01'")
+        connection.execute(SERVER_THERE)
     engine = async_engine(ledger_settings)
-    await sweep(Ledger(commits, Reads(engine)), asyncio.Event())
+    await sweep(Ledger(commits, Reads(engine)), engine, asyncio.Event())
     await engine.dispose()
     assert names(ledger_settings.database_url, "SELECT status, count(*) FROM holds GROUP BY 1") == {("expired", count)}
     assert names(ledger_settings.database_url, "SELECT available, held, next_event_at FROM accounts") == {
@@ -252,6 +254,7 @@ async def test_worker_does_all_its_jobs_and_ends_when_told(connection, commits, 
     url = ledger_settings.database_url
     await happened(connection, OLD, opened("acme"), credit(10, "c1", "acme"), hold(2, "h1", "acme", ttl_seconds=60))
     await ended(connection, OLD, "acme", "old", 1)
+    await connection.execute(SERVER_THERE)
     stop = asyncio.Event()
     settings = ledger_settings.model_copy(update={"sweep_seconds": 3600})
     working = asyncio.create_task(work(settings, stop))
