@@ -13,6 +13,8 @@ from typing import Any
 MAX_ORIGINS = 100
 MAX_TRUSTED_HOPS = 10
 MINIMUM_HEAP_BYTES = 64 * 1024 * 1024
+# What the proxy may need to end and settle a call once its provider's time is over.
+SETTLING_SECONDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,9 @@ class Options:
     # A collector that takes traces by OTLP over HTTP, and the share of those that begin here which is kept.
     traces: Address | None = None
     trace_percent: int = 100
+    # How long a model call may be silent, which a unary one is until its answer: above all that the proxy gives one
+    # (TOLLKEEPER_PROXY_UPSTREAM_TOTAL_SECONDS), since a call that is ended here goes on there, and is billed.
+    model_call_seconds: int = 900 + SETTLING_SECONDS
     max_heap_bytes: int = 1024 * 1024 * 1024
     max_connections: int = 20_000
     # Under way at once, for each service; what comes on top is a 503.
@@ -100,7 +105,7 @@ class Options:
             raise ValueError("trace_percent: not between 0 and 100")
         if self.max_heap_bytes < MINIMUM_HEAP_BYTES:
             raise ValueError(f"max_heap_bytes: below {MINIMUM_HEAP_BYTES}, which Envoy needs at rest")
-        for name in ("max_connections", "max_requests_per_service"):
+        for name in ("model_call_seconds", "max_connections", "max_requests_per_service"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: below 1")
 

@@ -136,6 +136,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--trusted-hops", type=int, metavar="N", help="proxies before this one whose x-forwarded-for is believed")
     add("--traces", type=Address.parse, metavar="HOST:PORT", help="a collector that takes traces by OTLP over HTTP")
     add("--trace-percent", type=int, metavar="N", help="of traces that begin here, how many are kept; default: all")
+    add(
+        "--model-call-seconds",
+        type=int,
+        metavar="N",
+        help="silence after which a model call is ended; half a minute above the proxy's UPSTREAM_TOTAL_SECONDS",
+    )
     add("--max-heap-bytes", type=int, metavar="N", help="of Envoy; set it to about 0.8 of the container's limit")
     add("--max-connections", type=int, metavar="N")
     add("--max-requests-per-service", type=int, metavar="N")

@@ -38,7 +38,7 @@ def table(bindings: Sequence[Binding], contracts: bytes, options: Options) -> li
         _two_hosts_refused(),
         *([_preflight(options)] if options.cors_origins else []),
         *(
-            _route(binding, request_fields.route_context(binding, pool), key_in_query=key_in_query)
+            _route(binding, request_fields.route_context(binding, pool), options, key_in_query=key_in_query)
             for binding in ordered
             for key_in_query in ((False,) if binding.wire is Wire.API else (True, False))
         ),
@@ -55,9 +55,13 @@ def _path_match(binding: Binding) -> Json:
     return {"safe_regex": {"regex": binding.path_regex}}
 
 
-def _route(binding: Binding, fields: Mapping[str, object] | None, *, key_in_query: bool) -> Json:
+def _route(binding: Binding, fields: Mapping[str, object] | None, options: Options, *, key_in_query: bool) -> Json:
     # A stream may last; a model call is as slow as its provider.
     lasting = binding.streaming or binding.wire is not Wire.API
+    # What the proxy streams, and so keeps open, is model calls, /api/ai among them. A unary one says nothing until its
+    # end, and it is the proxy that ends one, whatever ends it.
+    of_a_model = binding.wire is not Wire.API or (binding.streaming and binding.service == "proxy")
+    idle_seconds = options.model_call_seconds if of_a_model else STREAM_IDLE_SECONDS
     return {
         "name": binding.rpc,
         "match": {
@@ -68,7 +72,9 @@ def _route(binding: Binding, fields: Mapping[str, object] | None, *, key_in_quer
         "route": {
             "cluster": binding.service,
             "timeout": "0s" if lasting else f"{UNARY_TIMEOUT_SECONDS}s",
-            "idle_timeout": f"{STREAM_IDLE_SECONDS}s",
+            "idle_timeout": f"{idle_seconds}s",
+            # For a client that does not read its answer, which is whole, that time would be too long.
+            "flush_timeout": f"{STREAM_IDLE_SECONDS}s",
             "retry_policy": {
                 "retry_on": ",".join(_retried(binding)),
                 "num_retries": 2,

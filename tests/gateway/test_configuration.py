@@ -101,6 +101,7 @@ def test_admin_interface_that_others_can_reach_is_refused(host):
         ({"trusted_hops": -1}, "trusted_hops"),
         ({"trusted_hops": 11}, "trusted_hops"),
         ({"max_heap_bytes": 1000}, "max_heap_bytes"),
+        ({"model_call_seconds": 0}, "model_call_seconds"),
         ({"max_connections": 0}, "max_connections"),
         ({"max_requests_per_service": 0}, "max_requests_per_service"),
     ],

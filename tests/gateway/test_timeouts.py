@@ -9,11 +9,14 @@ import socket
 import pytest
 from google.api import httpbody_pb2
 
+from gateway import render
+from services.proxy.settings import ProxySettings
+
 KEY = {"authorization": "Bearer tk_test_good"}
 CREDIT = "tollkeeper.ledger.v1.LedgerService.CreditAccount"
 CREDITS = "/api/admin/accounts/acme/credits"
 CHAT = "tollkeeper.proxy.v1.WireService.ChatCompletions"
-# 30 s, 10 s and 120 s as shipped; 300 s of silence.
+# 30 s, 10 s and 120 s as shipped; 300 s of silence, 930 s on a model call.
 SHORT, SILENCE = "0.6s", "1.5s"
 
 
@@ -24,10 +27,39 @@ def shortened(document):
     manager |= {"request_headers_timeout": SHORT, "request_timeout": SHORT}
     for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
         if "timeout" in route.get("route", {}):
-            assert (route["route"]["timeout"], route["route"]["idle_timeout"]) in {("30s", "300s"), ("0s", "300s")}
+            assert (route["route"]["timeout"], route["route"]["idle_timeout"]) in {
+                ("30s", "300s"),
+                ("0s", "300s"),
+                ("0s", "930s"),
+            }
             route["route"]["idle_timeout"] = SILENCE
             if route["route"]["timeout"] == "30s":
                 route["route"]["timeout"] = SHORT
+
+
+def seconds(duration):
+    return float(duration.removesuffix("s"))
+
+
+def test_it_is_the_proxy_that_ends_a_model_call():
+    proxy = {name: field.default for name, field in ProxySettings.model_fields.items()}
+    # Its provider's time, then the bill: after three waits for the ledger a settlement is the outbox's.
+    longest = proxy["upstream_total_seconds"] + max(proxy["grace_seconds"], 3 * proxy["ledger_timeout_seconds"])
+    services = {name: [render.Address("127.0.0.1", 9001)] for name in ("ledger", "pricing", "subscriptions", "proxy")}
+    document = render.configuration(listen=render.Address("127.0.0.1", 8080), admin=None, services=services)
+    [edge] = document["static_resources"]["listeners"]
+    manager = edge["filter_chains"][0]["filters"][0]["typed_config"]
+    calls = [
+        route["route"]
+        for route in manager["route_config"]["virtual_hosts"][0]["routes"]
+        if route.get("name", "").startswith("tollkeeper.proxy.v1.WireService.")
+    ]
+    assert len(calls) > 8
+    for route in calls:
+        assert route["timeout"] == "0s"
+        assert seconds(route["idle_timeout"]) > longest
+        # One whose client does not read the answer is not kept for so long.
+        assert seconds(route["flush_timeout"]) == seconds(manager["stream_idle_timeout"]) == 300
 
 
 @pytest.fixture(scope="module")

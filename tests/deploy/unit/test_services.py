@@ -7,6 +7,7 @@ import deploy_manifests as manifests
 import pytest
 from deploy_manifests import OVERLAYS, SERVICES, containers, environment, labels, matches, name, of_kind, pod, rendered
 
+from gateway.options import SETTLING_SECONDS, Options
 from services.kit.addresses import split_address
 from services.kit.settings import ServiceSettings
 
@@ -194,6 +195,16 @@ def test_a_pod_that_goes_has_the_time_that_its_calls_may_take(service, overlay, 
 def test_a_proxy_in_production_lets_the_longest_call_end(monkeypatch):
     settings = configured("proxy", "production", "serve", monkeypatch)
     assert settings.grace_seconds >= settings.upstream_total_seconds
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_it_is_the_proxy_that_ends_a_model_call(overlay, monkeypatch):
+    settings = configured("proxy", overlay, "serve", monkeypatch)
+    (gateway,) = of_kind(rendered(f"gateway/overlays/{overlay}"), "Deployment")
+    (container,) = pod(gateway)["initContainers"]
+    told = dict(argument[2:].split("=", 1) for argument in container["args"])
+    gateway_seconds = int(told.get("model-call-seconds", Options().model_call_seconds))
+    assert gateway_seconds >= settings.upstream_total_seconds + SETTLING_SECONDS
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
