@@ -40,14 +40,15 @@ class MessagesRequest(Request):
         stream = reading.boolean(violations, body, "stream")
         cap = reading.integer(violations, body, "max_tokens", reading.MAX_CAP)
         tier = reading.service_tier(violations, body)
-        count = tokens.InputCount(raw, model)
+        count = tokens.InputCount(raw, model, claude=True)
         _count_messages(count, violations, body.get("messages"))
         _count_content(count, body.get("system"))
         tools = body.get("tools")
         if isinstance(tools, list):
             violations.count("tools", tools, at_most=reading.MAX_TOOLS)
-        if tools:
-            count.definitions(tools)
+        for value in (tools, body.get("output_format"), _format(body)):
+            if value:
+                count.definitions(value)
         if body.get("thread"):
             count.file(None)  # what Anthropic remembers of the conversation is not seen here
         if body.get("context_management"):
@@ -212,6 +213,12 @@ def _accounted(usage: Mapping[str, Any]) -> rating.Usage:
 def _counts_output(usage: object) -> bool:
     """Whether it counts the whole of a call, not its input alone."""
     return isinstance(usage, dict) and usage.get("output_tokens") is not None
+
+
+def _format(body: Mapping[str, Any]) -> Any:
+    """The schema of the answer, where there is one; `output_format` is its older name."""
+    config = body.get("output_config")
+    return config.get("format") if isinstance(config, dict) else None
 
 
 def _count_messages(count: tokens.InputCount, violations: Violations, messages: object) -> None:

@@ -3,8 +3,9 @@
 **The bound on input tokens is never below the real count.** A tokenizer of bytes makes at most one token of each byte,
 and the JSON of a request has at least one byte for each byte of text in it (escapes only lengthen it), tool definitions
 and schemas included. So the bound is the length of the body; plus what a provider's template adds to each message and
-tool; less the base64 of images and audio, which are no text, and plus a stated bound for each of those. What is not to
-be seen here (`Unseen`) is bounded by the model's window, once for all of it together.
+tool, and Anthropic where there are any tools; less the base64 of images and audio, which are no text, and plus a stated
+bound for each of those. What is not to be seen here (`Unseen`) is bounded by the model's window, once for all of it
+together.
 
 The best guess (four characters of Latin text to a token, one of others) is what a plan's size limit is checked with:
 checked with the bound, a limit of 1 000 tokens would refuse prompts of 250.
@@ -29,6 +30,14 @@ from services.proxy.formats import recordings
 _MESSAGE_TOKENS = 16
 _TOOL_TOKENS = 64
 _REQUEST_TOKENS = 64
+# What Anthropic adds where there are tools: a system prompt, of 264 to 530 tokens by model and choice, 499 with the
+# computer's; and to each tool that it has made itself a definition of its own: 245 for bash, 735 for the computer, 700
+# for the text editor. Nothing of it is in the request. Source: Anthropic's docs, "Tool use", "Computer use tool".
+_CLAUDE_TOOLS_TOKENS = 700
+_CLAUDE_OWN_TOOL_TOKENS = 1_500
+# By what the name of a model has in it. An address at AWS need not say whose model it is.
+_CLAUDE = ("claude", "anthropic", "arn:")
+_CLIENTS_TOOLS = (None, "custom", "function")  # types of tools that the request defines
 # The same, as a guess.
 _MESSAGE_GUESS = 4
 REQUEST_GUESS = 3
@@ -86,14 +95,16 @@ NOTHING_UNSEEN = Unseen()
 class InputCount:
     """Counts a request's input tokens while it is walked through: the bound and the guess.
 
-    `window` is what a model of this form has where its price does not say.
+    `window` is what a model of this form has where its price does not say; `claude`: whether it is surely one of
+    Anthropic's, which is told by the name too.
     """
 
-    def __init__(self, raw: bytes, model: str, *, window: int = WINDOW_TOKENS) -> None:
+    def __init__(self, raw: bytes, model: str, *, window: int = WINDOW_TOKENS, claude: bool = False) -> None:
         self._seen = len(raw) + _REQUEST_TOKENS
         self._window = window
         self._files = 0
         self._named = False
+        self._claude = claude or any(known in model.lower() for known in _CLAUDE)
         self.guess = REQUEST_GUESS
         self.media_guess = 0  # of that, images, recordings and files
         self.has_images = False
@@ -134,6 +145,10 @@ class InputCount:
         """Definitions of tools, or a schema."""
         self.json(value)
         self._seen += _TOOL_TOKENS * (len(value) if isinstance(value, list) else 1)
+        if self._claude:
+            self._seen += _CLAUDE_TOOLS_TOKENS  # also for a schema, which adds a system prompt, too
+            tools = (tool for tool in value if isinstance(tool, dict)) if isinstance(value, list) else ()
+            self._seen += _CLAUDE_OWN_TOOL_TOKENS * sum(tool.get("type") not in _CLIENTS_TOOLS for tool in tools)
 
     def image(self, data: object) -> None:
         """An image, by its base64 or its address."""

@@ -199,6 +199,53 @@ def test_what_is_not_seen_fills_the_models_window_once(form, fields, windows):
     assert request.input_within(LARGE_WINDOW) - text == windows[1]
 
 
+FUNCTION = {"name": "f", "input_schema": {"type": "object"}}
+CHAT_FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+EDITOR = {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"}
+BASH = {"type": "bash_20250124", "name": "bash"}
+COMPUTER = {"type": "computer_20250124", "name": "computer", "display_width_px": 1024, "display_height_px": 768}
+
+
+# Anthropic, "Tool use", "Tool use system prompt token count": 346 with `auto` or `none`, 313 with `any` or a tool, on
+# the models of today and Claude 3.5 Sonnet; 530 and 281 on Claude 3 Opus, 264 and 340 on Claude 3 Haiku. To that each
+# tool of theirs adds: bash 245, the text editor 700, the computer 735, with up to 499 of system prompt.
+@pytest.mark.parametrize(
+    ("form", "model", "tools", "documented"),
+    [
+        ("messages", "claude-sonnet-4-5", [FUNCTION], 346),
+        ("messages", "claude-sonnet-4-5", [FUNCTION | {"type": "custom"}], 346),
+        ("messages", "claude-3-opus", [FUNCTION], 530),
+        ("messages", "claude-3-haiku", [FUNCTION], 340),
+        ("messages", "an-alias", [FUNCTION], 530),
+        ("messages", "claude-sonnet-4-5", [BASH], 346 + 245),
+        ("messages", "claude-sonnet-4-5", [EDITOR], 346 + 700),
+        ("messages", "claude-sonnet-4-5", [COMPUTER], 346 + 499 + 735),
+        ("messages", "claude-sonnet-4-5", [EDITOR, BASH, COMPUTER], 346 + 700 + 245 + 499 + 735),
+        ("chat", "claude-3-opus", [CHAT_FUNCTION], 530),
+        ("chat", "anthropic/claude-3-opus", [CHAT_FUNCTION], 530),
+        ("chat", "us.anthropic.claude-3-opus-20240229-v1:0", [CHAT_FUNCTION], 530),
+        ("chat", "arn:aws:bedrock:us-east-1:1:application-inference-profile/x", [CHAT_FUNCTION], 530),
+        ("chat", "claude-sonnet-4-5", [EDITOR], 346 + 700),
+    ],
+)
+def test_claude_reads_a_system_prompt_with_tools_that_the_request_does_not_show(form, model, tools, documented):
+    without = read(form, model=model)
+    written = len(orjson.dumps(tools))
+    assert read(form, model=model, tools=tools).input_bound >= without.input_bound + written + documented
+
+
+def test_claude_is_told_the_form_of_an_answer_too():
+    schema = {"type": "json_schema", "schema": {"type": "object"}}
+    for fields in ({"output_format": schema}, {"output_config": {"format": schema}}):
+        assert read("messages", **fields).input_bound > read("messages").input_bound + len(orjson.dumps(schema)) + 300
+
+
+def test_other_models_tools_are_all_in_the_request():
+    written = len(orjson.dumps([CHAT_FUNCTION]))
+    more = read("chat", model="gpt-4o", tools=[CHAT_FUNCTION]).input_bound - read("chat", model="gpt-4o").input_bound
+    assert written < more < written + 100
+
+
 def test_compaction_may_read_everything_twice():
     edits = {"edits": [{"type": "compact_20260112"}]}
     assert read("messages", context_management=edits).input_bound >= 2 * read("messages").input_bound
