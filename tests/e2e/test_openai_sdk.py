@@ -56,12 +56,40 @@ def test_unary_call_costs_exactly_the_price_of_its_usage(suite, client):
 def test_streamed_call_costs_exactly_the_price_of_its_usage(suite, client):
     customer = suite.customer(credit_nanos=10**9)
     chunks = list(client(customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION, stream=True))
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     last = chunks[-1]
+    assert last.choices[0].finish_reason == "stop"
     cost = price(last.usage)
     assert suite.available(customer.key) == 10**9 - cost
     credit = last.model_extra["credits"]
     assert int(credit["costNanos"]) == cost
+
+
+def test_chunk_without_choices_comes_only_to_who_asks_for_usage(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    call = {"model": "gpt-4o", "messages": QUESTION, "stream": True}
+    stream = client(customer.key).chat.completions.create(**call, stream_options={"include_usage": True})
+    *said, last = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in said)
+    assert said[-1].choices[0].finish_reason == "stop"
+    assert last.choices == []
+    cost = price(last.usage)
+    assert int(last.model_extra["credits"]["costNanos"]) == cost == 10**9 - suite.available(customer.key)
+    plain = client(customer.key).chat.completions.create(**call, stream_options={"include_usage": False})
+    assert all(chunk.choices[0].delta is not None for chunk in plain)
+
+
+def test_plain_loop_over_two_choices_gets_both_and_what_they_cost(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    said, reasons = {0: "", 1: ""}, {}
+    for chunk in client(customer.key).chat.completions.create(model="gpt-4o", messages=QUESTION, stream=True, n=2):
+        choice = chunk.choices[0]
+        said[choice.index] += choice.delta.content or ""
+        reasons[choice.index] = choice.finish_reason or reasons.get(choice.index)
+        last = chunk
+    assert said[0] == said[1] != ""
+    assert reasons == {0: "stop", 1: "stop"}
+    assert int(last.model_extra["credits"]["costNanos"]) == price(last.usage) == 10**9 - suite.available(customer.key)
 
 
 def test_usage_record_says_what_was_used_and_what_it_cost(suite, client):
@@ -339,7 +367,7 @@ def test_every_provider_streams_in_openais_form_with_its_credits_last(suite, cli
             stream_cls=openai.Stream[openai.types.chat.ChatCompletionChunk],
         )
         chunks = list(stream)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     last = chunks[-1]
     exact = (last.usage.prompt_tokens * per_input + last.usage.completion_tokens * per_output) * PAYG_MULTIPLIER
     assert int(last.model_extra["credits"]["costNanos"]) == 10**9 - suite.available(customer.key) == round(exact)

@@ -118,6 +118,8 @@ class _Relay:
         if not self._headed:
             self._headed = True
             await self._call.delivery.send(Head(self._call.head(), self._call.reader.content_type))
+        if event.withheld:
+            return
         if self._waiting is not None and self._call.reader.finished and not data_of(raw):
             self._behind += raw  # a comment at the end says nothing of which event is the last
             return

@@ -35,12 +35,13 @@ BROKEN = "The provider broke off in the middle of its answer."
 class Event:
     """One event as it came. `chunk` is its data where it may be the last one, which carries the credits.
 
-    `done`: the stream ends with it.
+    `done`: the stream ends with it. `withheld`: it is not for the client; what it says is said in the last chunk.
     """
 
     raw: bytes
     chunk: dict[str, Any] | None = None
     done: bool = False
+    withheld: bool = False
 
 
 class AnswerReader(ABC):
@@ -143,13 +144,7 @@ class AnswerReader(ABC):
         counted: Callable[[], rating.Usage],  # noqa: ARG002 (for forms that can say it in a chunk of their own)
     ) -> bytes | None:
         """The last event once more with the call's credits; None where there is no event that could carry them."""
-        chunk = event.chunk if event is not None else None
-        if event is None or chunk is None:
-            return None
-        told = orjson.dumps(credits_object)
-        if (spliced := _spliced(event.raw, chunk, told)) is not None:
-            return spliced
-        return event_of(orjson.dumps({**chunk, "credits": credits_object}), name_of(event.raw))
+        return None if event is None else with_fields(event, {"credits": credits_object})
 
     def framed(self, event: bytes) -> bytes:
         """An event in the framing that the client asked for."""
@@ -227,18 +222,27 @@ def believed(read: Callable[[Mapping[str, Any]], rating.Usage], usage: object) -
     return found if 0 < found.input_tokens <= MAX_CAP and found.output_tokens <= MAX_CAP else None
 
 
-def _spliced(raw: bytes, chunk: Mapping[str, Any], told: bytes) -> bytes | None:
-    """The event as it came, with `credits` put at the end of its object.
+def with_fields(event: Event, fields: Mapping[str, Any]) -> bytes | None:
+    """The event once more with these fields in its chunk; None where it has no chunk."""
+    if event.chunk is None:
+        return None
+    if (spliced := _spliced(event.raw, event.chunk, fields)) is not None:
+        return spliced
+    return event_of(orjson.dumps({**event.chunk, **fields}), name_of(event.raw))
 
-    None where that end is not the end of the event's last line of data, or where there are credits already.
+
+def _spliced(raw: bytes, chunk: Mapping[str, Any], fields: Mapping[str, Any]) -> bytes | None:
+    """The event as it came, with these fields put at the end of its object.
+
+    None where that end is not the end of the event's last line of data, or where one of them is there already.
     """
     end = raw.rfind(b"}")
     before = raw[max(raw.rfind(b"\n", 0, end), raw.rfind(b"\r", 0, end)) + 1 : end].removeprefix(BYTE_ORDER_MARK)
     behind, *others = raw[end + 1 :].splitlines() or [b""]
     ends_the_data = before.startswith(b"data:") and not behind.strip() and not any(x[:4] == b"data" for x in others)
-    if not chunk or "credits" in chunk or not ends_the_data:
+    if not chunk or not chunk.keys().isdisjoint(fields) or not ends_the_data:
         return None
-    return raw[:end] + b',"credits":' + told + raw[end:]
+    return raw[:end] + b"," + orjson.dumps(fields)[1:-1] + raw[end:]
 
 
 def _kept(identifier: str) -> str:

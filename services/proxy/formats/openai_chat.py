@@ -12,7 +12,7 @@ from services import rating
 from services.kit.validation import Violations
 from services.proxy import converse
 from services.proxy.formats import reading, tokens
-from services.proxy.formats.answer import BROKEN, AnswerReader, Event, believed
+from services.proxy.formats.answer import BROKEN, AnswerReader, Event, believed, with_fields
 from services.proxy.formats.request import AUDIO_COMPONENTS, IMAGE_COMPONENTS, TEXT_COMPONENTS, Request
 from services.proxy.sse import DONE, event_of
 from services.proxy.upstream import Outgoing, Provider
@@ -52,6 +52,8 @@ _BILLED_TOOLS = (
 _LONG_PARTS = ("video", "audio", "file", "document")
 _CAP_FIELDS = ("max_completion_tokens", "max_tokens")
 _SAID = ("content", "refusal", "reasoning_content", "reasoning")
+# The choices of a chunk that says something else: as clients read them who have not asked for a chunk without any.
+_NOTHING_MORE = {"index": 0, "delta": {}, "finish_reason": None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,15 +118,18 @@ class ChatRequest(Request):
             given = []
         lowered = cap if self.cap is None else min(cap, self.cap)
         body |= {name: min(lowered, body[name]) for name in given} or {provider.cap_field: lowered}
-        if self.stream:
-            options = self.body.get("stream_options") or {}
-            if options.get("include_usage") is not True:
-                body["stream_options"] = {**options, "include_usage": True}
+        if self.stream and not self._asks_for_usage:
+            body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
         return Outgoing(self.form, "chat/completions", orjson.dumps(body), self.stream, headers)
 
     def reader(self) -> AnswerReader:
         """See Request."""
-        return ChatReader()
+        return ChatReader(tells_usage=self._asks_for_usage)
+
+    @property
+    def _asks_for_usage(self) -> bool:
+        """Whether the client expects a last chunk without choices, which says the usage."""
+        return (self.body.get("stream_options") or {}).get("include_usage") is True
 
     def texts(self) -> Iterator[str]:
         """See Request."""
@@ -147,10 +152,16 @@ def texts_of_message(message: Mapping[str, Any]) -> Iterator[str]:
 
 
 class ChatReader(AnswerReader):
-    """Reads a chat completion, or the chunks of a streamed one."""
+    """Reads a chat completion, or the chunks of a streamed one.
 
-    def __init__(self) -> None:
+    Without `tells_usage` the client has not asked for a chunk without choices, and its loop reads `choices[0]` of each:
+    what such a chunk says, the usage above all, is said in the last one that has choices, which waits for it.
+    """
+
+    def __init__(self, *, tells_usage: bool = True) -> None:
         super().__init__()
+        self._tells_usage = tells_usage
+        self._withheld: dict[str, Any] = {}
         self._head: dict[str, Any] = {}
         self._ended: dict[int, bool] = {}  # by choice
         self._counted_pieces = 0
@@ -158,27 +169,32 @@ class ChatReader(AnswerReader):
     def credited(
         self, event: Event | None, credits_object: Mapping[str, Any], counted: Callable[[], rating.Usage]
     ) -> bytes:
-        """See AnswerReader. Where no usage came there is a chunk of our own: the head of the others, our count.
+        """See AnswerReader. Where nothing waits there is a chunk of our own: the head of the others.
 
-        Usage that has been passed on already is not told twice, since a client may add up what it is told.
+        Where no usage came it says our count. Usage that has been passed on already is not told twice, since a client
+        may add up what it is told.
         """
-        last = super().credited(event, credits_object, counted)
-        if last is not None:
-            return last
-        if not self.estimated:
-            return self._chunk_of(choices=[], credits=credits_object)
-        ours = counted()
-        usage = {
-            "prompt_tokens": ours.input_tokens,
-            "completion_tokens": ours.output_tokens,
-            "total_tokens": ours.input_tokens + ours.output_tokens,
-        }
-        return self._chunk_of(choices=[], usage=usage, credits=credits_object)
+        chunk = event.chunk if event is not None else None
+        told = self._untold(chunk or {})
+        if self.estimated and not isinstance((chunk or {}).get("usage"), dict):
+            told["usage"] = _usage_of(counted())
+        told["credits"] = credits_object
+        last = with_fields(event, told) if event is not None else None
+        return last or self._chunk_of(choices=[] if self._tells_usage else [_NOTHING_MORE], **told)
+
+    def _untold(self, chunk: Mapping[str, Any]) -> dict[str, Any]:
+        """What chunks that were withheld say, and this one does not."""
+        found = {name: value for name, value in self._withheld.items() if chunk.get(name) is None}
+        if not self.estimated and "usage" in self._withheld:  # came after the chunk's own, and is what is billed
+            found["usage"] = self._withheld["usage"]
+        return found
 
     def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
         """See AnswerReader."""
         open_ones = [index for index, ended in self._ended.items() if not ended]
         ends = [{"index": index, "delta": {}, "finish_reason": "length"} for index in open_ones or [0]]
+        if not self._tells_usage:
+            return self._chunk_of(choices=ends, credits=credits_object) + event_of(DONE)
         length = self._chunk_of(choices=ends)
         return length + self._chunk_of(choices=[], credits=credits_object) + event_of(DONE)
 
@@ -188,7 +204,7 @@ class ChatReader(AnswerReader):
         told = {"error": error} if credits_object is None else {"error": error, "credits": credits_object}
         return event_of(orjson.dumps(told))
 
-    def _chunk_of(self, **fields: Any) -> bytes:
+    def _chunk_of(self, /, **fields: Any) -> bytes:
         """A chunk of our own, with the head of the provider's others."""
         return event_of(orjson.dumps({**self._head, "object": "chat.completion.chunk", **fields}))
 
@@ -216,7 +232,14 @@ class ChatReader(AnswerReader):
         self.finished = False
         if ended:
             self._finish()
-        return Event(raw, chunk=chunk if last and isinstance(usage, dict) else None)
+        if self._tells_usage:
+            return Event(raw, chunk=chunk if last and isinstance(usage, dict) else None)
+        if not choices and ("choices" in chunk or "usage" in chunk):
+            self._withheld |= {name: value for name, value in chunk.items() if name != "choices" and value is not None}
+            return Event(raw, withheld=True)
+        if self._withheld and (isinstance(usage, dict) or self.usage is None):
+            self._withheld.pop("usage", None)  # it was no count of the whole, or there is a later one
+        return Event(raw, chunk=chunk if ended else None)
 
     def _ends(self, choices: object) -> bool:
         """Note which choices have ended; whether all have that have begun."""
@@ -289,6 +312,14 @@ def _refuse_billed_apart(body: Mapping[str, Any]) -> None:
     extra = body.get("extra_body")
     google = extra.get("google") if isinstance(extra, dict) else None
     reading.refuse_billed_tools(google.get("tools") if isinstance(google, dict) else None, _BILLED_TOOLS)
+
+
+def _usage_of(counted: rating.Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": counted.input_tokens,
+        "completion_tokens": counted.output_tokens,
+        "total_tokens": counted.input_tokens + counted.output_tokens,
+    }
 
 
 def _counts_output(usage: Mapping[str, Any]) -> bool:

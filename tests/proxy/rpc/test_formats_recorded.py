@@ -67,7 +67,11 @@ def documented_cost(usage):
 
 async def replayed(proxy, key, upstream, record, size=7):
     upstream.script = [sent_as(record, size)]
-    return await ask(proxy, key, WIRE_FORMS[record.form], stream=record.stream)
+    form = WIRE_FORMS[record.form]
+    body = dict(FORMS[form][2])
+    if record.stream and form in {"chat", "converse"}:
+        body["stream_options"] = {"include_usage": True}  # else the last chunks are made one
+    return await ask(proxy, key, form, body, stream=record.stream)
 
 
 @pytest.mark.parametrize("form", WIRE_FORMS)

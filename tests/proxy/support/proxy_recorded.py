@@ -78,12 +78,17 @@ class Record:
             return JSON
         return AWS_EVENTS if self.form == "bedrock_converse" else EVENTS
 
-    def request(self, **words):
-        """A request that such an answer may come to; `words` as the form's request takes them."""
+    def request(self, *, asks_for_usage=True, **words):
+        """A request that such an answer may come to; `words` as the form's request takes them.
+
+        Without `asks_for_usage` a chat completion's client has not asked for the chunk that says it.
+        """
         kind, fields = FORMS[self.form]
         if kind is GeminiRequest:
             return kind.read(orjson.dumps(fields), model="recorded", stream=self.stream, **words)
         stream = {"stream": True} if self.stream else {}
+        if self.stream and kind is ChatRequest and asks_for_usage:
+            stream["stream_options"] = {"include_usage": True}
         return kind.read(orjson.dumps({"model": "recorded", **fields, **stream}))
 
 
