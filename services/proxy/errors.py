@@ -30,6 +30,7 @@ ProxyError (domain "tollkeeper.proxy")
 ├── CatalogueUnavailable       CATALOGUE_UNAVAILABLE         503  no price is known yet
 ├── ProviderNotConfigured      PROVIDER_NOT_CONFIGURED       501
 ├── ProviderUnavailable        PROVIDER_UNAVAILABLE          503
+├── ProviderRateLimited        PROVIDER_RATE_LIMITED         429  the provider's own limit on the model
 ├── ProviderRefused            PROVIDER_REFUSED              400  of the typed form: the provider's own refusal
 ├── ProviderTimeout            PROVIDER_TIMEOUT              504
 ├── ProviderCredentialRefused  PROVIDER_CREDENTIAL_REFUSED   503  the provider refuses the operator's key
@@ -271,6 +272,14 @@ class ProviderUnavailable(ProxyError):
     kind = Kind.UNAVAILABLE
     reason = "PROVIDER_UNAVAILABLE"
     advice = "Retry with backoff. Nothing was charged."
+
+
+class ProviderRateLimited(ProxyError):
+    """The provider has had too many calls for the model, from all that call it here, and wants none for a while."""
+
+    kind = Kind.EXHAUSTED
+    reason = "PROVIDER_RATE_LIMITED"
+    advice = "Retry after retry-after, or call another model. Nothing was charged."
 
 
 class ProviderRefused(ProxyError):

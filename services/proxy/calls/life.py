@@ -38,6 +38,7 @@ from services.proxy.errors import (
     KeyTypeNotAllowed,
     LedgerUnavailable,
     ProviderCredentialRefused,
+    ProviderRateLimited,
     ProviderTimeout,
     ProviderUnavailable,
 )
@@ -393,7 +394,7 @@ def _passing(error: Exception) -> bool:
     """Whether another provider may do better."""
     if isinstance(error, ProviderRefusalError):
         return error.status in _PASSING
-    return isinstance(error, ProviderUnavailable | ProviderTimeout | ProviderCredentialRefused)
+    return isinstance(error, ProviderUnavailable | ProviderTimeout | ProviderCredentialRefused | ProviderRateLimited)
 
 
 def _with_credits(body: bytes, settled: Settled) -> bytes:

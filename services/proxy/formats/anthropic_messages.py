@@ -89,7 +89,7 @@ class MessagesRequest(Request):
         del provider  # there is one way only
         changed = cap if self.cap is None else min(cap, self.cap)
         body = orjson.dumps({**self.body, "max_tokens": changed})
-        return Outgoing(self.form, "messages", body, self.stream, headers)
+        return Outgoing(self.form, "messages", body, self.stream, headers, model=self.model)
 
     def reader(self) -> AnswerReader:
         """See Request."""

@@ -119,7 +119,8 @@ class GeminiRequest(Request):
         config[field] = cap if self.cap is None else min(cap, self.cap)
         method = "streamGenerateContent?alt=sse" if self.stream else "generateContent"
         path = f"models/{path_segment(self.model)}:{method}"
-        return Outgoing(self.form, path, orjson.dumps({**self.body, name: config}), self.stream, headers)
+        body = orjson.dumps({**self.body, name: config})
+        return Outgoing(self.form, path, body, self.stream, headers, model=self.model)
 
     def for_model(self, raw: bytes, model: str) -> Self:
         """See Request."""

@@ -109,7 +109,8 @@ class ChatRequest(Request):
         """See Request."""
         if self.form not in provider.forms:
             sent = orjson.dumps(converse.to_converse(self.body, cap))
-            return Outgoing(CONVERSE, converse.model_path(self.model, self.stream), sent, self.stream)
+            path = converse.model_path(self.model, self.stream)
+            return Outgoing(CONVERSE, path, sent, self.stream, model=self.model)
         body = dict(self.body)
         given = [name for name in _CAP_FIELDS if body.get(name) is not None]
         if given and provider.name != self.owner and provider.cap_field not in given:
@@ -120,7 +121,7 @@ class ChatRequest(Request):
         body |= {name: min(lowered, body[name]) for name in given} or {provider.cap_field: lowered}
         if self.stream and not self._asks_for_usage:
             body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
-        return Outgoing(self.form, "chat/completions", orjson.dumps(body), self.stream, headers)
+        return Outgoing(self.form, "chat/completions", orjson.dumps(body), self.stream, headers, model=self.model)
 
     def reader(self) -> AnswerReader:
         """See Request."""

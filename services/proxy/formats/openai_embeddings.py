@@ -49,7 +49,8 @@ class EmbeddingsRequest(Request):
     def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
         """See Request."""
         del cap, provider
-        return Outgoing(self.form, "embeddings", orjson.dumps(self.body), stream=False, headers=headers)
+        sent = orjson.dumps(self.body)
+        return Outgoing(self.form, "embeddings", sent, stream=False, headers=headers, model=self.model)
 
     def reader(self) -> AnswerReader:
         """See Request."""

@@ -109,7 +109,7 @@ class ResponsesRequest(Request):
         del provider  # there is one way only
         changed = cap if self.cap is None else min(cap, self.cap)
         body = orjson.dumps({**self.body, "max_output_tokens": changed})
-        return Outgoing(self.form, "responses", body, self.stream, headers)
+        return Outgoing(self.form, "responses", body, self.stream, headers, model=self.model)
 
     def reader(self) -> AnswerReader:
         """See Request."""

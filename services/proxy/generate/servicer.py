@@ -10,7 +10,7 @@ from tollkeeper.proxy.v1 import generate_service_pb2 as pb
 from tollkeeper.proxy.v1 import generate_service_pb2_grpc
 
 from services.kit.call import current_identity
-from services.kit.errors import HTTP_STATUS_KEY
+from services.kit.errors import HTTP_STATUS_KEY, RETRY_AFTER_KEY
 from services.kit.replays import REPLAYED
 from services.kit.validation import Violations
 from services.proxy.calls.call import Asked, Call
@@ -18,12 +18,13 @@ from services.proxy.calls.delivery import Head, Metadata
 from services.proxy.calls.quotas import QUOTA_HEADERS
 from services.proxy.calls.running import Calls
 from services.proxy.clock import utc_now
-from services.proxy.errors import ProviderRefused, ProviderUnavailable
+from services.proxy.errors import ProviderRateLimited, ProviderRefused, ProviderUnavailable
 from services.proxy.formats.openai_chat import ChatRequest
 from services.proxy.generate import messages
 from services.proxy.keys.credentials import KnownKeys
 from services.proxy.keys.model import STANDARD, Key
 from services.proxy.sse import data_of
+from services.proxy.upstream import retry_after_seconds
 
 GENERATE = "/tollkeeper.proxy.v1.GenerateService/Generate"
 STREAM_GENERATE = "/tollkeeper.proxy.v1.GenerateService/StreamGenerate"
@@ -129,10 +130,16 @@ def _told(head: Head) -> Metadata:
 
 def _raise_refusal(head: Head, body: bytes) -> None:
     """Raise a provider's own error answer as a refusal."""
-    status = int(dict(head.metadata).get(HTTP_STATUS_KEY, 0))
+    headers = dict(head.metadata)
+    status = int(headers.get(HTTP_STATUS_KEY, 0))
     if not status:
         return
-    if status == _TOO_MANY or status >= _SERVER_SIDE:
+    if status == _TOO_MANY:
+        said = retry_after_seconds(headers.get(RETRY_AFTER_KEY, ""))
+        raise ProviderRateLimited(
+            "the provider takes no more calls for this model now", retry_after_seconds=said or 1, status=status
+        )
+    if status >= _SERVER_SIDE:
         raise ProviderUnavailable("the provider could not serve this now", retry_after_seconds=1, status=status)
     try:
         words = orjson.loads(body)["error"]["message"]

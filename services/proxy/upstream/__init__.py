@@ -11,6 +11,7 @@ from services.proxy.upstream.answer import (
     ProviderRefusalError,
     UnreadAnswerError,
     failure,
+    retry_after_seconds,
 )
 from services.proxy.upstream.client import Upstreams
 from services.proxy.upstream.configuration import ConfigurationError, Provider
@@ -27,4 +28,5 @@ __all__ = [
     "Upstreams",
     "failure",
     "path_segment",
+    "retry_after_seconds",
 ]

@@ -35,7 +35,7 @@ _BUSY = frozenset({408, 429})
 _REJECTED = frozenset({401, 402})
 _DENIED = 403
 _BAD_REQUEST = 400
-_TOO_MANY = 429
+TOO_MANY = 429
 
 # Why Google refuses a key with 400, and AWS one with 400 or 403.
 _GOOGLE_REASONS = frozenset({"API_KEY_INVALID", "API_KEY_EXPIRED"})
@@ -170,7 +170,7 @@ def meaning_of(status: int, body: bytes, aws_exception: str) -> Meaning:
         return Meaning.DENIED
     if status == _BAD_REQUEST and _google_reasons(body) & _GOOGLE_REASONS:
         return Meaning.REJECTED
-    if status == _TOO_MANY and _openai_code(body) == "insufficient_quota":
+    if status == TOO_MANY and _openai_code(body) == "insufficient_quota":
         return Meaning.REJECTED
     if status in _SERVER_ERRORS:
         return Meaning.FAILED

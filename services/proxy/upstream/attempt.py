@@ -21,6 +21,7 @@ from services.proxy.errors import ProviderCredentialRefused, ProviderUnavailable
 from services.proxy.settings import ProxySettings
 from services.proxy.upstream.answer import (
     MAX_ERROR_BYTES,
+    TOO_MANY,
     Answer,
     Meaning,
     ProviderRefusalError,
@@ -159,7 +160,7 @@ class Sender:
                 body = await opened.answer.whole(MAX_ERROR_BYTES)
             except UnreadAnswerError as error:
                 raise ProviderUnavailable(str(error), provider=provider.name) from error
-            return _judged(provider, credential, response, body)
+            return _judged(provider, outgoing.model, credential, response, body)
         if not await opened.answer.read_ahead() and outgoing.stream:
             raise ReadError("the stream ended before it began", {"causes": None})
         credential.answered(time.monotonic())
@@ -224,7 +225,7 @@ def _others(provider: Provider, base: Base, clients: Headers) -> Iterator[tuple[
 # ---------------------------------------------------------------------------------------------------------- outcomes
 
 
-def _judged(provider: Provider, credential: Credential[Key], response: Response, body: bytes) -> Failed:
+def _judged(provider: Provider, model: str, credential: Credential[Key], response: Response, body: bytes) -> Failed:
     """What an error answer comes to. A provider's words about our credential go no further than this."""
     status, now = response.status, time.monotonic()
     if status < _REFUSED:
@@ -244,7 +245,9 @@ def _judged(provider: Provider, credential: Credential[Key], response: Response,
         credential.answered(now)
     retry_after = response.get_header("retry-after") or ""
     rest = retry_after_seconds(retry_after)
-    if rest and meaning is not Meaning.FINAL:
+    if rest and status == TOO_MANY:
+        credential.limited(now, model, rest)
+    elif rest and meaning is not Meaning.FINAL:
         credential.rested(now, rest)
     content_type = response.get_header("content-type") or _JSON
     return Failed(ProviderRefusalError(status, content_type, body, retry_after, aws_exception), meaning)

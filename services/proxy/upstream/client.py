@@ -9,7 +9,13 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from services.proxy.errors import ProviderCredentialRefused, ProviderNotConfigured, ProviderTimeout, ProviderUnavailable
+from services.proxy.errors import (
+    ProviderCredentialRefused,
+    ProviderNotConfigured,
+    ProviderRateLimited,
+    ProviderTimeout,
+    ProviderUnavailable,
+)
 from services.proxy.settings import ProxySettings
 from services.proxy.upstream.answer import Answer, Meaning
 from services.proxy.upstream.attempt import Failed, Key, Opened, Sender
@@ -26,6 +32,7 @@ class _Course:
     """What has been tried of one request. `passed_over` are the credentials not to be used for it again."""
 
     deadline: float
+    model: str
     attempts: int = 0
     tried: set[Credential[Key]] = field(default_factory=set)
     passed_over: set[Credential[Key]] = field(default_factory=set)
@@ -96,9 +103,9 @@ class Upstreams:
         Entering it raises ProviderRefusalError for a provider's error answer about the request or, where that was its
         last word, about its own state; ProviderCredentialRefused where it takes none of our credentials;
         ProviderTimeout and ProviderUnavailable where there was no answer, the latter without a call while all circuits
-        are open.
+        are open; ProviderRateLimited, without a call, while all credentials are over the provider's limit on the model.
         """
-        return Posted(self._open(provider, outgoing, _Course(deadline)))
+        return Posted(self._open(provider, outgoing, _Course(deadline, outgoing.model)))
 
     async def _open(self, provider: Provider, outgoing: Outgoing, course: _Course) -> Opened:
         """Try until an answer begins or nothing is left to try. Raises what `post` does."""
@@ -129,10 +136,10 @@ class Upstreams:
         if course.attempts >= self._settings.upstream_attempts or now >= course.deadline:
             return None
         credentials = self._credentials[provider.name]
-        fresh = credentials.take(now, course.tried | course.passed_over)
+        fresh = credentials.take(now, course.model, course.tried | course.passed_over)
         if fresh is not None or not course.tried:
             return fresh
-        ready_in = credentials.ready_in(now, course.passed_over)
+        ready_in = credentials.ready_in(now, course.model, course.passed_over)
         if ready_in is None or ready_in > self._settings.upstream_retry_after_seconds:
             return None
         # Where a rest was asked for, others wait for the same moment too: hence the backoff on top of it.
@@ -140,17 +147,23 @@ class Upstreams:
         if now + wait >= course.deadline:
             return None
         await asyncio.sleep(wait)
-        return credentials.take(time.monotonic(), course.passed_over)
+        return credentials.take(time.monotonic(), course.model, course.passed_over)
 
     def _refuse_without_call(self, provider: Provider, course: _Course) -> NoReturn:
         now = time.monotonic()
         if now >= course.deadline:
             raise ProviderTimeout("no time was left to call the provider", provider=provider.name)
         credentials = self._credentials[provider.name]
-        wait = credentials.ready_in(now)
+        wait = credentials.ready_in(now, course.model)
         if credentials.all_refused:
             raise ProviderCredentialRefused(
                 "the provider cannot be called now", provider=provider.name, retry_after_seconds=wait
+            )
+        if limited_for := credentials.limited_for(now, course.model):
+            raise ProviderRateLimited(
+                "the provider takes no more calls for this model now",
+                provider=provider.name,
+                retry_after_seconds=limited_for,
             )
         raise ProviderUnavailable("the provider is not well", provider=provider.name, retry_after_seconds=wait)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote
 
 Headers = tuple[tuple[str, str], ...]
@@ -54,7 +54,8 @@ class Outgoing:
     `form` says which of the provider's base addresses and header habits: "chat", "responses", "embeddings", "messages",
     "gemini" or "converse". `path` is below that base address, its parts percent-encoded (see `path_segment`), with the
     query if there is one: "models/gemini-1.5-pro:streamGenerateContent?alt=sse". `headers` are the client's own that
-    are passed on; none of them replaces one of ours.
+    are passed on; none of them replaces one of ours. `model` is the provider's name of what is called: its rate limits
+    are of a model.
     """
 
     form: str
@@ -62,6 +63,7 @@ class Outgoing:
     body: bytes
     stream: bool
     headers: Headers = ()
+    model: str = field(kw_only=True)
 
 
 def path_segment(text: str) -> str:

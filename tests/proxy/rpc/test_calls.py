@@ -5,7 +5,7 @@ import json
 
 import orjson
 import pytest
-from proxy_fakes import price
+from proxy_fakes import Account, price
 from tollkeeper.proxy.v1 import wire_service_pb2
 
 from services.proxy.upstream.attempt import Opened
@@ -110,6 +110,29 @@ async def test_failed_call_charges_nothing_and_shows_the_providers_own_error(pro
     assert not ledger.settled
     assert not ledger.open_holds
     assert ledger.accounts["acme"].available == 10_000_000_000
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_providers_limit_on_a_model_is_a_429_and_concerns_no_other_model(proxy, key, ledger, refused, stream):
+    ledger.accounts["another"] = Account(available=10_000_000_000)
+    await proxy.entitle("another")
+    anothers = (await proxy.make_key("another")).key
+    await proxy.chat(key, text="[[sandbox status=429 retry_after=30]]", stream=stream)
+    refusal = await refused(proxy.chat(anothers, stream=stream))
+    assert (refusal.reason, refusal.trailing["x-tollkeeper-http-status"]) == ("PROVIDER_RATE_LIMITED", "429")
+    assert refusal.trailing["retry-after"] in {"29", "30"}
+    assert "x-tollkeeper-http-status" not in (await proxy.chat(anothers, model="gpt-3.5-turbo", stream=stream)).headers
+    assert [usage.model for usage in ledger.usages] == ["gpt-3.5-turbo"]
+    assert not ledger.open_holds
+
+
+async def test_model_over_its_providers_limit_is_answered_by_its_fallback_without_a_call(start_proxy, provider):
+    proxy = await start_proxy(fallbacks={"gpt-4o": ["openai/gpt-3.5-turbo"]})
+    key = (await proxy.make_key()).key
+    await provider.arm("status=429 retry_after=30", match={"model": "gpt-4o"}, count=None)
+    for _ in range(2):
+        assert (await proxy.chat(key)).headers["x-tollkeeper-fallback"] == "openai/gpt-3.5-turbo"
+    assert await provider.calls() == 3
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -218,11 +218,20 @@ async def test_refusals_are_those_of_the_wire_and_call_nobody(generate, stream, 
 async def test_providers_refusal_charges_nothing(generate, stream, ledger, refused):
     for ask in (generate, stream):
         assert (await refused(ask("[[sandbox status=400]]"))).reason == "PROVIDER_REFUSED"
-        assert (await refused(ask("[[sandbox status=429]]"))).reason == "PROVIDER_UNAVAILABLE"
+        assert (await refused(ask("[[sandbox status=429]]"))).reason == "PROVIDER_RATE_LIMITED"
+        assert (await refused(ask("[[sandbox status=503]]"))).reason == "PROVIDER_UNAVAILABLE"
         assert (await refused(ask("[[sandbox fault=reset]]"))).reason == "PROVIDER_UNAVAILABLE"
     assert not ledger.settled
     assert not ledger.open_holds
     assert ledger.accounts["acme"].available == 10_000_000_000
+
+
+async def test_providers_rate_limit_is_told_with_its_own_retry_after(generate, provider, refused):
+    for _ in range(2):  # as the provider says it, then as it is known here
+        refusal = await refused(generate("[[sandbox status=429 retry_after=30]]"))
+        assert (refusal.reason, refusal.trailing["x-tollkeeper-http-status"]) == ("PROVIDER_RATE_LIMITED", "429")
+        assert 29 <= refusal.retry_after_seconds <= 30
+    assert await provider.calls() == 1
 
 
 @pytest.mark.parametrize("fault", ["cut-stream", "stream-error"])

@@ -27,7 +27,12 @@ from proxy_upstream import (
 )
 from pyreqwest.exceptions import PyreqwestError
 
-from services.proxy.errors import ProviderCredentialRefused, ProviderTimeout, ProviderUnavailable
+from services.proxy.errors import (
+    ProviderCredentialRefused,
+    ProviderRateLimited,
+    ProviderTimeout,
+    ProviderUnavailable,
+)
 from services.proxy.upstream import Outgoing, ProviderRefusalError, failure, path_segment
 
 ROOT = Path(__file__).parents[3]
@@ -110,14 +115,14 @@ STREAMS = [
 
 @pytest.mark.parametrize(("provider", "form", "path", "body"), FORMS, ids=lambda value: str(value)[:40])
 async def test_each_form_is_answered_with_the_operators_credential(every, provider, form, path, body):
-    answered = await read(every(), Outgoing(form, path, json.dumps(body).encode(), stream=False), provider)
+    answered = await read(every(), Outgoing(form, path, json.dumps(body).encode(), stream=False, model="m"), provider)
     assert json.loads(answered)
 
 
 @pytest.mark.parametrize(("provider", "form", "path", "body"), STREAMS, ids=lambda value: str(value)[:40])
 async def test_each_stream_is_answered_as_events(every, provider, form, path, body):
     upstreams = every()
-    outgoing = Outgoing(form, path, json.dumps(body).encode(), stream=True)
+    outgoing = Outgoing(form, path, json.dumps(body).encode(), stream=True, model="m")
     async with upstreams.post(upstreams.provider(provider), outgoing, deadline=time.monotonic() + 20) as got:
         assert (got.is_events, got.is_event_stream_aws) == (provider != "bedrock", provider == "bedrock")
         assert len([piece async for piece in got.pieces()]) >= 1
@@ -126,7 +131,7 @@ async def test_each_stream_is_answered_as_events(every, provider, form, path, bo
 @pytest.mark.parametrize(("provider", "form", "path", "body"), FORMS, ids=lambda value: str(value)[:40])
 async def test_refused_credential_is_the_operators_matter_and_rests(every, provider, form, path, body):
     upstreams = every(key="sk-wrong")
-    outgoing = Outgoing(form, path, json.dumps(body).encode(), stream=False)
+    outgoing = Outgoing(form, path, json.dumps(body).encode(), stream=False, model="m")
     sent = attempts("rejected", provider)
     with structlog.testing.capture_logs() as logs:
         for _ in range(3):
@@ -138,7 +143,7 @@ async def test_refused_credential_is_the_operators_matter_and_rests(every, provi
 
 
 async def test_wrong_aws_secret_is_a_refused_credential(every):
-    outgoing = Outgoing("converse", "model/a/converse", json.dumps(CONVERSE).encode(), stream=False)
+    outgoing = Outgoing("converse", "model/a/converse", json.dumps(CONVERSE).encode(), stream=False, model="m")
     await refused(ProviderCredentialRefused, read(every(secret="wrong"), outgoing, "bedrock"))
 
 
@@ -155,9 +160,13 @@ async def test_client_adds_headers_and_replaces_none_of_ours(upstreams):
             for name in ("Authorization", "X-Api-Key", "Host", "Content-Length", "Content-Type", "x-team", "cookie")
         )
         passed = (("anthropic-beta", "theirs"), ("anthropic-feature", "a"), ("bad", "a\r\nhost: b"))
-        await read(way, Outgoing("messages", "messages", b"{}", stream=False, headers=headers + passed), "anthropic")
+        await read(
+            way, Outgoing("messages", "messages", b"{}", stream=False, headers=headers + passed, model="m"), "anthropic"
+        )
         versioned = (("Anthropic-Version", "2024-01-01"),)
-        await read(way, Outgoing("messages", "messages", b"{}", stream=False, headers=versioned), "anthropic")
+        await read(
+            way, Outgoing("messages", "messages", b"{}", stream=False, headers=versioned, model="m"), "anthropic"
+        )
     first, second = provider.requests
     assert first.line == "POST /messages HTTP/1.1"
     assert first.values("authorization") == first.values("cookie") == first.values("bad") == []
@@ -174,7 +183,7 @@ async def test_client_adds_headers_and_replaces_none_of_ours(upstreams):
 async def test_path_that_would_not_be_sent_as_it_is_is_never_sent(upstreams, path):
     async with scripted(WHOLE) as provider:
         with pytest.raises(ValueError, match="not a path as it is sent"):
-            await read(upstreams(provider.url), Outgoing("chat", path, b"{}", stream=False))
+            await read(upstreams(provider.url), Outgoing("chat", path, b"{}", stream=False, model="m"))
         assert not provider.requests
 
 
@@ -355,7 +364,16 @@ async def test_retry_after_above_the_limit_is_passed_on_and_nobody_calls_while_i
     way = upstreams(provider.url, upstream_retry_after_seconds=5)
     refusal = await refused(ProviderRefusalError, read(way, chat()))
     assert (refusal.status, refusal.retry_after) == (429, "30")
-    unavailable = await refused(ProviderUnavailable, read(way, chat()))
+    limited = await refused(ProviderRateLimited, read(way, chat()))
+    assert 29 <= limited.retry_after_seconds <= 30
+    assert await provider.calls() == 1
+
+
+async def test_failure_with_a_retry_after_is_the_whole_credentials(upstreams, provider):
+    await provider.arm("status=503 retry_after=30")
+    way = upstreams(provider.url)
+    await refused(ProviderRefusalError, read(way, chat()))
+    unavailable = await refused(ProviderUnavailable, read(way, chat(model="gpt-4o-mini")))
     assert 29 <= unavailable.retry_after_seconds <= 30
     assert await provider.calls() == 1
 

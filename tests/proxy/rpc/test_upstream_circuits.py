@@ -22,7 +22,7 @@ from proxy_upstream import (
     ways,
 )
 
-from services.proxy.errors import ProviderCredentialRefused, ProviderUnavailable
+from services.proxy.errors import ProviderCredentialRefused, ProviderRateLimited, ProviderUnavailable
 from services.proxy.upstream import ProviderRefusalError
 
 
@@ -47,8 +47,9 @@ async def test_another_credential_takes_over_at_once(upstreams, provider, monkey
     assert await provider.calls() == 2
 
 
-async def test_resting_credential_is_not_called(upstreams, provider):
-    await provider.arm("status=429 retry_after=30", match={"api_key": "one"}, count=None)
+@pytest.mark.parametrize("fault", ["status=429 retry_after=30", "status=503 retry_after=30"])
+async def test_resting_credential_is_not_called(upstreams, provider, fault):
+    await provider.arm(fault, match={"api_key": "one"}, count=None)
     way = upstreams(provider.url, openai_api_key="one,two")
     for _ in range(3):
         await read(way, chat())
@@ -83,6 +84,64 @@ async def test_refused_credential_is_tried_with_one_call_after_its_rest(upstream
     await asyncio.sleep(refusal.retry_after_seconds)
     assert b"Tollkeeper" in await read(way, chat())
     assert await provider.calls() == 2
+
+
+# --------------------------------------------------------------------------------------------------------- rate limits
+
+LIMITED = "status=429 retry_after=30"
+
+
+def limited_models(credential="1"):
+    labels = {"provider": "openai", "credential": credential}
+    return REGISTRY.get_sample_value("tollkeeper_proxy_upstream_limited_models", labels)
+
+
+async def test_rate_limit_of_one_model_leaves_the_others_answering(upstreams, provider):
+    await provider.arm(LIMITED, match={"model": "gpt-4o"}, count=None)
+    way = upstreams(provider.url)
+    assert (await refused(ProviderRefusalError, read(way, chat()))).status == 429
+    for model in ("gpt-4o-mini", "gpt-3.5-turbo"):
+        assert b"Tollkeeper" in await read(way, chat(model=model))
+    assert (circuit(), limited_models()) == (0, 1)
+    await refused(ProviderRateLimited, read(way, chat()))
+    assert await provider.calls() == 3
+
+
+async def test_credentials_that_all_rest_for_a_model_are_told_as_the_providers_limit(upstreams, provider):
+    await provider.arm("status=429 retry_after=40", match={"api_key": "one"}, count=None)
+    await provider.arm(LIMITED, match={"api_key": "two"}, count=None)
+    way = upstreams(provider.url, openai_api_key="one,two")
+    assert (await refused(ProviderRefusalError, read(way, chat()))).retry_after == "30"
+    assert await provider.calls() == 2
+    limited = await refused(ProviderRateLimited, read(way, chat()))
+    assert 29 <= limited.retry_after_seconds <= 30
+    assert await provider.calls() == 2
+
+
+async def test_refused_credential_hides_no_rate_limit_of_the_other(upstreams, provider):
+    await provider.arm("status=401", match={"api_key": "one"}, count=None)
+    await provider.arm(LIMITED, match={"api_key": "two"}, count=None)
+    way = upstreams(provider.url, openai_api_key="one,two")
+    assert (await refused(ProviderRefusalError, read(way, chat()))).status == 429
+    assert (await refused(ProviderRateLimited, read(way, chat()))).retry_after_seconds > 29
+
+
+async def test_credential_that_fails_beside_one_that_rests_is_not_well(upstreams, provider):
+    await provider.arm("status=500", match={"api_key": "one"}, count=None)
+    await provider.arm(LIMITED, match={"api_key": "two"}, count=None)
+    way = upstreams(provider.url, openai_api_key="one,two", upstream_breaker_failures=1)
+    await refused(ProviderRefusalError, read(way, chat()))
+    await refused(ProviderUnavailable, read(way, chat()))
+
+
+async def test_rate_limit_is_over_when_the_provider_said_so(upstreams, provider):
+    await provider.arm("status=429 retry_after=1")
+    way = upstreams(provider.url, upstream_retry_after_seconds=0)
+    await refused(ProviderRefusalError, read(way, chat()))
+    limited = await refused(ProviderRateLimited, read(way, chat()))
+    await asyncio.sleep(limited.retry_after_seconds)
+    assert b"Tollkeeper" in await read(way, chat())
+    assert limited_models() == 0
 
 
 # ----------------------------------------------------------------------------------------------------------- circuits

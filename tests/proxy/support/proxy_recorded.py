@@ -216,7 +216,7 @@ async def replay(record, pieces=None, *, breaks=False, **words):
     replayed = Replayed(call)
     raw = RecordedAnswer([record.body] if pieces is None else pieces, record.content_type, breaks=breaks)
     form = CONVERSE if record.form == "bedrock_converse" else call.request.form
-    answer = answer_of(raw, Outgoing(form, "recorded", b"{}", record.stream), "recorded")
+    answer = answer_of(raw, Outgoing(form, "recorded", b"{}", record.stream, model="recorded"), "recorded")
 
     async def end_hold(status):
         replayed.statuses.append(status)

@@ -136,7 +136,7 @@ async def ways():
 
 def chat(text="Hello", *, stream=False, headers=(), model="gpt-4o"):
     body = {"model": model, "messages": [{"role": "user", "content": text}], "stream": stream}
-    return Outgoing("chat", "chat/completions", json.dumps(body).encode(), stream, headers)
+    return Outgoing("chat", "chat/completions", json.dumps(body).encode(), stream, headers, model=model)
 
 
 async def read(upstreams, outgoing, provider="openai", seconds=20.0):
