@@ -54,12 +54,18 @@ class ProxySettings(ServiceSettings):
     openai_headers: dict[str, str] = Field(
         default={}, description='headers sent there besides; JSON: {"OpenAI-Organization": "org-…"}'
     )
+    openai_models: dict[str, str] = Field(
+        default={}, description="its ids of models, by the catalogue's names where they differ; JSON"
+    )
     anthropic_base_url: str = Field(
         default="https://api.anthropic.com/v1",
         description="Anthropic's address, for both its forms",
     )
     anthropic_api_key: str = Field(default="", repr=False, description="our keys there, between commas")
     anthropic_headers: dict[str, str] = Field(default={}, description="headers sent there besides; JSON")
+    anthropic_models: dict[str, str] = Field(
+        default={}, description='its ids of models, by our names; JSON: {"claude-3-haiku": "claude-3-haiku-20240307"}'
+    )
     google_base_url: str = Field(
         default="https://generativelanguage.googleapis.com/v1beta/openai", description="Google's OpenAI form"
     )
@@ -68,11 +74,13 @@ class ProxySettings(ServiceSettings):
     )
     google_api_key: str = Field(default="", repr=False, description="our keys there, between commas")
     google_headers: dict[str, str] = Field(default={}, description="headers sent there besides; JSON")
+    google_models: dict[str, str] = Field(default={}, description="its ids of models, by our names; JSON")
     huggingface_base_url: str = Field(
         default="https://router.huggingface.co/v1", description="Hugging Face's OpenAI form"
     )
     huggingface_api_key: str = Field(default="", repr=False, description="our keys there, between commas")
     huggingface_headers: dict[str, str] = Field(default={}, description="headers sent there besides; JSON")
+    huggingface_models: dict[str, str] = Field(default={}, description="its ids of models, by our names; JSON")
     bedrock_base_url: str = Field(
         default="https://bedrock-runtime.{region}.amazonaws.com", description="AWS Bedrock's address"
     )
@@ -83,6 +91,10 @@ class ProxySettings(ServiceSettings):
         default="", repr=False, description="their session tokens, in the same order; empty where they are lasting ones"
     )
     bedrock_headers: dict[str, str] = Field(default={}, description="headers sent there besides; JSON")
+    bedrock_models: dict[str, str] = Field(
+        default={},
+        description='its ids of models or profiles, by our names; JSON: {"claude-sonnet": "us.anthropic.claude-…"}',
+    )
     providers_file: Path | None = Field(
         default=None,
         description="TOML file of further providers in OpenAI's form (upstream/configuration.py)",

@@ -86,10 +86,10 @@ class MessagesRequest(Request):
 
     def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
         """See Request."""
-        del provider  # there is one way only
+        model = provider.id_of(self.model)
         changed = cap if self.cap is None else min(cap, self.cap)
-        body = orjson.dumps({**self.body, "max_tokens": changed})
-        return Outgoing(self.form, "messages", body, self.stream, headers, model=self.model)
+        body = orjson.dumps({**self.body, "model": model, "max_tokens": changed})
+        return Outgoing(self.form, "messages", body, self.stream, headers, model=model)
 
     def reader(self) -> AnswerReader:
         """See Request."""

@@ -112,15 +112,15 @@ class GeminiRequest(Request):
 
     def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
         """See Request. A stream is asked for as events, whatever framing the client wants."""
-        del provider  # there is one way only
+        model = provider.id_of(self.model)
         name = "generation_config" if "generation_config" in self.body else "generationConfig"
         config = dict(self.body.get(name) or {})
         field = "max_output_tokens" if "max_output_tokens" in config else "maxOutputTokens"
         config[field] = cap if self.cap is None else min(cap, self.cap)
         method = "streamGenerateContent?alt=sse" if self.stream else "generateContent"
-        path = f"models/{path_segment(self.model)}:{method}"
+        path = f"models/{path_segment(model)}:{method}"
         body = orjson.dumps({**self.body, name: config})
-        return Outgoing(self.form, path, body, self.stream, headers, model=self.model)
+        return Outgoing(self.form, path, body, self.stream, headers, model=model)
 
     def for_model(self, raw: bytes, model: str) -> Self:
         """See Request."""

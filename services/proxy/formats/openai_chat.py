@@ -107,11 +107,11 @@ class ChatRequest(Request):
 
     def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
         """See Request."""
+        model = provider.id_of(self.model)
+        body = {**self.body, "model": model}
         if self.form not in provider.forms:
-            sent = orjson.dumps(converse.to_converse(self.body, cap))
-            path = converse.model_path(self.model, self.stream)
-            return Outgoing(CONVERSE, path, sent, self.stream, model=self.model)
-        body = dict(self.body)
+            sent = orjson.dumps(converse.to_converse(body, cap))
+            return Outgoing(CONVERSE, converse.model_path(model, self.stream), sent, self.stream, model=model)
         given = [name for name in _CAP_FIELDS if body.get(name) is not None]
         if given and provider.name != self.owner and provider.cap_field not in given:
             # By the other name it may be passed over, and the answer be as long as it likes.
@@ -121,7 +121,7 @@ class ChatRequest(Request):
         body |= {name: min(lowered, body[name]) for name in given} or {provider.cap_field: lowered}
         if self.stream and not self._asks_for_usage:
             body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
-        return Outgoing(self.form, "chat/completions", orjson.dumps(body), self.stream, headers, model=self.model)
+        return Outgoing(self.form, "chat/completions", orjson.dumps(body), self.stream, headers, model=model)
 
     def reader(self) -> AnswerReader:
         """See Request."""

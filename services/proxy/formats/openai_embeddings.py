@@ -48,9 +48,10 @@ class EmbeddingsRequest(Request):
 
     def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
         """See Request."""
-        del cap, provider
-        sent = orjson.dumps(self.body)
-        return Outgoing(self.form, "embeddings", sent, stream=False, headers=headers, model=self.model)
+        del cap
+        model = provider.id_of(self.model)
+        sent = orjson.dumps({**self.body, "model": model})
+        return Outgoing(self.form, "embeddings", sent, stream=False, headers=headers, model=model)
 
     def reader(self) -> AnswerReader:
         """See Request."""

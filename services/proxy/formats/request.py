@@ -58,7 +58,7 @@ class Request(ABC):
 
     @abstractmethod
     def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
-        """The request for the provider: what was read, but for the output cap and the asking for usage.
+        """The request for the provider: what was read, but for the output cap, the asking for usage and the model's id.
 
         Written anew even where nothing changes: of a name that stands twice in an object one reader takes the first and
         another the last, and what the provider reads must be what was checked here.

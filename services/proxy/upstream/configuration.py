@@ -26,8 +26,10 @@ _MAX_PROVIDERS = 100
 _MAX_KEYS = 100
 _MAX_KEY_LENGTH = 8192
 _MAX_HEADERS = 50
+_MAX_MODELS = 10_000
+_MAX_ID_LENGTH = 2048  # the longest ARN of AWS
 
-_KEY = re.compile(r"[\x21-\x7e]+")
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
 _REGION = re.compile(r"[a-z0-9-]{1,64}")
 _REGION_FIELD = "{region}"
 
@@ -59,17 +61,25 @@ class Base:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Provider:
-    """A provider that may be called. `cap_field` is what its OpenAI form calls the output cap."""
+    """A provider that may be called. `cap_field` is what its OpenAI form calls the output cap.
+
+    `models` are its own ids of models, by the catalogue's names, where they differ.
+    """
 
     name: str
     cap_field: str
     bases: Mapping[str, Base]
     keys: tuple[str, ...] | tuple[AwsKey, ...] = field(repr=False)
     headers: Headers = ()
+    models: Mapping[str, str] = field(default_factory=dict)
     forms: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "forms", frozenset(self.bases))
+
+    def id_of(self, model: str) -> str:
+        """What this provider calls the model that the catalogue, plans and bills call `model`."""
+        return self.models.get(model, model)
 
 
 # ------------------------------------------------------------------------------------------------------------- fields
@@ -89,7 +99,7 @@ def _checked_url(url: str) -> str:
 
 
 def _checked_key(key: str) -> str:
-    if len(key) > _MAX_KEY_LENGTH or not _KEY.fullmatch(key):
+    if len(key) > _MAX_KEY_LENGTH or not _VISIBLE.fullmatch(key):
         raise ValueError(f"must be up to {_MAX_KEY_LENGTH} visible ASCII characters without blanks")
     return key
 
@@ -103,9 +113,21 @@ def _checked_headers(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
+def _checked_models(models: dict[str, str]) -> dict[str, str]:
+    for name, identifier in models.items():
+        if not name or name != name.strip():
+            raise ValueError(f"{name!r} is no name of a model")
+        if len(identifier) > _MAX_ID_LENGTH or not _VISIBLE.fullmatch(identifier) or identifier in {".", ".."}:
+            raise ValueError(
+                f"the id of {name!r} must be 1 to {_MAX_ID_LENGTH} visible ASCII characters without blanks"
+            )
+    return models
+
+
 BaseUrl = Annotated[str, AfterValidator(_checked_url)]
 Keys = Annotated[list[Annotated[str, AfterValidator(_checked_key)]], Field(max_length=_MAX_KEYS)]
 ExtraHeaders = Annotated[dict[str, str], Field(max_length=_MAX_HEADERS), AfterValidator(_checked_headers)]
+ModelIds = Annotated[dict[str, str], Field(max_length=_MAX_MODELS), AfterValidator(_checked_models)]
 
 
 class _Listed(BaseModel):
@@ -118,6 +140,7 @@ class _Listed(BaseModel):
     api_keys: Keys = []
     api_key_file: str = ""
     headers: ExtraHeaders = {}
+    models: ModelIds = {}
     forms: list[Literal["chat", "responses", "embeddings"]] = Field(default=["chat"], min_length=1, max_length=3)
     cap_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
 
@@ -177,13 +200,13 @@ class _Reading:
         base = Base(
             self._url("bedrock_base_url", lambda url: url.replace(_REGION_FIELD, region)), Authentication.SIGNATURE_V4
         )
-        return Provider(
-            "bedrock", "max_tokens", {"converse": base}, self._aws_keys(region), self._headers("bedrock_headers")
-        )
+        keys, headers = self._aws_keys(region), self._headers("bedrock_headers")
+        return Provider("bedrock", "max_tokens", {"converse": base}, keys, headers, self._models("bedrock_models"))
 
     def _provider(self, name: str, cap_field: str, bases: Mapping[str, Base]) -> Provider:
         keys = self._keys(f"{name}_api_key")
-        return Provider(name, cap_field, bases, keys, self._headers(f"{name}_headers"))
+        headers, models = self._headers(f"{name}_headers"), self._models(f"{name}_models")
+        return Provider(name, cap_field, bases, keys, headers, models)
 
     def _aws_keys(self, region: str) -> tuple[AwsKey, ...]:
         ids, secrets = self._keys("bedrock_access_key_id"), self._keys("bedrock_secret_access_key")
@@ -225,10 +248,9 @@ class _Reading:
             if entry.name in taken or entry.name in providers:
                 self.wrong.append(f"{where}.name: there is a provider {entry.name!r} already")
             keys = self._keys_of(where, path, entry)
-            base = Base(entry.base_url)
-            providers[entry.name] = Provider(
-                entry.name, entry.cap_field, dict.fromkeys(entry.forms, base), keys, tuple(entry.headers.items())
-            )
+            bases: dict[str, Base] = dict.fromkeys(entry.forms, Base(entry.base_url))
+            headers = tuple(entry.headers.items())
+            providers[entry.name] = Provider(entry.name, entry.cap_field, bases, keys, headers, entry.models)
         return providers
 
     def _keys_of(self, where: str, path: Path, entry: _Listed) -> tuple[str, ...]:
@@ -263,6 +285,10 @@ class _Reading:
     def _headers(self, setting: str) -> Headers:
         headers: dict[str, str] | None = self._valid(_variable(setting), ExtraHeaders, getattr(self._settings, setting))
         return tuple((headers or {}).items())
+
+    def _models(self, setting: str) -> dict[str, str]:
+        models: dict[str, str] | None = self._valid(_variable(setting), ModelIds, getattr(self._settings, setting))
+        return models or {}
 
     def _refuse(self, setting: str, message: str) -> None:
         self.wrong.append(f"{_variable(setting)}: {message}")

@@ -247,6 +247,65 @@ async def test_same_idempotency_key_gets_the_same_answer_charged_once_in_every_f
         assert [violation.field for violation in streamed.violations] == ["idempotency-key"]
 
 
+# ----------------------------------------------------------------------------------------------- providers' own ids
+
+THEIRS = {
+    "gpt-4o": "gpt-4o-2024-11-20",
+    "text-embedding-3-small": "org/embedding:small",
+    "claude-3-haiku": "claude-3-haiku-20240307",
+    "gemini-1.5-pro": "gemini-1.5-pro-002",
+    "claude-sonnet": "arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.anthropic.claude-sonnet-4-v1:0",
+}
+MAPPED = {
+    f"{provider}_models": {model: THEIRS[model] for model, owner, _ in FORMS.values() if owner == provider}
+    for provider in ("openai", "anthropic", "google", "bedrock")
+}
+
+
+@pytest.mark.parametrize(("form", "stream"), [*((form, False) for form in FORMS), *((form, True) for form in STREAMED)])
+async def test_provider_is_asked_by_its_own_id_and_the_bill_has_the_catalogues_name(
+    start_proxy, provider, ledger, form, stream
+):
+    proxy = await start_proxy(**every_provider(provider.url, **MAPPED))
+    key = (await proxy.make_key(allowed_models=list(THEIRS))).key
+    got = await ask(proxy, key, form, stream=stream)
+    assert got.status == 200
+    model, owner, _ = FORMS[form]
+    (seen,) = (await provider.usage())["records"]
+    assert (seen["provider"], seen["model"]) == (owner, THEIRS[model])
+    assert [(usage.provider, usage.model) for usage in ledger.usages] == [(owner, model)]
+    assert ledger.bills[0].amount_nanos > 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_fallback_is_asked_by_its_own_id(start_proxy, pricing, provider, ledger, form):
+    model, owner, _ = FORMS[form]
+    fallback = FALLBACKS[model][0].partition("/")[2]
+    pricing.prices.append(dear(fallback, owner))
+    mapped = {f"{owner}_models": {model: THEIRS[model], fallback: "the-fallback"}}
+    proxy = await start_proxy(**every_provider(provider.url, upstream_attempts=1, fallbacks=FALLBACKS, **mapped))
+    key = (await proxy.make_key()).key
+    await provider.arm("status=500", match={"model": THEIRS[model]}, count=None)
+    got = await ask(proxy, key, form)
+    assert got.headers["x-tollkeeper-fallback"] == f"{owner}/{fallback}"
+    assert [seen["model"] for seen in (await provider.usage())["records"]] == [THEIRS[model], "the-fallback"]
+    assert [usage.model for usage in ledger.usages] == [fallback]
+
+
+async def test_providers_id_is_no_name_that_a_customer_can_call(start_proxy, provider, refused):
+    proxy = await start_proxy(**every_provider(provider.url, **MAPPED))
+    key = (await proxy.make_key()).key
+    assert (await refused(ask(proxy, key, "chat", model=THEIRS["gpt-4o"]))).reason == "MODEL_NOT_PRICED"
+    assert await provider.calls() == 0
+
+
+async def test_what_bedrock_takes_of_a_model_is_told_by_its_own_id(start_proxy, provider):
+    tools = [{"type": "function", "function": {"name": "toll", "parameters": {"type": "object"}}}]
+    body = saying("converse", "hello", tools=tools, parallel_tool_calls=False)
+    proxy = await start_proxy(**every_provider(provider.url, **MAPPED))
+    assert (await ask(proxy, (await proxy.make_key()).key, "converse", body)).status == 200
+
+
 # ------------------------------------------------------------------------------------ failures, fallbacks, left streams
 
 

@@ -194,6 +194,18 @@ async def test_wrong_field_is_named_and_nothing_is_held(generate, ledger, refuse
     assert not ledger.holds
 
 
+@pytest.mark.parametrize(("owner", "model"), EVERY_PROVIDER.items())
+async def test_every_provider_is_asked_by_its_own_id_for_a_model(start_proxy, provider, ledger, owner, model):
+    proxy = await start_proxy(**every_provider(provider.url, **{f"{owner}_models": {model: "their/own:id"}}))
+    stub = generate_service_pb2_grpc.GenerateServiceStub(proxy.channel)
+    answered = await stub.Generate(asking(provider=owner, model=model), metadata=proxy.service)
+    assert answered.usage.output_tokens > 0
+    assert [(seen["provider"], seen["model"]) for seen in (await provider.usage())["records"]] == [
+        (owner, "their/own:id")
+    ]
+    assert [(usage.provider, usage.model) for usage in ledger.usages] == [(owner, model)]
+
+
 async def test_stream_has_one_payer_and_no_request_id(proxy, stub, stream, ledger, refused):
     assert [v.field for v in (await refused(stream(request_id="once"))).violations] == ["request_id"]
 

@@ -1,5 +1,7 @@
 """Providers by configuration: what there is, and how what is wrong is told."""
 
+import json
+
 import pytest
 
 from services.proxy.settings import ProxySettings
@@ -9,6 +11,7 @@ from services.proxy.upstream.configuration import Authentication, providers_of
 from services.proxy.upstream.outgoing import passed_on
 from services.proxy.upstream.signing import AwsKey
 
+ARN = "arn:aws:bedrock:eu-west-1:123456789012:inference-profile/eu.anthropic.claude-3-haiku-v1:0"
 FILE = """
 [[providers]]
 name = "mistral"
@@ -16,6 +19,7 @@ base_url = "https://mistral.test/v1/"
 api_keys = ["m-1", "m-2"]
 headers = { "X-Team" = "a" }
 forms = ["chat", "embeddings"]
+models = { large = "mistral-large-2411" }
 
 [[providers]]
 name = "local-one"
@@ -95,6 +99,29 @@ def test_further_providers_come_from_a_file(file):
     assert (local.forms, local.keys, local.cap_field) == ({"chat"}, ("l-1", "l-2"), "max_completion_tokens")
 
 
+def test_models_that_a_provider_calls_otherwise_have_its_ids_and_others_their_names(file):
+    models = {"claude-sonnet": "us.anthropic.claude-sonnet-4-20250514-v1:0", "mine": ARN}
+    found = read(
+        bedrock_access_key_id="i", bedrock_secret_access_key="s", bedrock_models=models, providers_file=file(FILE)
+    )
+    assert [found["bedrock"].id_of(name) for name in ("claude-sonnet", "mine", "claude-opus")] == [
+        "us.anthropic.claude-sonnet-4-20250514-v1:0",
+        ARN,
+        "claude-opus",
+    ]
+    assert (found["mistral"].id_of("large"), found["mistral"].id_of("small")) == ("mistral-large-2411", "small")
+
+
+def test_models_of_every_provider_are_read_from_its_setting(monkeypatch):
+    for name in ("OPENAI", "ANTHROPIC", "GOOGLE", "HUGGINGFACE", "BEDROCK"):
+        monkeypatch.setenv(f"TOLLKEEPER_PROXY_{name}_MODELS", json.dumps({"ours": f"{name}/theirs"}))
+    keys = {f"{name}_api_key": "k" for name in ("openai", "anthropic", "google", "huggingface")}
+    found = read(**keys, bedrock_access_key_id="i", bedrock_secret_access_key="s")
+    assert {name: one.id_of("ours") for name, one in found.items()} == {
+        name: f"{name.upper()}/theirs" for name in ("openai", "anthropic", "google", "huggingface", "bedrock")
+    }
+
+
 def test_no_secret_is_told_by_a_provider():
     found = read(openai_api_key="sk-o", bedrock_access_key_id="AKIA", bedrock_secret_access_key="sk-b")
     assert "sk-" not in repr(found)
@@ -111,6 +138,11 @@ def test_no_secret_is_told_by_a_provider():
         ({"openai_api_key": "schlüssel"}, "TOLLKEEPER_PROXY_OPENAI_API_KEY[0]: must be"),
         ({"openai_headers": {"Authorization": "x"}}, "TOLLKEEPER_PROXY_OPENAI_HEADERS: 'Authorization' is not one"),
         ({"anthropic_headers": {"a": "b\nc"}}, "TOLLKEEPER_PROXY_ANTHROPIC_HEADERS: 'a' is not a well-formed header"),
+        ({"openai_models": {"": "gpt-4o"}}, "TOLLKEEPER_PROXY_OPENAI_MODELS: '' is no name of a model"),
+        ({"google_models": {"a ": "b"}}, "TOLLKEEPER_PROXY_GOOGLE_MODELS: 'a ' is no name of a model"),
+        ({"bedrock_models": {"a": ""}}, "TOLLKEEPER_PROXY_BEDROCK_MODELS: the id of 'a' must be 1 to 2048"),
+        ({"anthropic_models": {"a": "b c"}}, "TOLLKEEPER_PROXY_ANTHROPIC_MODELS: the id of 'a' must be"),
+        ({"huggingface_models": {"a": ".."}}, "TOLLKEEPER_PROXY_HUGGINGFACE_MODELS: the id of 'a' must be"),
         ({"bedrock_region": "a/b"}, "TOLLKEEPER_PROXY_BEDROCK_REGION: must be"),
         (
             {"bedrock_access_key_id": "a,b", "bedrock_secret_access_key": "s"},
@@ -158,6 +190,14 @@ def test_everything_that_is_wrong_is_told_at_once_and_no_secret_with_it():
         (
             '[[providers]]\nname = "openai"\nbase_url = "https://a"\napi_keys = ["a"]',
             "providers[0].name: there is a provider 'openai' already",
+        ),
+        (
+            '[[providers]]\nname = "x"\nbase_url = "https://a"\napi_keys = ["a"]\nmodels = { a = "" }',
+            "providers[0].models: the id of 'a' must be 1 to 2048",
+        ),
+        (
+            '[[providers]]\nname = "x"\nbase_url = "https://a"\napi_keys = ["a"]\nmodels = { a = 1 }',
+            "providers[0].models.a: Input should be a valid string",
         ),
         (FILE + FILE, "providers[2].name: there is a provider 'mistral' already"),
     ],
