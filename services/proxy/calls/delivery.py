@@ -30,7 +30,17 @@ class Delivery:
     not: what is sent then is dropped. There is one call that sends, and one client that reads.
     """
 
-    __slots__ = ("_ended", "_items", "_something", "_stall_seconds", "_taken", "abandoned", "begun", "overheard")
+    __slots__ = (
+        "_ended",
+        "_items",
+        "_something",
+        "_stall_seconds",
+        "_taken",
+        "abandoned",
+        "begun",
+        "on_abandoned",
+        "overheard",
+    )
 
     def __init__(self, stall_seconds: float = 60) -> None:
         self._stall_seconds = stall_seconds
@@ -41,6 +51,7 @@ class Delivery:
         self.abandoned = False
         self.begun = False  # something of the answer has been sent
         self.overheard: Callable[[bytes], None] | None = None  # told every piece, whether there is a client or not
+        self.on_abandoned: Callable[[], None] | None = None  # called, once, when nobody reads any more
 
     def put(self, item: Head | bytes) -> bool:
         """Send the next thing, where there is room for it; whether there was. Else `send` it."""
@@ -93,6 +104,9 @@ class Delivery:
         self.abandoned = True
         self._items.clear()
         _wake(self._taken)
+        if self.on_abandoned is not None:
+            told, self.on_abandoned = self.on_abandoned, None
+            told()
 
     async def _next(self) -> Head | bytes | None:
         """The next thing. Raises the failure where it is one."""

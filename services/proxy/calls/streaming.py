@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -49,7 +49,8 @@ async def relay(
     stream = _Relay(call, end_hold, cancel_on_disconnect=cancel_on_disconnect)
     async with aclosing(answer.pieces()) as pieces:
         try:
-            await stream.pass_on(pieces, extend_hold, output_tokens)
+            async with stream.while_wanted():
+                await stream.pass_on(pieces, extend_hold, output_tokens)
         except (PyreqwestError, EventTooLargeError, ProviderUnavailable) as error:
             _log.warning("a stream broke off", call_id=call.call_id, error=repr(error))
             stream.broken = True
@@ -77,6 +78,31 @@ class _Relay:
         self.done = False
         self.broken = False
         self.cut_short = False
+
+    @contextlib.asynccontextmanager
+    async def while_wanted(self) -> AsyncIterator[None]:
+        """Where a client that leaves ends the call, end what is within at that moment, and not at the next event.
+
+        Before the first event nothing is measured that could be billed: that one is waited for.
+        """
+        if not self._cancel_on_disconnect:
+            yield
+            return
+        delivery, wanted = self._call.delivery, asyncio.timeout(None)
+
+        def left() -> None:
+            if self._headed:
+                wanted.reschedule(asyncio.get_running_loop().time())
+
+        try:
+            async with wanted:
+                delivery.on_abandoned = left
+                yield
+        except TimeoutError:
+            if not wanted.expired():
+                raise
+        finally:
+            delivery.on_abandoned = None
 
     async def pass_on(self, pieces: AsyncGenerator[bytes], extend_hold: ExtendHold, output_tokens: int) -> None:
         """Pass on the events of a stream until it is done, or nobody waits for it, or its hold is not extended.

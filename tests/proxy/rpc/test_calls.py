@@ -199,6 +199,30 @@ async def test_disconnected_stream_under_policy_cancel_is_billed_for_what_came(
     assert 1 <= usage.output_tokens < 400
 
 
+async def test_provider_is_let_go_under_policy_cancel_when_the_client_leaves_and_not_with_its_next_words(
+    start_proxy, ledger, provider, eventually
+):
+    proxy = await start_proxy(disconnect_policy="cancel")
+    key = (await proxy.make_key()).key
+    call = proxy.start_chat(key, text="[[sandbox output_tokens=50 delay_ms=8000]]", stream=True, max_tokens=500)
+    async for _ in call:
+        break
+    left = asyncio.get_running_loop().time()
+    call.cancel()
+    await eventually(lambda: ledger.settled)
+
+    async def let_go():
+        return (await provider.usage())["aborted_by_client"] == 1
+
+    await eventually(let_go)
+    assert asyncio.get_running_loop().time() - left < 4
+    usage = ledger.usages[0]
+    assert (usage.estimated, usage.status) == (True, "cut")
+    assert usage.input_tokens > 0
+    assert 1 <= usage.output_tokens <= 2
+    assert not ledger.open_holds
+
+
 async def test_stream_cut_by_the_provider_is_billed_for_what_came(proxy, key, ledger):
     answer = await proxy.chat(key, text="[[sandbox fault=cut-stream after=5]]", stream=True)
     events = answer.events()

@@ -1,5 +1,6 @@
 """What holds for calls of every wire format alike: refusals, caps, idempotency, holds, and bodies as they came."""
 
+import asyncio
 import base64
 import json
 import os
@@ -9,7 +10,7 @@ import orjson
 import pytest
 from proxy_fakes import FakePricing
 from proxy_upstream import answer, scripted
-from proxy_wire import FORMS, HELLO, STREAMED, ask, dear, every_provider, saying
+from proxy_wire import FORMS, HELLO, STREAMED, ask, dear, every_provider, saying, start
 
 PIXEL = base64.b64encode(os.urandom(30_000)).decode()
 SCHEMA = {"type": "object", "properties": {"bridge": {"type": "string", "description": "Which bridge " * 40}}}
@@ -316,6 +317,27 @@ async def test_missing_usage_is_estimated_in_every_form(proxy, key, ledger, form
     usage = ledger.usages[0]
     assert (usage.estimated, usage.status) == (True, "ok")
     assert usage.output_tokens >= 10
+    assert ledger.bills[0].amount_nanos > 0
+
+
+@pytest.mark.parametrize("form", STREAMED)
+async def test_provider_is_let_go_under_policy_cancel_when_the_client_leaves_in_every_form(
+    start_proxy, provider, ledger, eventually, form
+):
+    proxy = await start_proxy(**every_provider(provider.url, disconnect_policy="cancel"))
+    body = saying(form, "[[sandbox output_tokens=50 delay_ms=8000]]")
+    call = start(proxy, (await proxy.make_key()).key, form, body, stream=True)
+    await anext(aiter(call))
+    left = asyncio.get_running_loop().time()
+    call.cancel()
+    await eventually(lambda: ledger.settled)
+
+    async def let_go():
+        return (await provider.usage())["aborted_by_client"] == 1
+
+    await eventually(let_go)
+    assert asyncio.get_running_loop().time() - left < 4
+    assert [(usage.estimated, usage.status) for usage in ledger.usages] == [(True, "cut")]
     assert ledger.bills[0].amount_nanos > 0
 
 

@@ -114,3 +114,11 @@ async def test_failure_keeps_nothing_of_the_call_it_came_from(gone):
         assert request() is None
     finally:
         gc.enable()
+
+
+async def test_who_wants_to_know_is_told_once_that_the_client_has_left():
+    delivery, told = Delivery(), []
+    delivery.on_abandoned = lambda: told.append(delivery.abandoned)
+    delivery.abandon()
+    delivery.abandon()
+    assert told == [True]
