@@ -65,7 +65,8 @@ class Call:
     `hold_open` says that a hold stands, or may stand, in the ledger; `held_until` is in seconds of `time.monotonic()`.
     `standing` says how it stands with the limits per minute, `price_version` what it is priced by, `available_nanos`
     what was available after it, `quotas` what is left of the plan's: after the hold, then after its settlement. A
-    fallback is a new attempt, with a request, a reader and a hold of its own.
+    fallback is a new attempt, with a request, a reader and a hold of its own. `held_output_tokens` is set where a
+    stream was ended because its hold was not extended: so many were held in all.
     """
 
     key: Key
@@ -85,6 +86,7 @@ class Call:
     hold_open: bool = False
     held_until: float = 0.0
     extensions: int = 0
+    held_output_tokens: int | None = None
 
     def __post_init__(self) -> None:
         self.provider = self.asked.provider
@@ -104,7 +106,9 @@ class Call:
     def counted(self) -> rating.Usage:
         """What was used: the provider's count, else an estimate, never of nothing.
 
-        A provider sends at least a token in each piece of a stream, so there are at least as many as pieces.
+        A provider sends at least a token in each piece of a stream, so there are at least as many as pieces. Where a
+        stream was ended because more was not to be had, an estimate is of no more than was held: what the provider said
+        above its cap without counting it, nobody has asked for, and there is no money for it.
         """
         reader = self.reader
         if reader.usage is not None:
@@ -112,8 +116,10 @@ class Call:
         known = reader.partial or rating.Usage(input_tokens=self.request.estimated_input())
         if not self.request.choices:
             return known
-        said = tokens.estimated(self.request.model, reader.said)
-        return known._replace(output_tokens=max(known.output_tokens, said, reader.pieces, 1))
+        said = max(tokens.estimated(self.request.model, reader.said), reader.pieces, 1)
+        if self.held_output_tokens is not None:
+            said = min(said, self.held_output_tokens)
+        return known._replace(output_tokens=max(known.output_tokens, said))
 
     def fingerprint(self, body: bytes) -> bytes:
         """SHA-256 of what was asked for: a repeat of it is the same request."""

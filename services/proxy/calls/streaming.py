@@ -17,14 +17,13 @@ from services.proxy.calls.delivery import Head
 from services.proxy.converse.exchange import ReadableAnswer
 from services.proxy.errors import ProviderUnavailable
 from services.proxy.formats.answer import Event
+from services.proxy.formats.tokens import SaidSoFar
 from services.proxy.sse import DONE, EventSplitter, EventTooLargeError, data_of
 
 _log = get_logger(__name__)
 
 _MAX_EVENT_BYTES = 48 * 1024 * 1024  # an image of 4 096 pixels a side, as PNG in base64, may have 30 MiB
 _AFTER_DONE_SECONDS = 0.5
-# No tokenizer has tokens of more characters on average than this, so a longer answer has more tokens than its cap.
-_MAX_CHARS_PER_TOKEN = 16
 
 EndHold = Callable[[str], Awaitable[Settled | None]]
 ExtendHold = Callable[[int], Awaitable[bool]]
@@ -73,8 +72,7 @@ class _Relay:
         self._headed = False
         self._behind = b""
         self._last = b""
-        self._chars = 0
-        self._counted_pieces = 0
+        self._said = SaidSoFar(call.request.model)
         self.done = False
         self.broken = False
         self.cut_short = False
@@ -109,30 +107,34 @@ class _Relay:
 
         The last event is one also where the blank line after it is missing; half of one is not.
         """
-        splitter, held = EventSplitter(_MAX_EVENT_BYTES), output_tokens
+        splitter, held, reader = EventSplitter(_MAX_EVENT_BYTES), output_tokens, self._call.reader
         async for piece in pieces:
             for event in splitter.feed(piece):
                 await self.take(event)
                 if self.done or (self._cancel_on_disconnect and self._call.delivery.abandoned):
                     return
-                if self.said_at_least > held:
-                    if not await extend_hold(output_tokens):
+                if (said := self._said_at_least(held)) > held and not reader.finished:
+                    more = -(-(said - held) // output_tokens) * output_tokens
+                    if not await extend_hold(more):
+                        self._call.held_output_tokens = held
                         self.cut_short = True
                         return
-                    held += output_tokens
+                    held += more
         rest = splitter.rest().rstrip()
         if rest and _is_whole(rest):
             await self.take(rest + b"\n\n")
 
-    @property
-    def said_at_least(self) -> int:
-        """How many tokens the model has said at the least: one in each piece, and so many for so many characters."""
+    def _said_at_least(self, held: int) -> int:
+        """How many tokens the model has said at the least: by the provider's count, where it counts as it goes.
+
+        That is the true one, and what is billed. Else one in each piece, and what their texts have at the least. A
+        count below the number of pieces is none: some tell 0 until the end.
+        """
         reader = self._call.reader
-        said = reader.said
-        while self._counted_pieces < len(said):
-            self._chars += len(said[self._counted_pieces])
-            self._counted_pieces += 1
-        return max(reader.pieces, self._chars // _MAX_CHARS_PER_TOKEN)
+        told = reader.output_so_far
+        if told and told >= reader.pieces:
+            return told
+        return max(reader.pieces, self._said.at_least(reader.said, held))
 
     async def take(self, raw: bytes) -> None:
         """Pass on one event, or keep it waiting."""
@@ -163,7 +165,8 @@ class _Relay:
         reader = self._call.reader
         if self.cut_short:
             await self._let_go()
-            await self._send(reader.cut_short(_credits(await self._end_hold(CUT))))
+            settled = await self._end_hold(CUT)
+            await self._send(reader.cut_short(_credits(settled), self._call.counted()))
         elif reader.finished and not self.broken:
             await self._say_cost(await self._end_hold(OK))
         else:

@@ -71,6 +71,11 @@ class AnswerReader(ABC):
         return self._begun and (not self.failed or self.usage is not None or self.pieces > 0)
 
     @property
+    def output_so_far(self) -> int:
+        """The provider's own count of all that it has said, where it counts in each chunk; else 0."""
+        return 0
+
+    @property
     def estimated(self) -> bool:
         """Whether the counts are ours."""
         return self.usage is None
@@ -159,8 +164,11 @@ class AnswerReader(ABC):
         """The event that tells the client that the provider broke off, in the words of this form."""
 
     @abstractmethod
-    def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
-        """The events that end a stream here, as one whose output cap is reached ends in this form."""
+    def cut_short(self, credits_object: Mapping[str, Any] | None, counted: rating.Usage) -> bytes:
+        """The events that end a stream here, as one whose output cap is reached ends in this form.
+
+        `counted` is what is billed, and told as the usage.
+        """
 
     @abstractmethod
     def _whole(self, answer: dict[str, Any]) -> None:

@@ -123,14 +123,14 @@ class MessagesReader(AnswerReader):
             told["credits"] = credits_object
         return event_of(orjson.dumps(told), b"error")
 
-    def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
+    def cut_short(self, credits_object: Mapping[str, Any] | None, counted: rating.Usage) -> bytes:
         """See AnswerReader."""
         stopped = (orjson.dumps({"type": "content_block_stop", "index": index}) for index in self._open_blocks)
         blocks = b"".join(event_of(block, b"content_block_stop") for block in stopped)
         delta = {
             "type": "message_delta",
             "delta": {"stop_reason": "max_tokens", "stop_sequence": None},
-            "usage": {"output_tokens": self.pieces},
+            "usage": {"output_tokens": counted.output_tokens},
         }
         stop = {"type": "message_stop", "credits": credits_object}
         return blocks + event_of(orjson.dumps(delta), b"message_delta") + event_of(orjson.dumps(stop), b"message_stop")

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 import orjson
 
+from services import rating
 from services.kit.validation import Violations
 from services.proxy.formats import reading, tokens
 from services.proxy.formats.answer import BROKEN, AnswerReader, Event, believed
@@ -157,10 +158,22 @@ class GeminiReader(AnswerReader):
             told["credits"] = credits_object
         return event_of(orjson.dumps(told))
 
-    def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
+    @property
+    def output_so_far(self) -> int:
+        """See AnswerReader."""
+        return self.partial.output_tokens if self.partial is not None else 0
+
+    def cut_short(self, credits_object: Mapping[str, Any] | None, counted: rating.Usage) -> bytes:
         """See AnswerReader."""
         candidate = {"content": {"parts": [], "role": "model"}, "finishReason": "MAX_TOKENS", "index": 0}
-        return event_of(orjson.dumps({"candidates": [candidate], "credits": credits_object}))
+        usage = {
+            "promptTokenCount": counted.input_tokens,
+            "candidatesTokenCount": counted.output_tokens - counted.reasoning_tokens,
+            "thoughtsTokenCount": counted.reasoning_tokens,
+            "totalTokenCount": counted.input_tokens + counted.output_tokens,
+        }
+        told = {"candidates": [candidate], "usageMetadata": usage, "credits": credits_object}
+        return event_of(orjson.dumps(told))
 
     def _whole(self, answer: dict[str, Any]) -> None:
         self._said(answer)

@@ -190,14 +190,20 @@ class ChatReader(AnswerReader):
             found["usage"] = self._withheld["usage"]
         return found
 
-    def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
+    @property
+    def output_so_far(self) -> int:
+        """See AnswerReader. Some count in every chunk, Google and xAI among them."""
+        partial = self.partial
+        return partial.output_tokens if partial is not None and self._counted_pieces == self.pieces else 0
+
+    def cut_short(self, credits_object: Mapping[str, Any] | None, counted: rating.Usage) -> bytes:
         """See AnswerReader."""
         open_ones = [index for index, ended in self._ended.items() if not ended]
         ends = [{"index": index, "delta": {}, "finish_reason": "length"} for index in open_ones or [0]]
+        told = {"usage": _usage_of(counted), "credits": credits_object}
         if not self._tells_usage:
-            return self._chunk_of(choices=ends, credits=credits_object) + event_of(DONE)
-        length = self._chunk_of(choices=ends)
-        return length + self._chunk_of(choices=[], credits=credits_object) + event_of(DONE)
+            return self._chunk_of(choices=ends, **told) + event_of(DONE)
+        return self._chunk_of(choices=ends) + self._chunk_of(choices=[], **told) + event_of(DONE)
 
     def broken(self, credits_object: Mapping[str, Any] | None) -> bytes:
         """See AnswerReader."""

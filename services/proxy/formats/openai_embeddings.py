@@ -78,7 +78,7 @@ class EmbeddingsReader(AnswerReader):
         """See AnswerReader."""
         raise NotImplementedError
 
-    def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
+    def cut_short(self, credits_object: Mapping[str, Any] | None, counted: rating.Usage) -> bytes:
         """See AnswerReader."""
         raise NotImplementedError
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 import orjson
 
+from services import rating
 from services.kit.validation import Violations
 from services.proxy.formats import reading, tokens
 from services.proxy.formats.answer import BROKEN, AnswerReader, Event
@@ -153,12 +154,19 @@ class ResponsesReader(AnswerReader):
             told["credits"] = credits_object
         return event_of(orjson.dumps(told), b"error")
 
-    def cut_short(self, credits_object: Mapping[str, Any] | None) -> bytes:
+    def cut_short(self, credits_object: Mapping[str, Any] | None, counted: rating.Usage) -> bytes:
         """See AnswerReader."""
         response = {
             **self._response,
             "status": "incomplete",
             "incomplete_details": {"reason": "max_output_tokens"},
+            "usage": {
+                "input_tokens": counted.input_tokens,
+                "input_tokens_details": {"cached_tokens": counted.cache_read_tokens},
+                "output_tokens": counted.output_tokens,
+                "output_tokens_details": {"reasoning_tokens": counted.reasoning_tokens},
+                "total_tokens": counted.input_tokens + counted.output_tokens,
+            },
         }
         told = {
             "type": "response.incomplete",

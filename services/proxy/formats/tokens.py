@@ -17,7 +17,7 @@ the usage record says that it is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -67,6 +67,7 @@ _FILE_CHARS_PER_GUESS = 16
 _OLDER = ("gpt-3.5", "gpt-4-", "text-embedding-")
 # A longer text is estimated from its beginning: it is tokenized on the event loop.
 _MAX_ESTIMATED_CHARS = 2_000_000
+_FEW_BYTES_TO_A_TOKEN = 3
 
 
 class Unseen(NamedTuple):
@@ -200,6 +201,38 @@ def estimated(model: str, texts: Iterable[str]) -> int:
     if len(joined) == len(counted):
         return tokens
     return -(-tokens * len(joined) // len(counted))
+
+
+class SaidSoFar:
+    """Counts a text while it is said, as seldom as will do: for an output cap that a provider may ignore.
+
+    What it says is taken for a bound from below, since a stream is ended by it: one that is within what is held must
+    never be. But the public tokenizer is not every model's own, and one with a larger vocabulary, or one more at home
+    in the text's language, makes fewer tokens of the same text. So only three quarters of what it counts are believed;
+    a text may be a third above the limit before that is seen, and whoever counts for a bill sees to that (`Call`).
+
+    It counts nothing before there are so many bytes that it could come to more than the limit, at three to a token.
+    Most texts have four and more, so that a stream well within its cap is never counted, and one that fills its cap a
+    few times near its end. What has fewer bytes to a token (digits, base64) is seen to be above the limit later.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._heard = 0  # pieces
+        self._counted = 0  # pieces
+        self._uncounted_bytes = 0
+        self._tokens = 0
+
+    def at_least(self, said: Sequence[str], limit: int) -> int:
+        """How many tokens these pieces have at the least, as far as it matters for a limit of so many."""
+        while self._heard < len(said):
+            piece = said[self._heard]
+            self._uncounted_bytes += len(piece) if piece.isascii() else len(piece.encode())
+            self._heard += 1
+        if 3 * (self._tokens + self._uncounted_bytes // _FEW_BYTES_TO_A_TOKEN) > 4 * limit:
+            self._tokens += estimated(self._model, said[self._counted :])
+            self._counted, self._uncounted_bytes = len(said), 0
+        return 3 * self._tokens // 4
 
 
 @lru_cache(maxsize=2)

@@ -154,7 +154,14 @@ class FakeLedger(ledger_service_pb2_grpc.LedgerServiceServicer):
         return ledger_pb.OperationResult(released=hold)
 
     def _extend(self, body):
-        return ledger_pb.OperationResult(hold=self.holds[body.hold_id])
+        account, made = self.accounts[body.account_id], self.holds[body.hold_id]
+        if account.available < body.additional_nanos:
+            return refusal(code_pb2.RESOURCE_EXHAUSTED, "INSUFFICIENT_CREDIT", "out of credit")
+        account.available -= body.additional_nanos
+        account.tokens += body.additional_tokens
+        made.hold.amount_nanos += body.additional_nanos
+        made.hold.tokens += body.additional_tokens
+        return ledger_pb.OperationResult(hold=made)
 
     def _set_limit(self, body):
         self.limits.append(body)

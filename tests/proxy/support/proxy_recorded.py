@@ -173,6 +173,7 @@ class Replayed:
     call: Call
     sent: list = field(default_factory=list)
     statuses: list = field(default_factory=list)
+    extensions: list = field(default_factory=list)
     failure: Exception | None = None
 
     @property
@@ -210,8 +211,11 @@ KEY = Key(
 )
 
 
-async def replay(record, pieces=None, *, breaks=False, **words):
-    """Have an answer read, metered and passed on; its bytes as recorded, or in these pieces."""
+async def replay(record, pieces=None, *, breaks=False, held=None, **words):
+    """Have an answer read, metered and passed on; its bytes as recorded, or in these pieces.
+
+    With `held` so many output tokens are held, and no more are to be had.
+    """
     call = Call(KEY, Asked("recorded"), record.request(**words))
     replayed = Replayed(call)
     raw = RecordedAnswer([record.body] if pieces is None else pieces, record.content_type, breaks=breaks)
@@ -222,8 +226,9 @@ async def replay(record, pieces=None, *, breaks=False, **words):
         replayed.statuses.append(status)
         return SETTLED if call.reader.owed else None
 
-    async def extend_hold(_tokens):
-        return True
+    async def extend_hold(tokens):
+        replayed.extensions.append(tokens)
+        return held is None
 
     if not record.stream:
         body = await answer.whole(2**30)
@@ -234,7 +239,8 @@ async def replay(record, pieces=None, *, breaks=False, **words):
 
     async def relayed():
         try:
-            await relay(call, answer, end_hold, extend_hold, output_tokens=10**9, cancel_on_disconnect=False)
+            most = 10**9 if held is None else held
+            await relay(call, answer, end_hold, extend_hold, output_tokens=most, cancel_on_disconnect=False)
         except ProviderUnavailable as error:
             await call.delivery.end(error)
 
