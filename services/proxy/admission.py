@@ -59,7 +59,7 @@ class Admitted(NamedTuple):
     minimum_tokens: int
 
     def cap_within(self, amount_nanos: int, tokens: int) -> int:
-        """The output cap, for each answer, that a hold of so much pays for: at most the one wanted, at least 1."""
+        """The output cap, for each answer, that a hold of so much pays for: at most the one wanted, and 1 of it."""
         if self.choices == 0:
             return 0
         cap = min(self.cap, (tokens - self.input_bound) // self.choices)
@@ -73,7 +73,7 @@ class Admitted(NamedTuple):
                 components=self.components,
             )
             cap = min(cap, affordable // self.choices)
-        assert cap >= 1, "the ledger held less than the minimum"
+        assert cap >= min(1, self.cap), "the ledger held less than the minimum"
         return cap
 
     def cost_of_more(self, output_tokens: int) -> int:
@@ -179,7 +179,7 @@ def admit(
         amount_nanos=most if billable else 0,
         minimum_amount_nanos=least if billable else 0,
         tokens=input_bound + cap * request.choices,
-        minimum_tokens=input_bound + max(1, min(cap, request.least_cap)) * request.choices,
+        minimum_tokens=input_bound + min(cap, request.least_cap) * request.choices,
     )
 
 

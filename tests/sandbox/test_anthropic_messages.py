@@ -154,11 +154,17 @@ def test_stream_that_fails_midway_raises_in_the_sdk(client):
         stream.get_final_message()
 
 
+def test_max_tokens_of_nothing_fills_the_cache_and_says_nothing(client):
+    for message in both(client, **ask("[[sandbox cache_write=5]]", max_tokens=0)):
+        assert (message.content, message.stop_reason) == ([], "max_tokens")
+        assert (message.usage.output_tokens, message.usage.cache_creation_input_tokens) == (0, 5)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"max_tokens": None}, "max_tokens"),
-        ({"max_tokens": 0}, "greater than or equal to 1"),
+        ({"max_tokens": -1}, "greater than or equal to 0"),
         ({"messages": []}, "at least one message"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]}, "non-empty"),

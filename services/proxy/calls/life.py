@@ -331,7 +331,7 @@ class Life:
                         answer,
                         self._end_hold,
                         self._extend_hold,
-                        output_tokens=cap * call.request.choices,
+                        output_tokens=max(1, cap) * call.request.choices,  # the step, too, by which a hold is extended
                         cancel_on_disconnect=settings.disconnect_policy == "cancel",
                     )
                 else:

@@ -38,7 +38,7 @@ class MessagesRequest(Request):
         violations = Violations()
         body, model = reading.body_and_model(violations, raw, model)
         stream = reading.boolean(violations, body, "stream")
-        cap = reading.integer(violations, body, "max_tokens", reading.MAX_CAP)
+        cap = reading.integer(violations, body, "max_tokens", reading.MAX_CAP, least=0)  # 0: into the cache, no answer
         tier = reading.service_tier(violations, body)
         count = tokens.InputCount(raw, model, claude=True)
         _count_messages(count, violations, body.get("messages"))
@@ -82,7 +82,7 @@ class MessagesRequest(Request):
         thinking = self.body.get("thinking")
         budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
         least = budget + 1 if isinstance(budget, int) and 0 < budget < reading.MAX_CAP else 1
-        return min(least, self.cap or least)
+        return least if self.cap is None else min(least, self.cap)
 
     def outgoing(self, cap: int, provider: Provider, headers: tuple[tuple[str, str], ...] = ()) -> Outgoing:
         """See Request."""

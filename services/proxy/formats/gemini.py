@@ -1,11 +1,12 @@
 """Owns Gemini's generateContent: what is read of a request, what is changed in it, what its answer used.
 
 Google reads proto JSON, so each field has two spellings, `maxOutputTokens` and `max_output_tokens`; both are read here,
-and one that stands in both is refused, since which of them counts is Google's to say.
+and one that stands in both is refused, since which of them counts is Google's to say. Integers may be 20, 20.0 or "20".
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -42,6 +43,7 @@ _BILLED_TOOLS = {
     "enterpriseWebSearch": ("enterpriseWebSearch", "enterprise_web_search"),
     "mcpServers": ("mcpServers", "mcp_servers"),  # any number of rounds, each of the whole context
 }
+_INTEGER = re.compile("-?[0-9]{1,18}")
 _OUTPUT_COUNTS = ("candidatesTokenCount", "thoughtsTokenCount")
 # By modality of the answer; in proto JSON it may be said by its number too.
 _OUTPUT_COMPONENTS: dict[str, frozenset[str]] = {
@@ -72,7 +74,8 @@ class GeminiRequest(Request):
         model = reading.model_name(violations, model)
         config = _object(violations, body, "generationConfig", "generation_config")
         cap = _integer(violations, config, "maxOutputTokens", "max_output_tokens", reading.MAX_CAP)
-        choices = _integer(violations, config, "candidateCount", "candidate_count", reading.MAX_CHOICES) or 1
+        # 0 is what proto JSON says of a number that is not set.
+        choices = _integer(violations, config, "candidateCount", "candidate_count", reading.MAX_CHOICES, least=0) or 1
         count = tokens.InputCount(raw, model, window=_WINDOW_TOKENS)
         pdf_tokens = _pdf_tokens(raw, model)
         _count_contents(count, violations, body.get("contents"), pdf_tokens)
@@ -85,9 +88,7 @@ class GeminiRequest(Request):
         if _field(violations, body, "cachedContent", "cached_content"):
             count.file(None)
         modalities = _field(violations, config, "responseModalities", "response_modalities")
-        tier = reading.service_tier(
-            violations, {"service_tier": _field(violations, body, "serviceTier", "service_tier")}
-        )
+        tier = _tier(violations, body)
         violations.raise_if_any()
         _refuse_billed_tools(tools)
         components = TEXT_COMPONENTS
@@ -257,9 +258,23 @@ def _object(violations: Violations, body: Mapping[str, Any], camel: str, snake: 
     return value if isinstance(value, dict) else {}
 
 
-def _integer(violations: Violations, body: Mapping[str, Any], camel: str, snake: str, most: int) -> int | None:
+def _integer(  # noqa: PLR0917 (a field's spellings and its bounds)
+    violations: Violations, body: Mapping[str, Any], camel: str, snake: str, most: int, least: int = 1
+) -> int | None:
     value = _field(violations, body, camel, snake)
-    return reading.integer(violations, {camel: value}, camel, most, at="generationConfig.")
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return reading.integer(violations, {camel: value}, camel, most, at="generationConfig.", least=least)
+
+
+def _tier(violations: Violations, body: Mapping[str, Any]) -> str:
+    """The price tier that is asked for: an enumeration's name, in capitals or not, of which one says nothing."""
+    named = _field(violations, body, "serviceTier", "service_tier")
+    if isinstance(named, str):
+        named = named.lower()
+    return reading.service_tier(violations, {"service_tier": None if named == "unspecified" else named})
 
 
 def _answered_in(modalities: object) -> frozenset[str]:

@@ -30,6 +30,7 @@ _TIERS = {
     "standard_only": rating.STANDARD,
     "flex": "flex",
     "priority": "priority",
+    "fast": "priority",  # OpenAI's other name for it
     "batch": "batch",
 }
 
@@ -83,15 +84,17 @@ def boolean(violations: Violations, body: Mapping[str, Any], name: str) -> bool:
     return value is True
 
 
-def integer(violations: Violations, body: Mapping[str, Any], name: str, most: int, *, at: str = "") -> int | None:
-    """A field that is a positive integer, or missing; `at` is the path to it."""
+def integer(
+    violations: Violations, body: Mapping[str, Any], name: str, most: int, *, at: str = "", least: int = 1
+) -> int | None:
+    """A field that is an integer from `least` to `most`, or missing; `at` is the path to it."""
     value = body.get(name)
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool):
         violations.add(at + name, "must be an integer")
         return None
-    return violations.between(at + name, value, 1, most)
+    return violations.between(at + name, value, least, most)
 
 
 def mapping(violations: Violations, body: Mapping[str, Any], name: str, *, at: str = "") -> Mapping[str, Any]:

@@ -22,9 +22,10 @@ class Request(ABC):
     """What is read of a request.
 
     `choices` is how many answers are asked for, 0 where the answer has no tokens (embeddings); `cap` is the client's
-    output cap for each of them, None where it gave none. `input_bound` and `input_guess` are in tokens (see
-    `tokens.py`), `media_guess` what of the guess is images, recordings and files, `unseen` what of the bound is not to
-    be seen; `components` are the price components, besides plain input and output, that such a call can have.
+    output cap for each of them, None where it gave none, 0 where it wants no output. `input_bound` and `input_guess`
+    are in tokens (see `tokens.py`), `media_guess` what of the guess is images, recordings and files, `unseen` what of
+    the bound is not to be seen; `components` are the price components, besides plain input and output, that such a call
+    can have.
     """
 
     # The providers' name of the form (`upstream.Outgoing.form`), and whose it is.

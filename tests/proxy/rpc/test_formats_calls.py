@@ -135,6 +135,19 @@ async def test_cap_is_lowered_to_what_can_be_paid_in_every_form(proxy, key, ledg
     assert 0 <= ledger.accounts["acme"].available < 8_000_000
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_message_that_only_fills_the_cache_is_held_and_billed_for_its_input(proxy, key, ledger, stream):
+    body = saying("messages", "[[sandbox cache_write=9]]", max_tokens=0)
+    answered = await ask(proxy, key, "messages", body, stream=stream)
+    assert answered.status == 200
+    (hold,) = [body for kind, body in ledger.log if kind == "hold"]
+    assert hold.tokens == hold.minimum_tokens
+    assert hold.amount_nanos == hold.minimum_amount_nanos
+    (usage,) = ledger.usages
+    assert usage.input_tokens > usage.units["cache_write_5m"] == 9
+    assert (usage.output_tokens, usage.estimated) == (0, False)
+
+
 async def test_neither_of_two_caps_is_raised(shown, ledger):
     body = saying("chat", HELLO, max_completion_tokens=5000, max_tokens=7)
     ledger.accounts["acme"].available = 8_000_000

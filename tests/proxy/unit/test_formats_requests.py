@@ -342,6 +342,46 @@ def test_geminis_cap_is_lowered_in_the_spelling_that_it_has(config, cap):
     assert orjson.loads(sent.body) == {"contents": CONTENTS, config: {cap: 7, "temperature": 0.5}}
 
 
+@pytest.mark.parametrize("cap", ["20", 20.0, 20])
+def test_geminis_integers_are_read_as_proto_json_writes_them(cap):
+    request = read("gemini", generationConfig={"maxOutputTokens": cap, "candidateCount": "2"})
+    assert (request.cap, request.choices) == (20, 2)
+    sent = orjson.loads(request.outgoing(7, upstream_provider("google", "gemini")).body)
+    assert sent["generationConfig"] == {"maxOutputTokens": 7, "candidateCount": "2"}
+    assert read("gemini", generationConfig={"candidateCount": 0}).choices == 1
+
+
+@pytest.mark.parametrize("config", [{"maxOutputTokens": x} for x in ("", "ten", "1e2", 20.5, True, "-1", "9" * 30)])
+def test_what_is_no_integer_in_proto_json_is_refused(config):
+    with pytest.raises(InvalidArgument) as caught:
+        read("gemini", generationConfig=config)
+    assert "generationConfig.maxOutputTokens" in str(caught.value.violations)
+
+
+@pytest.mark.parametrize(
+    ("form", "fields", "tier"),
+    [
+        ("chat", {"service_tier": "fast"}, "priority"),
+        ("responses", {"service_tier": "fast"}, "priority"),
+        ("gemini", {"serviceTier": "unspecified"}, "standard"),
+        ("gemini", {"service_tier": "UNSPECIFIED"}, "standard"),
+        ("gemini", {"serviceTier": "FLEX"}, "flex"),
+        ("gemini", {"serviceTier": "priority"}, "priority"),
+    ],
+    ids=str,
+)
+def test_tier_is_known_by_each_of_its_names(form, fields, tier):
+    assert read(form, **fields).service_tier == tier
+
+
+def test_message_that_only_fills_the_cache_has_no_output():
+    request = read("messages", max_tokens=0)
+    assert (request.cap, request.least_cap) == (0, 0)
+    assert orjson.loads(request.outgoing(0, upstream_provider("p", "messages")).body)["max_tokens"] == 0
+    with pytest.raises(InvalidArgument):
+        read("messages", max_tokens=-1)
+
+
 @pytest.mark.parametrize("form", ["responses", "messages"])
 def test_lower_cap_of_the_clients_own_stays(form):
     name = {"responses": "max_output_tokens", "messages": "max_tokens"}[form]

@@ -38,8 +38,8 @@ class Messages:
         if not messages:
             raise _invalid("messages: at least one message is required")
         cap = _required(body, "max_tokens", int, "integer")
-        if cap < 1:
-            raise _invalid("max_tokens: Input should be greater than or equal to 1")
+        if cap < 0:
+            raise _invalid("max_tokens: Input should be greater than or equal to 0")
         counts = [_message_tokens(row, f"messages.{index}") for index, row in enumerate(messages)]
         system = _content_tokens(body.get("system"), "system")
         if system:

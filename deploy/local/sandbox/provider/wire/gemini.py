@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -60,7 +61,7 @@ class GenerateContent:
             last_user_text=_last_user_text(contents),
             stream=route.endpoint is Endpoint.STREAM_GENERATE,
             cap=_number(config, "maxOutputTokens", 1),
-            choices=_number(config, "candidateCount", 1, _MOST_CANDIDATES) or 1,
+            choices=_number(config, "candidateCount", 0, _MOST_CANDIDATES) or 1,
             stops=_stops(config),
             tools=tools,
             required_tool=_required_tool(body, tools),
@@ -185,6 +186,10 @@ def _field(body: Body, name: str, kind: type) -> Any:
 
 
 def _number(config: Body, name: str, low: int, high: int | None = None) -> int | None:
+    given = config.get(name, config.get(_snake(name)))
+    # As proto JSON has it: 20.0 and "20" are 20.
+    if isinstance(given, str | float) and re.fullmatch(r"-?[0-9]{1,18}(\.0)?", str(given)):
+        config = {name: int(float(given))}
     value: int | None = _field(config, name, int)
     if value is not None and (value < low or (high is not None and value > high)):
         limits = f"{low} (inclusive)" if high is None else f"{low} (inclusive) to {high} (inclusive)"
