@@ -33,6 +33,7 @@ WIRES = (
     ("/v1/messages", Wire.ANTHROPIC),
     ("/v1/", Wire.OPENAI),
     ("/v1beta/", Wire.GEMINI),
+    ("/v1alpha/", Wire.GEMINI),
     ("/", Wire.API),
 )
 

@@ -44,6 +44,7 @@ def table(bindings: Sequence[Binding], contracts: bytes, options: Options) -> li
         ),
         *_answered_here("healthz", "/healthz", '{"status":"SERVING"}'),
         *_answered_here("openapi", openapi.PATH, _document()),
+        _google_method_refused(),
         *map(_method_refused, allowed.values()),
         *(_path_refused(prefix, wire) for prefix, wire in WIRES),
     ]
@@ -179,6 +180,19 @@ def _method_refused(same_path: Sequence[Binding]) -> Json:
         "direct_response": {"status": 405},
         "response_headers_to_add": [header("allow", ", ".join(methods))],
         "typed_per_filter_config": http_filters.on_a_direct_answer(same_path[0].wire),
+    }
+
+
+def _google_method_refused() -> Json:
+    """What Google's SDK asks of a model and is not served (`:countTokens`), also below the `/v1` that OpenAI's has."""
+    return {
+        "name": "google_method_refused",
+        "match": {
+            "safe_regex": {"regex": r"/v1(?:beta)?/models/.+:[A-Za-z]+"},
+            "headers": [{"name": ":method", "string_match": {"exact": "POST"}}],
+        },
+        "direct_response": {"status": 404},
+        "typed_per_filter_config": http_filters.on_a_direct_answer(Wire.GEMINI),
     }
 
 

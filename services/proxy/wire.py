@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 from google.api import httpbody_pb2  # type: ignore[import-untyped]
 from tollkeeper.proxy.v1 import wire_service_pb2 as pb
 from tollkeeper.proxy.v1 import wire_service_pb2_grpc
 
+from services import rating
 from services.kit.call import current_identity, current_metadata
 from services.kit.refusals import CredentialMissing
 from services.kit.validation import Violations
@@ -25,7 +26,7 @@ from services.proxy.formats.openai_embeddings import EmbeddingsRequest
 from services.proxy.formats.openai_responses import ResponsesRequest
 from services.proxy.formats.reading import MAX_MODEL_CHARS
 from services.proxy.formats.request import Request
-from services.proxy.keys.credentials import credential
+from services.proxy.keys.credentials import comes_as_googles, credential
 from services.proxy.keys.model import ADMIN, Key, KeyIdentity
 
 PROVIDER_CHAT = "/tollkeeper.proxy.v1.WireService/ProviderChat"
@@ -37,7 +38,7 @@ SESSION_HEADER = "x-session-id"
 Written: TypeAlias = Any
 
 _JSON = "application/json"
-_PREFERRED_OWNER = "openai"  # whose form the listing of models is
+_SAYS_NOTHING = ("embedding", "moderation", "rerank")  # modes of models that are no part of Google's listing
 _MAX_IDEMPOTENCY_CHARS = 255
 _MAX_SESSION_CHARS = 128
 # The client's own headers that its provider needs, by form: which version of an API, which parts of it in trial.
@@ -46,6 +47,17 @@ _PASSED_ON = {
     ResponsesRequest: ("openai-beta",),
     MessagesRequest: ("anthropic-version", "anthropic-beta"),
 }
+
+
+class _Listing(NamedTuple):
+    """A listing of models: whose form it has, and the form that its models are asked in, empty where in any."""
+
+    owner: str
+    form: str
+
+
+_OPENAI = _Listing(ChatRequest.owner, "")
+_GOOGLE = _Listing(GeminiRequest.owner, GeminiRequest.form)
 
 
 class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
@@ -128,21 +140,45 @@ class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
         self, _request: pb.ListModelsRequest, _context: Any
     ) -> httpbody_pb2.HttpBody:
         """See the contract."""
-        models = await self._models(_key())
-        return _json({"object": "list", "data": list(models.values())})
+        if _asks_as_google():
+            return await self._listed_for_google()
+        models = await self._models(_key(), _OPENAI)
+        return _json({"object": "list", "data": [_openai_model(card) for card, _name in models.values()]})
 
     async def GetModel(self, request: pb.GetModelRequest, _context: Any) -> httpbody_pb2.HttpBody:  # noqa: N802
         """See the contract."""
-        violations = Violations()
-        violations.text("model", request.model, max_length=MAX_MODEL_CHARS, required=True)
-        violations.raise_if_any()
-        model = (await self._models(_key())).get(request.model)
-        if model is None:
-            raise ModelNotFound(f"no model {request.model} for this key", model=request.model)
-        return _json(model)
+        if _asks_as_google():
+            return _json(_google_model(*await self._model(request.model, _GOOGLE)))
+        card, _name = await self._model(request.model, _OPENAI)
+        return _json(_openai_model(card))
 
-    async def _models(self, key: Key) -> dict[str, dict[str, Any]]:
-        """The models that the key may call, by name, in OpenAI's form: priced, in the plan, allowed for the key."""
+    async def ListGoogleModels(  # noqa: N802
+        self, _request: pb.ListGoogleModelsRequest, _context: Any
+    ) -> httpbody_pb2.HttpBody:
+        """See the contract."""
+        return await self._listed_for_google()
+
+    async def GetGoogleModel(  # noqa: N802
+        self, request: pb.GetGoogleModelRequest, _context: Any
+    ) -> httpbody_pb2.HttpBody:
+        """See the contract."""
+        return _json(_google_model(*await self._model(request.model, _GOOGLE)))
+
+    async def _listed_for_google(self) -> httpbody_pb2.HttpBody:
+        models = await self._models(_key(), _GOOGLE)
+        return _json({"models": [_google_model(card, name) for card, name in models.values()]})
+
+    async def _model(self, name: str, listing: _Listing) -> tuple[rating.PriceCard, str]:
+        violations = Violations()
+        violations.text("model", name, max_length=MAX_MODEL_CHARS, required=True)
+        violations.raise_if_any()
+        found = (await self._models(_key(), listing)).get(name)
+        if found is None:
+            raise ModelNotFound(f"no model {name} for this key", model=name)
+        return found
+
+    async def _models(self, key: Key, listing: _Listing) -> dict[str, tuple[rating.PriceCard, str]]:
+        """The models that the key may call: priced, in the plan, allowed for the key. Price and title of each name."""
         parts, now = self._calls.parts, utc_now()
         if key.key_type == ADMIN:
             raise KeyTypeNotAllowed("an admin key calls no models", key_type=key.key_type)
@@ -151,13 +187,15 @@ class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
             raise AccountNotFound("no entitlement of this account is known", account_id=key.account_id)
         if not entitlement.active:
             raise AccountSuspended("the account is suspended", account_id=key.account_id)
-        found: dict[str, dict[str, Any]] = {}
-        for model, card, _name in parts.catalogue.current.models(now):
+        askable = parts.upstreams.speaking(frozenset((listing.form,))) if listing.form else None
+        found: dict[str, tuple[rating.PriceCard, str]] = {}
+        for model, card, name in parts.catalogue.current.models(now):
+            if askable is not None and (card.provider not in askable or card.mode in _SAYS_NOTHING):
+                continue
             allowed = entitlement.allows_provider(card.provider) and admission.may_call(key, entitlement, model)
             # Of several providers of a model the preferred one's stands, as in a call.
-            if allowed and (model not in found or card.provider == _PREFERRED_OWNER):
-                created = int(card.effective_from.timestamp()) if card.effective_from is not None else 0
-                found[model] = {"id": model, "object": "model", "created": created, "owned_by": card.provider}
+            if allowed and (model not in found or card.provider == listing.owner):
+                found[model] = (card, name)
         return found
 
 
@@ -166,6 +204,26 @@ def _key() -> Key:
     if not isinstance(identity, KeyIdentity) or identity.key is None:
         raise CredentialMissing("this call needs an API key")
     return identity.key
+
+
+def _asks_as_google() -> bool:
+    """Whether a request says by its credential alone that it is of Google's SDK: the path is OpenAI's too."""
+    return comes_as_googles(current_metadata())
+
+
+def _openai_model(card: rating.PriceCard) -> dict[str, Any]:
+    created = int(card.effective_from.timestamp()) if card.effective_from is not None else 0
+    return {"id": card.model, "object": "model", "created": created, "owned_by": card.provider}
+
+
+def _google_model(card: rating.PriceCard, display_name: str) -> dict[str, Any]:
+    limits = {"inputTokenLimit": card.max_input_tokens, "outputTokenLimit": card.max_output_tokens}
+    return {
+        "name": f"models/{card.model}",
+        "displayName": display_name,
+        **{name: limit for name, limit in limits.items() if limit},
+        "supportedGenerationMethods": ["generateContent", "streamGenerateContent"],
+    }
 
 
 def _idempotency_key(metadata: Mapping[str, str | bytes], request: Request) -> str:

@@ -46,6 +46,29 @@ def test_version_without_beta_is_served_too(suite, client):
     assert suite.available(customer.key) == 10**9 - price(answer.usage_metadata)
 
 
+@pytest.mark.parametrize("version", ["v1", "v1beta"])
+def test_models_are_listed_and_found(suite, client, version):
+    google = client(suite.customer(credit_nanos=10**9).key, api_version=version)
+    listed = {model.name: model for model in google.models.list()}
+    assert f"models/{MODEL}" in listed
+    assert all("gemini" in name for name in listed)
+    assert "generateContent" in listed[f"models/{MODEL}"].supported_actions
+    assert google.models.get(model=MODEL) == listed[f"models/{MODEL}"]
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta", "v1alpha"])
+def test_what_is_not_served_is_googles_own_404(suite, client, version):
+    google = client(suite.customer(credit_nanos=10**9).key, api_version=version)
+    asked = {
+        "countTokens": lambda: google.models.count_tokens(model=MODEL, contents=QUESTION),
+        "embedContent": lambda: google.models.embed_content(model=MODEL, contents=QUESTION),
+    }
+    for ask in asked.values():
+        with pytest.raises(errors.ClientError) as caught:
+            ask()
+        assert (caught.value.code, caught.value.status) == (404, "NOT_FOUND")
+
+
 def test_streamed_content_costs_exactly_the_price_of_its_usage(suite, client):
     customer = suite.customer(credit_nanos=10**9)
     chunks = list(client(customer.key).models.generate_content_stream(model=MODEL, contents=QUESTION))

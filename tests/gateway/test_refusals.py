@@ -277,6 +277,15 @@ def test_unknown_path_or_method_of_our_api_is_refused_in_json(  # noqa: PLR0917
     assert services.checks == []
 
 
+@pytest.mark.parametrize("version", ["v1", "v1beta", "v1alpha"])
+@pytest.mark.parametrize("method", ["countTokens", "embedContent", "batchEmbedContents"])
+def test_what_google_has_and_is_not_served_is_a_404_in_googles_form(gateway, services, version, method):
+    answer = gateway("POST", f"/{version}/models/gemini-1.5-pro:{method}", {}, x_goog_api_key="k")
+    assert answer.status == answer.json["error"]["code"] == 404
+    assert answer.json["error"]["status"] == "NOT_FOUND"
+    assert services.calls == []
+
+
 def test_refused_method_is_told_which_are_allowed(gateway):
     assert gateway("PUT", "/api/billing/subscription").headers["allow"] == "DELETE, GET, PATCH"
 

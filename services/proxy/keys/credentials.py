@@ -33,6 +33,11 @@ def credential(headers: Mapping[str, str | bytes]) -> str | None:
     return None
 
 
+def comes_as_googles(headers: Mapping[str, str | bytes]) -> bool:
+    """Whether the API key that the headers bring is in the header that Google's SDK has."""
+    return not headers.get(AUTHORIZATION_KEY) and not headers.get("x-api-key") and bool(headers.get("x-goog-api-key"))
+
+
 class KnownKeys:
     """Keys by their secret and by their id, remembered for the cache's stated lifetime.
 

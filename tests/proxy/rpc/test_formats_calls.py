@@ -11,7 +11,14 @@ import pytest
 from proxy_fakes import FakePricing
 from proxy_upstream import answer, scripted
 from proxy_wire import FORMS, HELLO, STREAMED, ask, dear, every_provider, saying, start
+from tollkeeper.proxy.v1 import wire_service_pb2 as pb
 
+GEMINI = {
+    "name": "models/gemini-1.5-pro",
+    "displayName": "gemini-1.5-pro",
+    "outputTokenLimit": 8192,
+    "supportedGenerationMethods": ["generateContent", "streamGenerateContent"],
+}
 PIXEL = base64.b64encode(os.urandom(30_000)).decode()
 SCHEMA = {"type": "object", "properties": {"bridge": {"type": "string", "description": "Which bridge " * 40}}}
 NUMBERS = b'{"exact":1.10,"large":123456789012345678901,"small":1e-7}'
@@ -67,6 +74,31 @@ async def shown(start_proxy, upstream):
         return upstream.requests[-1].body
 
     return sent
+
+
+# -------------------------------------------------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("rpc", ["ListGoogleModels", "ListModels"])
+async def test_googles_sdk_gets_the_models_that_it_can_ask_in_googles_form(proxy, key, rpc):
+    async def listed(**metadata):
+        request = {"ListModels": pb.ListModelsRequest, "ListGoogleModels": pb.ListGoogleModelsRequest}[rpc]()
+        answer = await getattr(proxy.wire, rpc)(request, metadata=tuple(metadata.items()))
+        return json.loads(answer.data)
+
+    assert await listed(**{"x-goog-api-key": key}) == {"models": [GEMINI]}
+    both = await listed(**{"authorization": f"Bearer {key}", "x-goog-api-key": key})
+    assert ("models" in both) is (rpc == "ListGoogleModels")
+    narrow = (await proxy.make_key(allowed_models=["gpt-4o"])).key
+    assert await listed(**{"x-goog-api-key": narrow}) == {"models": []}
+
+
+async def test_googles_sdk_gets_one_model_in_googles_form(proxy, key, refused):
+    google = (("x-goog-api-key", key),)
+    for rpc, kind in (("GetModel", pb.GetModelRequest), ("GetGoogleModel", pb.GetGoogleModelRequest)):
+        get = getattr(proxy.wire, rpc)
+        assert json.loads((await get(kind(model="gemini-1.5-pro"), metadata=google)).data) == GEMINI
+        assert (await refused(get(kind(model="gpt-4o"), metadata=google))).reason == "MODEL_NOT_FOUND"
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals

@@ -27,7 +27,7 @@ from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from tollkeeper.type.v1 import access_pb2 as tollkeeper_dot_type_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tollkeeper/proxy/v1/wire_service.proto\x12\x13tollkeeper.proxy.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1ftollkeeper/type/v1/access.proto\"\x13\n\x11ListModelsRequest\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"K\n\x16GenerateContentRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x04\x62ody\x18\x02 \x01(\x0b\x32\x14.google.api.HttpBody\"^\n\x1cStreamGenerateContentRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x04\x62ody\x18\x02 \x01(\x0b\x32\x14.google.api.HttpBody\x12\x0b\n\x03\x61lt\x18\x03 \x01(\t\"K\n\x13ProviderChatRequest\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\"\n\x04\x62ody\x18\x02 \x01(\x0b\x32\x14.google.api.HttpBody2\xdb\x08\n\x0bWireService\x12\x64\n\x0f\x43hatCompletions\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"#\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x19\"\x14/v1/chat/completions:\x01*0\x01\x12W\n\tResponses\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1c\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x12\"\r/v1/responses:\x01*0\x01\x12Y\n\nEmbeddings\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1d\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/embeddings:\x01*0\x01\x12\x62\n\nListModels\x12&.tollkeeper.proxy.v1.ListModelsRequest\x1a\x14.google.api.HttpBody\"\x16\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12i\n\x08GetModel\x12$.tollkeeper.proxy.v1.GetModelRequest\x1a\x14.google.api.HttpBody\"!\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/models/{model=**}\x12U\n\x08Messages\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1b\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/messages:\x01*0\x01\x12\xbc\x01\n\x0fGenerateContent\x12+.tollkeeper.proxy.v1.GenerateContentRequest\x1a\x14.google.api.HttpBody\"d\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02Z\"&/v1beta/models/{model}:generateContent:\x04\x62odyZ*\"\"/v1/models/{model}:generateContent:\x04\x62ody0\x01\x12\xd4\x01\n\x15StreamGenerateContent\x12\x31.tollkeeper.proxy.v1.StreamGenerateContentRequest\x1a\x14.google.api.HttpBody\"p\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x66\",/v1beta/models/{model}:streamGenerateContent:\x04\x62odyZ0\"(/v1/models/{model}:streamGenerateContent:\x04\x62ody0\x01\x12v\n\x0cProviderChat\x12(.tollkeeper.proxy.v1.ProviderChatRequest\x1a\x14.google.api.HttpBody\"$\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x1a\"\x12/api/ai/{provider}:\x04\x62ody0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tollkeeper/proxy/v1/wire_service.proto\x12\x13tollkeeper.proxy.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1ftollkeeper/type/v1/access.proto\"\x13\n\x11ListModelsRequest\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x19\n\x17ListGoogleModelsRequest\"&\n\x15GetGoogleModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"K\n\x16GenerateContentRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x04\x62ody\x18\x02 \x01(\x0b\x32\x14.google.api.HttpBody\"^\n\x1cStreamGenerateContentRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x04\x62ody\x18\x02 \x01(\x0b\x32\x14.google.api.HttpBody\x12\x0b\n\x03\x61lt\x18\x03 \x01(\t\"K\n\x13ProviderChatRequest\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\"\n\x04\x62ody\x18\x02 \x01(\x0b\x32\x14.google.api.HttpBody2\xc7\n\n\x0bWireService\x12\x64\n\x0f\x43hatCompletions\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"#\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x19\"\x14/v1/chat/completions:\x01*0\x01\x12W\n\tResponses\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1c\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x12\"\r/v1/responses:\x01*0\x01\x12Y\n\nEmbeddings\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1d\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/embeddings:\x01*0\x01\x12\x62\n\nListModels\x12&.tollkeeper.proxy.v1.ListModelsRequest\x1a\x14.google.api.HttpBody\"\x16\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12i\n\x08GetModel\x12$.tollkeeper.proxy.v1.GetModelRequest\x1a\x14.google.api.HttpBody\"!\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/models/{model=**}\x12r\n\x10ListGoogleModels\x12,.tollkeeper.proxy.v1.ListGoogleModelsRequest\x1a\x14.google.api.HttpBody\"\x1a\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1beta/models\x12v\n\x0eGetGoogleModel\x12*.tollkeeper.proxy.v1.GetGoogleModelRequest\x1a\x14.google.api.HttpBody\"\"\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x18\x12\x16/v1beta/models/{model}\x12U\n\x08Messages\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1b\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/messages:\x01*0\x01\x12\xbc\x01\n\x0fGenerateContent\x12+.tollkeeper.proxy.v1.GenerateContentRequest\x1a\x14.google.api.HttpBody\"d\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02Z\"&/v1beta/models/{model}:generateContent:\x04\x62odyZ*\"\"/v1/models/{model}:generateContent:\x04\x62ody0\x01\x12\xd4\x01\n\x15StreamGenerateContent\x12\x31.tollkeeper.proxy.v1.StreamGenerateContentRequest\x1a\x14.google.api.HttpBody\"p\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x66\",/v1beta/models/{model}:streamGenerateContent:\x04\x62odyZ0\"(/v1/models/{model}:streamGenerateContent:\x04\x62ody0\x01\x12v\n\x0cProviderChat\x12(.tollkeeper.proxy.v1.ProviderChatRequest\x1a\x14.google.api.HttpBody\"$\x88\xb5\x18\x02\x82\xd3\xe4\x93\x02\x1a\"\x12/api/ai/{provider}:\x04\x62ody0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WIRESERVICE'].methods_by_name['ListModels']._serialized_options = b'\210\265\030\002\202\323\344\223\002\014\022\n/v1/models'
   _globals['_WIRESERVICE'].methods_by_name['GetModel']._loaded_options = None
   _globals['_WIRESERVICE'].methods_by_name['GetModel']._serialized_options = b'\210\265\030\002\202\323\344\223\002\027\022\025/v1/models/{model=**}'
+  _globals['_WIRESERVICE'].methods_by_name['ListGoogleModels']._loaded_options = None
+  _globals['_WIRESERVICE'].methods_by_name['ListGoogleModels']._serialized_options = b'\210\265\030\002\202\323\344\223\002\020\022\016/v1beta/models'
+  _globals['_WIRESERVICE'].methods_by_name['GetGoogleModel']._loaded_options = None
+  _globals['_WIRESERVICE'].methods_by_name['GetGoogleModel']._serialized_options = b'\210\265\030\002\202\323\344\223\002\030\022\026/v1beta/models/{model}'
   _globals['_WIRESERVICE'].methods_by_name['Messages']._loaded_options = None
   _globals['_WIRESERVICE'].methods_by_name['Messages']._serialized_options = b'\210\265\030\002\202\323\344\223\002\021\"\014/v1/messages:\001*'
   _globals['_WIRESERVICE'].methods_by_name['GenerateContent']._loaded_options = None
@@ -56,12 +60,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSREQUEST']._serialized_end=172
   _globals['_GETMODELREQUEST']._serialized_start=174
   _globals['_GETMODELREQUEST']._serialized_end=206
-  _globals['_GENERATECONTENTREQUEST']._serialized_start=208
-  _globals['_GENERATECONTENTREQUEST']._serialized_end=283
-  _globals['_STREAMGENERATECONTENTREQUEST']._serialized_start=285
-  _globals['_STREAMGENERATECONTENTREQUEST']._serialized_end=379
-  _globals['_PROVIDERCHATREQUEST']._serialized_start=381
-  _globals['_PROVIDERCHATREQUEST']._serialized_end=456
-  _globals['_WIRESERVICE']._serialized_start=459
-  _globals['_WIRESERVICE']._serialized_end=1574
+  _globals['_LISTGOOGLEMODELSREQUEST']._serialized_start=208
+  _globals['_LISTGOOGLEMODELSREQUEST']._serialized_end=233
+  _globals['_GETGOOGLEMODELREQUEST']._serialized_start=235
+  _globals['_GETGOOGLEMODELREQUEST']._serialized_end=273
+  _globals['_GENERATECONTENTREQUEST']._serialized_start=275
+  _globals['_GENERATECONTENTREQUEST']._serialized_end=350
+  _globals['_STREAMGENERATECONTENTREQUEST']._serialized_start=352
+  _globals['_STREAMGENERATECONTENTREQUEST']._serialized_end=446
+  _globals['_PROVIDERCHATREQUEST']._serialized_start=448
+  _globals['_PROVIDERCHATREQUEST']._serialized_end=523
+  _globals['_WIRESERVICE']._serialized_start=526
+  _globals['_WIRESERVICE']._serialized_end=1877
 # @@protoc_insertion_point(module_scope)

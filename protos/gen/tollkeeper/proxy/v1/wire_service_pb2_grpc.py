@@ -61,6 +61,16 @@ class WireServiceStub:
                 request_serializer=tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.ListGoogleModels = channel.unary_unary(
+                '/tollkeeper.proxy.v1.WireService/ListGoogleModels',
+                request_serializer=tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.ListGoogleModelsRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.GetGoogleModel = channel.unary_unary(
+                '/tollkeeper.proxy.v1.WireService/GetGoogleModel',
+                request_serializer=tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.GetGoogleModelRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.Messages = channel.unary_stream(
                 '/tollkeeper.proxy.v1.WireService/Messages',
                 request_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
@@ -109,13 +119,27 @@ class WireServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """The models that the caller may call, in OpenAI's form.
+        """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
+        """One of them; as GetGoogleModel where the key comes as Google's does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGoogleModels(self, request, context):
+        """The models that the caller may call by Gemini's RPCs, in Google's form.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGoogleModel(self, request, context):
         """One of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -176,6 +200,16 @@ def add_WireServiceServicer_to_server(servicer, server):
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
                     request_deserializer=tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.GetModelRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'ListGoogleModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGoogleModels,
+                    request_deserializer=tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.ListGoogleModelsRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetGoogleModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGoogleModel,
+                    request_deserializer=tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.GetGoogleModelRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'Messages': grpc.unary_stream_rpc_method_handler(
@@ -334,6 +368,60 @@ class WireService:
             target,
             '/tollkeeper.proxy.v1.WireService/GetModel',
             tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.GetModelRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGoogleModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.proxy.v1.WireService/ListGoogleModels',
+            tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.ListGoogleModelsRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGoogleModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.proxy.v1.WireService/GetGoogleModel',
+            tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.GetGoogleModelRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

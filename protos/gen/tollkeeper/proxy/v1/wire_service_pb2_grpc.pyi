@@ -47,8 +47,12 @@ class WireServiceStub:
     Embeddings: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
     """OpenAI embeddings."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_wire_service_pb2.ListModelsRequest, _httpbody_pb2.HttpBody]
-    """The models that the caller may call, in OpenAI's form."""
+    """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_wire_service_pb2.GetModelRequest, _httpbody_pb2.HttpBody]
+    """One of them; as GetGoogleModel where the key comes as Google's does."""
+    ListGoogleModels: _grpc.UnaryUnaryMultiCallable[_wire_service_pb2.ListGoogleModelsRequest, _httpbody_pb2.HttpBody]
+    """The models that the caller may call by Gemini's RPCs, in Google's form."""
+    GetGoogleModel: _grpc.UnaryUnaryMultiCallable[_wire_service_pb2.GetGoogleModelRequest, _httpbody_pb2.HttpBody]
     """One of them."""
     Messages: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
     """Anthropic messages."""
@@ -71,8 +75,12 @@ class WireServiceAsyncStub(WireServiceStub):
     Embeddings: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """OpenAI embeddings."""
     ListModels: _aio.UnaryUnaryMultiCallable[_wire_service_pb2.ListModelsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """The models that the caller may call, in OpenAI's form."""
+    """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does."""
     GetModel: _aio.UnaryUnaryMultiCallable[_wire_service_pb2.GetModelRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """One of them; as GetGoogleModel where the key comes as Google's does."""
+    ListGoogleModels: _aio.UnaryUnaryMultiCallable[_wire_service_pb2.ListGoogleModelsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """The models that the caller may call by Gemini's RPCs, in Google's form."""
+    GetGoogleModel: _aio.UnaryUnaryMultiCallable[_wire_service_pb2.GetGoogleModelRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """One of them."""
     Messages: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Anthropic messages."""
@@ -112,11 +120,25 @@ class WireServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wire_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
-        """The models that the caller may call, in OpenAI's form."""
+        """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does."""
 
     def GetModel(
         self,
         request: _wire_service_pb2.GetModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """One of them; as GetGoogleModel where the key comes as Google's does."""
+
+    def ListGoogleModels(
+        self,
+        request: _wire_service_pb2.ListGoogleModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """The models that the caller may call by Gemini's RPCs, in Google's form."""
+
+    def GetGoogleModel(
+        self,
+        request: _wire_service_pb2.GetGoogleModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """One of them."""
