@@ -27,7 +27,7 @@ _REQUEST_HEADERS = (
     ),
 )
 _ANSWER_HEADERS = (
-    *("retry-after", "x-request-id"),
+    *("retry-after", "x-request-id", "request-id"),
     *answer_headers.PUBLIC,
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
     *(f"x-quota-{what}" for what in ("metric", "limit", "remaining", "reset")),

@@ -85,6 +85,12 @@ def _route(binding: Binding, fields: Mapping[str, object] | None, options: Optio
                 "host_selection_retry_max_attempts": 3,
             },
         },
+        # Where Anthropic's SDK looks for it, also beside a provider's own error (refusals.lua adds it to ours).
+        **(
+            {"response_headers_to_add": [header("request-id", "%REQ(X-REQUEST-ID)%")]}
+            if binding.wire is Wire.ANTHROPIC
+            else {}
+        ),
         # Model calls authenticate at the proxy, which needs the key. On any other route it ends here.
         **({} if binding.wire is not Wire.API else {"request_headers_to_remove": list(CREDENTIAL_HEADERS)}),
         "typed_per_filter_config": http_filters.on_an_rpc(binding, fields, key_in_query=key_in_query),

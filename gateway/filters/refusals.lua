@@ -159,7 +159,11 @@ function envoy_on_response(handle)
       headers:replace("retry-after", trailers:get("retry-after"))
     end
   end
-  local shape = SHAPES[handle:filterContext():get("wire") or "api"]
+  local wire = handle:filterContext():get("wire") or "api"
+  local shape = SHAPES[wire]
+  if wire == "anthropic" and headers:get("x-request-id") then
+    headers:replace("request-id", headers:get("x-request-id"))
+  end
   handle:body(true):setBytes(shape(read(words, status), status, headers:get("x-request-id")))
   headers:replace("content-type", "application/json")
 end

@@ -43,6 +43,7 @@ def test_unary_message_costs_exactly_the_price_of_its_usage(suite, client):
     )
     message = answer.parse()
     assert message.content[0].text
+    assert message._request_id == answer.headers["x-request-id"]
     cost = price(message.usage)
     assert suite.available(customer.key) == 10**9 - cost
     assert float(answer.headers["x-tollkeeper-cost-credits"]) == cost / 10**7

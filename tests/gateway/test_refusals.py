@@ -201,6 +201,15 @@ def test_anthropic_sdk_raises_its_own_exception(gateway, services, error, raised
     assert caught.value.body["type"] == "error"
     assert caught.value.body["error"] == {"type": kind, "message": error.message}
     assert caught.value.body["request_id"] == caught.value.response.headers["x-request-id"]
+    assert caught.value.request_id == caught.value.response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_what_the_gateway_refuses_in_anthropics_form_has_its_request_id(gateway, services, path):
+    answer = gateway("PUT", path)
+    assert answer.status == (405 if path == "/v1/messages" else 404)
+    assert answer.headers["request-id"] == answer.headers["x-request-id"] == answer.json["request_id"]
+    assert services.calls == []
 
 
 @pytest.mark.parametrize(
