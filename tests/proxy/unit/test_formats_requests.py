@@ -284,6 +284,11 @@ def test_compaction_may_read_everything_twice():
         ("gemini", {"tools": [{"googleSearch": {}}]}, "googleSearch"),
         ("gemini", {"tools": [{"google_search": {}}]}, "googleSearch"),
         ("gemini", {"tools": [{"googleMaps": {}}]}, "googleMaps"),
+        ("gemini", {"tools": {"google_maps": {}}}, "googleMaps"),
+        ("gemini", {"tools": [{"functionDeclarations": [], "exa_ai_search": {}}]}, "exaAiSearch"),
+        ("gemini", {"tools": [{"parallelAiSearch": {}}]}, "parallelAiSearch"),
+        ("gemini", {"tools": [{"retrieval": {}}]}, "retrieval"),
+        ("gemini", {"tools": [{"what_google_adds_next": {}}]}, "whatGoogleAddsNext"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -291,6 +296,18 @@ def test_what_is_billed_besides_the_tokens_is_refused_by_its_name(form, fields, 
     with pytest.raises(ToolNotPriced) as caught:
         read(form, **fields)
     assert caught.value.metadata["tool"] == named
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        *("functionDeclarations", "function_declarations", "codeExecution", "code_execution"),
+        *("urlContext", "url_context", "fileSearch", "file_search", "computerUse", "computer_use"),
+    ],
+)
+def test_googles_tools_that_its_tokens_pay_for_are_served(tool):
+    reads = tool.replace("_", "").lower() in {"codeexecution", "urlcontext", "filesearch"}
+    assert (read("gemini", tools=[{tool: {}}]).input_bound >= WINDOW) is reads
 
 
 # ------------------------------------------------------------------------------------------------- fields and answers
