@@ -8,10 +8,10 @@
 | Bedrock Converse | those of no cache | read and written are beside the input | inside the output |
 
 Fields that are missing or null count nothing, since providers leave out what does not apply. A count that is negative
-or no whole number is refused with InvalidUsage, naming the field as the provider does. Where parts contradict their
-whole, the whole is what is billed: a part larger than it is not believed, and parts that are so only together, since
-they overlap (cached audio), are believed as far as there is room: cache, then audio, then images. What is billed per
-image, character or second has counts of its own; no function here counts the same twice.
+or no whole number (10.0 is one) is refused with InvalidUsage, naming the field as the provider does. Where parts
+contradict their whole, the whole is what is billed: a part larger than it is not believed, and parts that are so only
+together, since they overlap (cached audio), are believed as far as there is room: cache, then audio, then images. What
+is billed per image, character or second has counts of its own; no function here counts the same twice.
 """
 
 from __future__ import annotations
@@ -213,6 +213,8 @@ def _count(counts: Mapping[str, Any], name: str, at: str = "") -> int:
 def _whole(field: str, value: object) -> int:
     if value is None:
         return 0
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # some servers write 10.0; from here on there is no float
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidUsage(field, "must be a whole number")
     if not 0 <= value <= _MAX_COUNT:

@@ -262,7 +262,14 @@ def test_missing_and_null_fields_count_nothing(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("value", [-1, 1.0, 1.5, "1", True, [1], 2**63])
+def test_whole_count_that_is_written_as_a_floating_number_is_a_count(form):
+    found = form({FORMS[form]: 12.0})
+    assert found == form({FORMS[form]: 12})
+    assert all(type(count) is int for count in found)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("value", [-1, -1.0, 1.5, 1e30, float("inf"), float("nan"), "1", True, [1], 2**63])
 def test_count_that_is_no_count_is_refused_by_name(form, value):
     with pytest.raises(InvalidUsage) as caught:
         form({FORMS[form]: value})

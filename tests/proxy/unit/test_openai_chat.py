@@ -164,7 +164,7 @@ def test_every_wrong_field_is_named_at_once():
         {"prompt_tokens": 0, "completion_tokens": 0},
         {"prompt_tokens": -1, "completion_tokens": 5},
         {"prompt_tokens": "5", "completion_tokens": 5},
-        {"prompt_tokens": 5.0, "completion_tokens": 5},
+        {"prompt_tokens": 5.5, "completion_tokens": 5},
         {"prompt_tokens": True, "completion_tokens": 5},
         {"prompt_tokens": 2**40, "completion_tokens": 5},
     ],
