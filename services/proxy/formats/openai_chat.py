@@ -362,9 +362,17 @@ def _count_messages(count: tokens.InputCount, violations: Violations, messages: 
                 _count_part(count, part)
         elif content is not None:
             violations.add(f"messages[{number}].content", "must be a string or a list of parts")
-        rest = {name: value for name, value in message.items() if name not in {"role", "content"} and value}
-        if rest:  # tool calls, names, refusals: whatever a message says besides
-            count.json(rest)
+        _count_beside_content(count, message)
+
+
+def _count_beside_content(count: tokens.InputCount, message: Mapping[str, Any]) -> None:
+    """Count whatever a message says besides: tool calls, names, refusals, by its id what a model has spoken."""
+    if message.get("audio"):
+        count.file(None)
+        count.has_audio = True
+    rest = {name: value for name, value in message.items() if name not in {"role", "content"} and value}
+    if rest:
+        count.json(rest)
 
 
 def _count_definitions(count: tokens.InputCount, violations: Violations, body: Mapping[str, Any]) -> None:
@@ -389,7 +397,7 @@ def _count_part(count: tokens.InputCount, part: Any) -> None:
     match part.get("type"):
         case "image_url":
             image = part.get("image_url")
-            count.image(image.get("url") if isinstance(image, dict) else image)
+            reading.count_image(count, image.get("url") if isinstance(image, dict) else image)
         case "input_audio":
             audio = part.get("input_audio")
             count.audio(audio.get("data") if isinstance(audio, dict) else None)

@@ -257,7 +257,7 @@ def _count_item(count: tokens.InputCount, item: Mapping[str, Any]) -> None:
             continue
         match part.get("type"):
             case "input_image" | "computer_screenshot":
-                count.image(part.get("image_url"))
+                reading.count_image(count, part.get("image_url"))
             case "input_audio":
                 audio = part.get("input_audio")
                 count.audio(audio.get("data") if isinstance(audio, dict) else None)

@@ -10,6 +10,7 @@ import orjson
 from services import rating
 from services.kit.validation import Violations
 from services.proxy.errors import ToolNotPriced
+from services.proxy.formats import tokens
 
 MAX_MODEL_CHARS = 200
 MAX_CAP = 2**31 - 1
@@ -106,6 +107,16 @@ def mapping(violations: Violations, body: Mapping[str, Any], name: str, *, at: s
         violations.add(at + name, "must be an object")
         return {}
     return value
+
+
+def count_image(count: tokens.InputCount, url: object) -> None:
+    """Count an image by its address. A `data:` URL may bring along something else: Google takes films and documents."""
+    start = url.lstrip()[: len("data:image/")].lower() if isinstance(url, str) else ""
+    if not start.startswith("data:") or start == "data:image/":
+        count.image(url)
+    else:
+        count.file(url)
+        count.has_audio |= start == "data:audio/"
 
 
 def refuse_billed_tools(tools: object, billed: tuple[str, ...]) -> None:

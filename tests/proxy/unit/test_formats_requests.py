@@ -24,6 +24,12 @@ from services.proxy.formats.openai_responses import ResponsesRequest
 WINDOW = 200_000
 USER = [{"role": "user", "content": "x"}]
 CONTENTS = [{"role": "user", "parts": [{"text": "x"}]}]
+
+
+def image_at(url):
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
 # By form: its request, the least body of it, and the sandbox's own reading of such a body.
 FORMS = {
     "chat": (ChatRequest, {"model": "m", "messages": USER}, None),
@@ -146,6 +152,10 @@ def test_bound_is_never_below_the_real_count(form, data, ascii_only):
         ("gemini", {"tools": [{"urlContext": {}}]}),
         ("gemini", {"contents": [{"parts": [{"fileData": {"fileUri": "https://example.com/a"}}]}]}),
         ("chat", {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]}),
+        ("chat", {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}, *USER]}),
+        ("chat", {"messages": [{"role": "user", "content": [image_at("data:application/pdf;base64,AAAA")]}]}),
+        ("chat", {"messages": [{"role": "user", "content": [image_at(" DATA:video/mp4;base64,AAAA")]}]}),
+        ("responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,a"}]}]}),
         ("chat", {"extra_body": {"google": {"cached_content": "cachedContents/1"}}}),
         ("chat", {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "a"}}]}]}),
         (
@@ -157,6 +167,25 @@ def test_bound_is_never_below_the_real_count(form, data, ascii_only):
 )
 def test_what_is_not_brought_along_may_fill_the_window(form, fields):
     assert read(form, **fields).input_bound >= WINDOW > read(form).input_bound
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "assistant", "audio": {"id": "audio_1"}}, *USER],
+        [{"role": "user", "content": [image_at("data:audio/wav;base64,AAAA")]}],
+    ],
+    ids=["earlier", "as an image"],
+)
+def test_recording_is_priced_as_one_wherever_it_stands(messages):
+    assert "audio_input" in read("chat", messages=messages).components
+
+
+@pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", "https://example.com/a.png"])
+def test_image_by_its_address_is_counted_as_one(url):
+    request = read("chat", messages=[{"role": "user", "content": [image_at(url)]}])
+    assert 5_000 <= request.input_bound < 6_000
+    assert "image_input" in request.components
 
 
 @pytest.mark.parametrize(
