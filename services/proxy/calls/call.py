@@ -23,6 +23,7 @@ from services.proxy.calls.quotas import quota_headers
 from services.proxy.clock import utc_now
 from services.proxy.formats import tokens
 from services.proxy.formats.answer import AnswerReader
+from services.proxy.formats.reading import MAX_CAP
 from services.proxy.formats.request import Request
 from services.proxy.keys.model import Key
 from services.proxy.rates import RateStanding
@@ -63,10 +64,10 @@ class Call:
     """One call. `call_id` is its hold's id too, and never the client's choice.
 
     `hold_open` says that a hold stands, or may stand, in the ledger; `held_until` is in seconds of `time.monotonic()`.
+    `held_input_tokens` and `held_output_tokens` are what it is for, of all answers together.
     `standing` says how it stands with the limits per minute, `price_version` what it is priced by, `available_nanos`
     what was available after it, `quotas` what is left of the plan's: after the hold, then after its settlement. A
-    fallback is a new attempt, with a request, a reader and a hold of its own. `held_output_tokens` is set where a
-    stream was ended because its hold was not extended: so many were held in all.
+    fallback is a new attempt, with a request, a reader and a hold of its own.
     """
 
     key: Key
@@ -84,9 +85,10 @@ class Call:
     attempt: int = 0
     reader: AnswerReader = field(init=False)
     hold_open: bool = False
+    held_input_tokens: int = MAX_CAP
+    held_output_tokens: int = MAX_CAP
     held_until: float = 0.0
     extensions: int = 0
-    held_output_tokens: int | None = None
 
     def __post_init__(self) -> None:
         self.provider = self.asked.provider
@@ -104,22 +106,33 @@ class Call:
         self.request, self.provider, self.reader = request, provider, request.reader()
 
     def counted(self) -> rating.Usage:
-        """What was used: the provider's count, else an estimate, never of nothing.
+        """What was used: the provider's count, else an estimate, never of nothing nor of more than is held.
 
-        A provider sends at least a token in each piece of a stream, so there are at least as many as pieces. Where a
-        stream was ended because more was not to be had, an estimate is of no more than was held: what the provider said
-        above its cap without counting it, nobody has asked for, and there is no money for it.
+        A provider sends at least a token in each piece of a stream, so there are at least as many as pieces. What it
+        said above its cap without counting it, nobody has asked for, and there is no money for it.
         """
         reader = self.reader
         if reader.usage is not None:
             return reader.usage
-        known = reader.partial or rating.Usage(input_tokens=self.request.estimated_input())
+        known = reader.partial or rating.Usage(input_tokens=min(self._estimated_input(), self.held_input_tokens))
         if not self.request.choices:
             return known
-        said = max(tokens.estimated(self.request.model, reader.said), reader.pieces, 1)
-        if self.held_output_tokens is not None:
-            said = min(said, self.held_output_tokens)
-        return known._replace(output_tokens=max(known.output_tokens, said))
+        ours = min(max(self._estimated_output(), reader.pieces, 1), self.held_output_tokens)
+        return known._replace(output_tokens=max(known.output_tokens, ours))
+
+    def _estimated_input(self) -> int:
+        try:
+            return self.request.estimated_input()
+        except Exception:  # noqa: BLE001 (whatever a text may be that cannot be tokenized, its call is settled)
+            _log.exception("input was not estimated", call_id=self.call_id)
+            return max(1, self.request.input_guess)
+
+    def _estimated_output(self) -> int:
+        try:
+            return tokens.estimated(self.request.model, self.reader.said)
+        except Exception:  # noqa: BLE001 (as above)
+            _log.exception("output was not estimated", call_id=self.call_id)
+            return sum(map(tokens.guessed, self.reader.said))
 
     def fingerprint(self, body: bytes) -> bytes:
         """SHA-256 of what was asked for: a repeat of it is the same request."""

@@ -48,6 +48,7 @@ from services.proxy.ledger import Ledger
 from services.proxy.outbox import Settlements
 from services.proxy.rates import Counting, Limit, RateLimits
 from services.proxy.settings import ProxySettings
+from services.proxy.sse import BYTE_ORDER_MARK
 from services.proxy.upstream import ProviderRefusalError, UnreadAnswerError, Upstreams, failure
 
 _log = get_logger(__name__)
@@ -291,6 +292,7 @@ class Life:
         except ServiceError as refusal:
             _log.warning("a stream is above its hold, and ended", call_id=call.hold_id, reason=refusal.reason)
             return False
+        call.held_output_tokens += tokens
         return True
 
     async def _end_hold(self, status: str) -> Settled | None:
@@ -318,6 +320,7 @@ class Life:
 
     async def _make(self, admitted: Admitted, cap: int) -> None:
         call, settings = self._call, self._parts.settings
+        call.held_input_tokens, call.held_output_tokens = admitted.input_bound, cap * call.request.choices
         provider = self._parts.upstreams.provider(admitted.card.provider)
         outgoing = call.request.outgoing(cap, provider, call.asked.headers)
         deadline = call.arrived + settings.upstream_total_seconds
@@ -399,7 +402,7 @@ def _passing(error: Exception) -> bool:
 
 def _with_credits(body: bytes, settled: Settled) -> bytes:
     """A JSON object's bytes as they came, with a `credits` object added at its end."""
-    whole = body.rstrip()
+    whole = body.removeprefix(BYTE_ORDER_MARK).rstrip()
     if not whole.startswith(b"{") or not whole.endswith(b"}"):
         return body
     added = b'"credits":' + orjson.dumps(settled.credits()) + b"}"

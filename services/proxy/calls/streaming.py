@@ -41,9 +41,9 @@ async def relay(
     """Pass a stream on as it comes, settle it with `end_hold(status)` when it ends, and say what it cost.
 
     Each event goes out as it came, but for the last one that can carry the credits. Which is the last is known when the
-    next comes, so an event that may be waits for that. A provider that says more than the `output_tokens` that are
-    held has its hold extended; where that is refused, the stream ends there. Raises ProviderUnavailable where nothing
-    came.
+    next comes, so an event that may be waits for that. A provider that says more than is held has its hold extended, by
+    `output_tokens` or several times as many; where that is refused, the stream ends there. Raises ProviderUnavailable
+    where nothing came.
     """
     stream = _Relay(call, end_hold, cancel_on_disconnect=cancel_on_disconnect)
     async with aclosing(answer.pieces()) as pieces:
@@ -107,19 +107,18 @@ class _Relay:
 
         The last event is one also where the blank line after it is missing; half of one is not.
         """
-        splitter, held, reader = EventSplitter(_MAX_EVENT_BYTES), output_tokens, self._call.reader
+        splitter, call, reader = EventSplitter(_MAX_EVENT_BYTES), self._call, self._call.reader
         async for piece in pieces:
             for event in splitter.feed(piece):
                 await self.take(event)
-                if self.done or (self._cancel_on_disconnect and self._call.delivery.abandoned):
+                if self.done or (self._cancel_on_disconnect and call.delivery.abandoned):
                     return
+                held = call.held_output_tokens
                 if (said := self._said_at_least(held)) > held and not reader.finished:
                     more = -(-(said - held) // output_tokens) * output_tokens
                     if not await extend_hold(more):
-                        self._call.held_output_tokens = held
                         self.cut_short = True
                         return
-                    held += more
         rest = splitter.rest().rstrip()
         if rest and _is_whole(rest):
             await self.take(rest + b"\n\n")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from services.proxy import provider_json
 from services.proxy.converse.answer import MalformedAnswerError, beside_choices, completion, error_body
 from services.proxy.converse.events import EventStreamError
 from services.proxy.converse.stream import ConverseStream
@@ -76,14 +77,15 @@ class _ConverseAnswer:
                 return
 
     async def whole(self, limit_bytes: int) -> bytes:
-        """See ReadableAnswer."""
+        """See ReadableAnswer. Raises ProviderUnavailable where it is nothing, or a page: no model has answered."""
         body = await self._answer.whole(limit_bytes)
-        answer: Any = None
+        answer: Any = provider_json.read(body)
+        if not isinstance(answer, dict) and body.strip()[:1] in {b"", b"<"}:
+            raise ProviderUnavailable("the provider's answer was not understood")
         try:
-            answer = orjson.loads(body)
             found = completion(answer, model=self._model, identifier=self._identifier, created=self._created)
-        except (orjson.JSONDecodeError, MalformedAnswerError) as error:
-            counted = beside_choices(answer) if isinstance(answer, dict) else {}
+        except MalformedAnswerError as error:
+            counted = beside_choices(answer if isinstance(answer, dict) else provider_json.last_count(body))
             raise UnreadAnswerError(
                 "the provider's answer was not understood", orjson.dumps(counted), len(body)
             ) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import orjson
 
 from services import rating
 from services.kit.logs import get_logger
+from services.proxy import provider_json
 from services.proxy.formats.reading import MAX_CAP, answered_tier
 from services.proxy.sse import BYTE_ORDER_MARK, EventSplitter, data_of, event_of, name_of
 
@@ -20,8 +19,6 @@ _log = get_logger(__name__)
 
 _MAX_IDENTIFIER_CHARS = 200  # what the ledger keeps
 
-# A count in an answer's JSON, by its name in any form; in a text its quotes would be escaped.
-_COUNT = re.compile(rb'"(usage|usageMetadata)"\s*:\s*(?=\{)')
 # With twenty likely alternatives, each spelt in bytes, a line for each.
 _MAX_BYTES_OF_A_TOKEN = 16 * 1024
 
@@ -87,24 +84,26 @@ class AnswerReader(ABC):
     def take_whole(self, body: bytes) -> None:
         """Read a unary answer."""
         self._begun = self.finished = True
-        try:
-            answer = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            answer = None
+        answer = provider_json.read(body)
         if not isinstance(answer, dict):
-            self._no_object(body.strip())
+            self._no_object(body.removeprefix(BYTE_ORDER_MARK).strip(), answer)
             return
         self._whole(answer)
         # An error in place of an answer is none, whatever its status says.
         self.failed = answer.get("error") is not None and not self.said and self.usage is None
 
-    def _no_object(self, body: bytes) -> None:
-        """Read what came in place of a JSON object: events that nobody asked for, nothing, a page, or at worst text."""
+    def _no_object(self, body: bytes, answer: object) -> None:
+        """Read what came in place of a JSON object: events that nobody asked for, nothing, a page, or at worst text.
+
+        Of an answer that broke off the count may be there all the same. Google puts its errors into a list.
+        """
         if body.startswith(_EVENT_STARTS):
             for event in EventSplitter(len(body) + 2).feed(body + b"\n\n"):
                 self.take_event(event)
-        elif not body or body.startswith(b"<"):
+        elif not body or body.startswith(b"<") or _are_errors(answer):
             self.failed = True  # what stands between the provider and us has answered, not a model
+        elif counted := provider_json.last_count(body):
+            self._whole(counted)
         else:
             self.said.append(body.decode(errors="replace"))
 
@@ -115,26 +114,20 @@ class AnswerReader(ABC):
         """
         self._begun = self.finished = True
         self.pieces = size_bytes // _MAX_BYTES_OF_A_TOKEN
-        counts = list(_COUNT.finditer(end))
-        if not counts:
-            return
-        last = counts[-1]
-        try:
-            counted, _ = json.JSONDecoder().raw_decode(end[last.end() :].decode(errors="replace"))
-        except (ValueError, RecursionError):
-            return
-        self._whole({last[1].decode(): counted})
+        if counted := provider_json.last_count(end):
+            self._whole(counted)
 
     def take_event(self, raw: bytes) -> Event:
         """Read one event of a stream."""
         data = data_of(raw)
         if not data.startswith(b"{"):
             return self._other(raw, data)
-        try:
-            chunk = orjson.loads(data)
-        except orjson.JSONDecodeError:
+        chunk = provider_json.read(data)
+        if not isinstance(chunk, dict):
             self._begun = True
             self.pieces += 1  # of what was said, though most of its bytes are not
+            if counted := provider_json.last_count(data):
+                self._chunk(raw, counted)
             return Event(raw)
         if self._is_failure(chunk):
             self.failed = True
@@ -213,6 +206,14 @@ class AnswerReader(ABC):
             return False
         self.usage = found or self.usage
         return found is not None
+
+
+def _are_errors(answer: object) -> bool:
+    return (
+        isinstance(answer, list)
+        and bool(answer)
+        and all(isinstance(one, dict) and one.get("error") is not None for one in answer)
+    )
 
 
 def believed(read: Callable[[Mapping[str, Any]], rating.Usage], usage: object) -> rating.Usage | None:

@@ -195,7 +195,7 @@ class ResponsesReader(AnswerReader):
         return chunk.get("type") == "error" or super()._is_failure(chunk)
 
     def _chunk(self, raw: bytes, chunk: dict[str, Any]) -> Event:
-        kind = chunk.get("type")
+        kind = str(chunk.get("type"))
         if isinstance(chunk.get("sequence_number"), int):
             self._sequence = chunk["sequence_number"]
         if kind in _DELTAS:

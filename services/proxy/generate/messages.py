@@ -10,7 +10,9 @@ from google.protobuf import json_format, struct_pb2
 from tollkeeper.proxy.v1 import generate_service_pb2 as pb
 
 from services.kit.validation import Violations
+from services.proxy import provider_json
 from services.proxy.calls.call import Call
+from services.proxy.formats.answer import believed
 from services.proxy.formats.reading import MAX_CAP, MAX_MESSAGES, MAX_MODEL_CHARS
 from services.rating import accounting
 
@@ -90,7 +92,7 @@ def struct(value: dict[str, Any]) -> struct_pb2.Struct:
 
 def response(body: bytes, call: Call) -> pb.GenerateResponse:
     """A whole chat completion's message."""
-    answer = orjson.loads(body)
+    answer: Any = provider_json.read(body)
     choice = answer["choices"][0]
     message = choice["message"]
     return pb.GenerateResponse(
@@ -123,7 +125,9 @@ def piece(chunk: Mapping[str, Any], call: Call, finish_reason: str) -> pb.Stream
 
 
 def _usage(usage: object, call: Call) -> pb.TokenCounts:
-    counted = accounting.openai_chat(usage) if isinstance(usage, dict) else call.counted()
+    """As it was billed; of an answer that is given again, which is not counted anew, as it says."""
+    told = believed(accounting.openai_chat, usage) if call.price_version == 0 else None
+    counted = told or call.counted()
     return pb.TokenCounts(
         input_tokens=counted.input_tokens,
         output_tokens=counted.output_tokens,

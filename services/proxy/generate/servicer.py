@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
+from google.protobuf.json_format import ParseError
 from tollkeeper.proxy.v1 import generate_service_pb2 as pb
 from tollkeeper.proxy.v1 import generate_service_pb2_grpc
 
@@ -13,12 +14,13 @@ from services.kit.call import current_identity
 from services.kit.errors import HTTP_STATUS_KEY, RETRY_AFTER_KEY
 from services.kit.replays import REPLAYED
 from services.kit.validation import Violations
+from services.proxy import provider_json
 from services.proxy.calls.call import Asked, Call
 from services.proxy.calls.delivery import Head, Metadata
 from services.proxy.calls.quotas import QUOTA_HEADERS
 from services.proxy.calls.running import Calls
 from services.proxy.clock import utc_now
-from services.proxy.errors import ProviderRateLimited, ProviderRefused, ProviderUnavailable
+from services.proxy.errors import AnswerNotPassedOn, ProviderRateLimited, ProviderRefused, ProviderUnavailable
 from services.proxy.formats.openai_chat import ChatRequest
 from services.proxy.generate import messages
 from services.proxy.keys.credentials import KnownKeys
@@ -52,7 +54,9 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         await context.send_initial_metadata(_told(head))
         try:
             return messages.response(body, call)
-        except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (ParseError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            if call.reader.owed:
+                raise AnswerNotPassedOn("the provider's answer was not understood; it is billed") from error
             raise ProviderUnavailable("the provider's answer was not understood") from error
 
     async def StreamGenerate(
@@ -74,7 +78,9 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
                 data = data_of(event)
                 if not data.startswith(b"{"):
                     continue
-                chunk = orjson.loads(data)
+                chunk = provider_json.read(data)
+                if not isinstance(chunk, dict):
+                    continue  # half of one; what it said is lost
                 if chunk.get("error") is not None:
                     raise ProviderUnavailable("the provider broke off in the middle of its answer")
                 choices = chunk.get("choices") or [{}]

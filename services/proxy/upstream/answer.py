@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
+import zlib
 from collections.abc import AsyncGenerator
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
@@ -26,6 +27,8 @@ MAX_ERROR_BYTES = 1024 * 1024
 _END_BYTES = 64 * 1024
 _MOST_BYTES = 1024 * 1024 * 1024
 _MAX_RETRY_AFTER_SECONDS = 10_000_000.0
+
+_GZIP = 16 + zlib.MAX_WBITS  # how zlib is told that a header of gzip comes first
 
 _AWS_EVENTS = "application/vnd.amazon.eventstream"
 
@@ -95,6 +98,8 @@ class Answer:
         self._ahead: list[bytes | None] = []
         self._idle_seconds = idle_seconds
         self._length = response.get_header("content-length")  # of what is read; None where it came compressed
+        # The older name of gzip (RFC 9110, 8.4.1.3) is one that the client does not know.
+        self._is_gzip = (response.get_header("content-encoding") or "").strip().lower() == "x-gzip"
         self.content_type = response.get_header("content-type") or "application/json"
         self.service_tier = response.get_header("x-gemini-service-tier") or ""  # in Google's own words
 
@@ -119,7 +124,7 @@ class Answer:
             yield piece
 
     async def whole(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises UnreadAnswerError where it is above the limit."""
+        """The whole body. Raises UnreadAnswerError where it is above the limit, or not in the encoding it names."""
         pieces, size = [], 0
         while (piece := self._ahead.pop() if self._ahead else await self._piece()) is not None:
             pieces.append(piece)
@@ -132,7 +137,8 @@ class Answer:
                 )
             if str(size) == self._length:
                 break  # to be told that it has ended would be another way to the client's thread and back
-        return b"".join(pieces)
+        body = b"".join(pieces)
+        return _unzipped(body, limit_bytes) if self._is_gzip else body
 
     async def _end(self, end: bytes, size: int) -> tuple[bytes, int]:
         """Read on for what stands at the end, as counts do: the last bytes, and how many there were."""
@@ -213,6 +219,17 @@ def failure(provider: str, error: PyreqwestError) -> ServiceError:
     if timed_out(error):
         return ProviderTimeout("the provider did not answer in time", provider=provider)
     return ProviderUnavailable("the provider could not be reached", provider=provider, retry_after_seconds=1)
+
+
+def _unzipped(body: bytes, limit_bytes: int) -> bytes:
+    """What gzip has packed. Raises UnreadAnswerError where it is none, or above the limit."""
+    try:
+        found = zlib.decompressobj(_GZIP).decompress(body, limit_bytes + 1)
+    except zlib.error as error:
+        raise UnreadAnswerError("the provider's answer is not in the encoding it names", b"", len(body)) from error
+    if len(found) > limit_bytes:
+        raise UnreadAnswerError(f"the provider's answer is above {limit_bytes} bytes", found[-_END_BYTES:], len(found))
+    return found
 
 
 def _json(body: bytes) -> object:

@@ -1,10 +1,14 @@
 """What a provider has made and bills is billed, whatever it says of it and whatever becomes of its answer here."""
 
+import gzip
+
 import orjson
 import pytest
 from proxy_fakes import USD, FakePricing, price
 from proxy_upstream import answer, scripted
 from proxy_wire import ask, every_provider
+from tollkeeper.proxy.v1 import generate_service_pb2 as generate_pb
+from tollkeeper.proxy.v1 import generate_service_pb2_grpc
 
 MULTIPLIER = 1.5
 IN, OUT = 5_000, 15_000  # nanos a token of gpt-4o
@@ -109,5 +113,91 @@ async def test_page_in_place_of_an_answer_is_not_billed_and_the_fallback_is_aske
         given = await (await asked(provider, {}, fallbacks={"gpt-4o": ["openai/gpt-3.5-turbo"]}))
         assert len(provider.requests) == 2
     assert given.headers["x-tollkeeper-fallback"] == "openai/gpt-3.5-turbo"
+    assert [(bill.usage.model, bill.usage.input_tokens) for bill in ledger.bills] == [("gpt-3.5-turbo", 100)]
+    assert not ledger.open_holds
+
+
+LONG = orjson.dumps(
+    {
+        "id": "c",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi there!"}, "finish_reason": "stop"}],
+        "usage": counted(100, 10),
+        "logprobs": [{"token": "Hello", "logprob": -1.5}] * 200,
+    }
+)
+ODD = {
+    "half of a pair": LONG.replace(b"there!", b"\\ud83d"),
+    "no number": LONG.replace(b"-1.5", b"NaN"),
+    "infinite": LONG.replace(b"-1.5", b"-Infinity"),
+    "byte order mark": b"\xef\xbb\xbf" + LONG,
+    "no UTF-8": LONG.replace(b"there!", b"\xff"),
+    "more behind it": LONG + b"\n{}",
+    "broken off": LONG[:-100],
+    "floating counts": LONG.replace(b":100,", b":100.0,").replace(b":10,", b":10.0,"),
+}
+
+
+@pytest.mark.parametrize("body", ODD.values(), ids=ODD)
+async def test_answer_that_is_not_quite_json_is_billed_by_its_count_and_passed_on_as_it_came(asked, ledger, body):
+    async with scripted(answer(body)) as provider:
+        given = await (await asked(provider, {"max_tokens": 20}))
+    assert given.body == body
+    assert [bill.amount_nanos for bill in ledger.bills] == [(100 * IN + 10 * OUT) * MULTIPLIER]
+    assert not ledger.usages[0].estimated
+
+
+@pytest.mark.parametrize("name", ["half of a pair", "byte order mark", "floating counts"])
+async def test_answer_that_is_not_quite_json_is_given_in_the_typed_form_too(start_proxy, ledger, name):
+    async with scripted(answer(ODD[name])) as provider:
+        proxy = await start_proxy(openai_base_url=f"{provider.url}/v1")
+        stub = generate_service_pb2_grpc.GenerateServiceStub(proxy.channel)
+        request = generate_pb.GenerateRequest(
+            account_id="acme", model="gpt-4o", messages=[generate_pb.Message(role="user", text="hi")]
+        )
+        given = await stub.Generate(request, metadata=proxy.service)
+    assert given.message.text.startswith("Hi ")
+    assert (given.usage.input_tokens, given.usage.output_tokens, given.usage.estimated) == (100, 10, False)
+    assert given.credits.cost_nanos == ledger.bills[0].amount_nanos == (100 * IN + 10 * OUT) * MULTIPLIER
+
+
+async def test_what_is_guessed_of_an_answer_is_not_above_its_hold(asked, ledger):
+    async with scripted(answer(b"upstream says " * 10_000)) as provider:
+        await (await asked(provider, {"max_tokens": 20, "n": 2}))
+    (bill,) = ledger.bills
+    assert bill.usage.estimated
+    assert bill.usage.output_tokens == 2 * 20
+    assert bill.amount_nanos <= next(iter(ledger.holds.values())).hold.amount_nanos
+
+
+async def test_gzip_by_its_older_name_is_read(asked, ledger):
+    async with scripted(answer(gzip.compress(LONG), content_encoding="x-gzip")) as provider:
+        assert (await (await asked(provider, {}))).body == LONG
+    assert [bill.amount_nanos for bill in ledger.bills] == [(100 * IN + 10 * OUT) * MULTIPLIER]
+
+
+@pytest.mark.parametrize("body", [b"", b"\n", b"<html>maintenance</html>"])
+async def test_page_in_place_of_bedrocks_answer_is_not_billed(start_proxy, ledger, refused, body):
+    async with scripted(answer(body, content_type="text/html")) as provider:
+        proxy = await start_proxy(**every_provider(provider.url, upstream_attempts=1))
+        key = (await proxy.make_key()).key
+        refusal = await refused(ask(proxy, key, "converse"))
+    assert refusal.reason == "PROVIDER_UNAVAILABLE"
+    assert not ledger.bills
+    assert not ledger.open_holds
+
+
+async def test_bedrocks_answer_that_breaks_off_is_billed_by_its_count(start_proxy, ledger, refused):
+    usage = b'"usage": {"inputTokens": 100, "outputTokens": 10, "totalTokens": 110}'
+    async with scripted(answer(b"{" + usage + b', "output": {"message": {"role": "ass')) as provider:
+        proxy = await start_proxy(**every_provider(provider.url))
+        key = (await proxy.make_key()).key
+        assert (await refused(ask(proxy, key, "converse"))).reason == "ANSWER_NOT_PASSED_ON"
+    assert [bill.amount_nanos for bill in ledger.bills] == [(100 * IN + 10 * OUT) * MULTIPLIER]
+
+
+async def test_googles_list_of_errors_is_not_billed_and_the_fallback_is_asked(asked, ledger):
+    errors = answer(b'[{"error": {"code": 503, "message": "overloaded"}}]')
+    async with scripted(errors, completion(usage=counted(100, 10))) as provider:
+        await (await asked(provider, {}, fallbacks={"gpt-4o": ["openai/gpt-3.5-turbo"]}))
     assert [(bill.usage.model, bill.usage.input_tokens) for bill in ledger.bills] == [("gpt-3.5-turbo", 100)]
     assert not ledger.open_holds

@@ -239,8 +239,9 @@ async def replay(record, pieces=None, *, breaks=False, held=None, **words):
 
     async def relayed():
         try:
-            most = 10**9 if held is None else held
-            await relay(call, answer, end_hold, extend_hold, output_tokens=most, cancel_on_disconnect=False)
+            call.held_output_tokens = 10**9 if held is None else held
+            step = call.held_output_tokens
+            await relay(call, answer, end_hold, extend_hold, output_tokens=step, cancel_on_disconnect=False)
         except ProviderUnavailable as error:
             await call.delivery.end(error)
 
