@@ -100,10 +100,11 @@ class Announcer:
                 for message in map(packed, changes):
                     try:
                         await client.publish(CHANNEL, message)
-                    except redis.exceptions.ConnectionError:
-                        # A connection that broke while it lay idle is known only now; this makes another.
+                    except (redis.exceptions.ConnectionError, RuntimeError):
+                        # A connection that broke while it lay idle is known only now; this makes another. uvloop says
+                        # of one that was reset that its handle is closed, by a RuntimeError.
                         await client.publish(CHANNEL, message)
-        except _FAILURES as error:
+        except Exception as error:  # noqa: BLE001 (the change is made: whatever it is, it is not the caller's)
             if not self._failing:
                 _log.error("Redis takes no invalidations; changes are seen when memories end", error=repr(error))
                 self._failing = True

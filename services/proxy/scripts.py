@@ -15,6 +15,10 @@ import redis.asyncio
 from redis.exceptions import ConnectionError as NotConnectedError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from services.kit.logs import get_logger
+
+_log = get_logger(__name__)
+
 _COMMANDS_AT_ONCE = 256
 _DEFAULT_SECONDS = 1.0
 
@@ -88,10 +92,10 @@ class Scripts:
                 commands, self._waiting = self._waiting[:_COMMANDS_AT_ONCE], self._waiting[_COMMANDS_AT_ONCE:]
                 try:
                     replies = await self._replies(commands)
-                except (RedisError, OSError) as error:
+                except Exception as error:  # noqa: BLE001 (whatever it is, nobody may be left waiting)
                     # What waits behind it would only find out the same, later.
                     commands, self._waiting = commands + self._waiting, []
-                    replies = [error] * len(commands)
+                    replies = [_told(error)] * len(commands)
                 for command, reply in zip(commands, replies, strict=True):
                     _answer(command.answered, reply)
         finally:
@@ -139,13 +143,24 @@ class Scripts:
             async with asyncio.timeout(self._seconds):
                 await connection.send_packed_command(b"".join(packed), check_health=False)
                 return [await _reply(connection) for _ in packed]
-        except BaseException:
+        except BaseException as error:
             # A reply that comes late must not be taken for that to another command.
             self._connection = None
             await connection.disconnect(nowait=True)
             connection.socket_timeout = self._socket_timeout
             await self._pool.release(connection)
+            if isinstance(error, RuntimeError):
+                # What uvloop says of a write to a connection that was reset while it lay idle.
+                raise NotConnectedError(str(error)) from error
             raise
+
+
+def _told(error: Exception) -> Exception:
+    """An error as those are told it who wait: a RedisError or an OSError."""
+    if isinstance(error, RedisError | OSError):
+        return error
+    _log.error("commands were not run in Redis", exc_info=error)
+    return RedisError(repr(error))
 
 
 async def _reply(connection: Any) -> Any:

@@ -5,6 +5,7 @@ import time
 
 import psycopg
 import pytest
+import redis.asyncio
 from google.protobuf.timestamp_pb2 import Timestamp
 from tollkeeper.proxy.v1 import key_service_pb2 as pb
 from tollkeeper.proxy.v1 import wire_service_pb2
@@ -244,3 +245,16 @@ async def test_operators_key_is_rotated_to_an_operators_key(proxy, authorize):
     new = await rotate(proxy, made.key_id)
     identity = await authorize(proxy, {"x-api-key": new.key})
     assert (identity.role.name, identity.key_id, identity.account_id) == ("ADMIN", new.key_id, "")
+
+
+async def test_rotated_key_is_shown_though_nobody_can_be_told(proxy, monkeypatch):
+    """It was shown to nobody, and never could be again."""
+
+    async def publish(*_):
+        raise RuntimeError("the handler is closed")  # as uvloop says of a connection that was reset
+
+    old = await proxy.make_key()
+    monkeypatch.setattr(redis.asyncio.Redis, "publish", publish)
+    new = await rotate(proxy, old.key_id, request_id="once")
+    assert await listing(proxy, new.key)
+    await proxy.keys.RevokeKey(pb.RevokeKeyRequest(key_id=new.key_id), metadata=proxy.admin)

@@ -103,8 +103,15 @@ async def test_change_is_told_although_its_caller_has_gone():
 
 @pytest.mark.parametrize(
     "error",
-    [redis.exceptions.ConnectionError("gone"), redis.exceptions.ResponseError("NOPERM"), OSError(), TimeoutError()],
-    ids=["connection", "response", "system", "timeout"],
+    [
+        redis.exceptions.ConnectionError("gone"),
+        redis.exceptions.ResponseError("NOPERM"),
+        OSError(),
+        TimeoutError(),
+        RuntimeError("the handler is closed"),
+        ValueError(),
+    ],
+    ids=["connection", "response", "system", "timeout", "reset", "unforeseen"],
 )
 async def test_failure_is_never_the_callers_and_is_logged_once(error):
     client = Client(error)
@@ -119,8 +126,11 @@ async def test_failure_is_never_the_callers_and_is_logged_once(error):
     assert len(client.published) == 1
 
 
-async def test_connection_that_broke_while_idle_costs_no_change():
-    client = Client(redis.exceptions.ConnectionError("gone"), times=1)
+@pytest.mark.parametrize(
+    "error", [redis.exceptions.ConnectionError("gone"), RuntimeError("the handler is closed")], ids=["closed", "reset"]
+)
+async def test_connection_that_broke_while_idle_costs_no_change(error):
+    client = Client(error, times=1)
     client.gate.set()
     with structlog.testing.capture_logs() as logs:
         await Announcer(client).announce(KEY)
