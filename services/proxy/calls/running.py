@@ -87,7 +87,7 @@ class Calls:
             await asyncio.gather(*(self._extend(call, ttl) for call in lapsing))
 
     async def _extend(self, call: Call, ttl_seconds: int) -> None:
-        """Let a hold last longer. One that lapses all the same is settled all the same."""
+        """Let a hold last longer. One that lapses all the same is settled all the same. Never raises."""
         call.extensions += 1
         request = ledger_pb.ExtendHoldRequest(
             account_id=call.key.account_id,
@@ -101,3 +101,5 @@ class Calls:
             call.held_until = asked + ttl_seconds
         except ServiceError as refusal:
             _log.warning("a hold was not extended", call_id=call.hold_id, reason=refusal.reason)
+        except Exception:  # noqa: BLE001 (whatever it is, the other holds are to be kept, now and later)
+            _log.exception("a hold was not extended", call_id=call.hold_id)

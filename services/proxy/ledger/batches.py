@@ -35,7 +35,7 @@ _PATIENCE_SECONDS = 0.05
 _Group = tuple[tuple[pb.Operation, ...], "asyncio.Future[list[pb.OperationResult]]", str]
 
 
-# Sends a batch, which belongs to a trace (empty: to none). Raises grpc.RpcError.
+# Sends a batch, which belongs to a trace (empty: to none). Raises grpc.RpcError; whatever else it raises is logged.
 Send = Callable[[pb.ApplyRequest, str], Awaitable[pb.ApplyResponse]]
 
 
@@ -124,19 +124,22 @@ class Batches:
             self._senders.discard(asyncio.current_task())
 
     async def _send_batch(self, groups: list[_Group]) -> None:
+        message = "operations were not sent to the ledger"
         try:
             asked = [operation for operations, _, _ in groups for operation in operations]
             results = await self._sent(asked, groups[0][2] if groups else "")
+            at = 0
+            for operations, answered, _ in groups:
+                if not answered.done():
+                    answered.set_result(results[at : at + len(operations)])
+                at += len(operations)
         except LedgerUnavailable as error:
+            message = error.message
+        finally:
+            # Whatever it was that failed, nobody may be left waiting.
             for _, answered, _ in groups:
                 if not answered.done():
-                    answered.set_exception(LedgerUnavailable(error.message, retry_after_seconds=1))
-            return
-        at = 0
-        for operations, answered, _ in groups:
-            if not answered.done():
-                answered.set_result(results[at : at + len(operations)])
-            at += len(operations)
+                    answered.set_exception(LedgerUnavailable(message, retry_after_seconds=1))
 
     def _next_batch(self) -> list[_Group]:
         self._be_patient()
@@ -161,6 +164,9 @@ class Batches:
             refusal = RemoteError.from_rpc(error)
             _log.warning("ledger gave no answer", code=refusal.code.name, message=refusal.message)
             raise LedgerUnavailable("the ledger did not answer", retry_after_seconds=1) from error
+        except Exception as error:
+            _log.exception("ledger could not be asked")
+            raise LedgerUnavailable("the ledger could not be asked", retry_after_seconds=1) from error
         if len(answer.results) != len(operations):
             _log.error("ledger answered another number of operations", sent=len(operations), got=len(answer.results))
             raise LedgerUnavailable("the ledger's answer was not understood", retry_after_seconds=1)
