@@ -92,11 +92,12 @@ class Life:
         call = self._call
         failed: Exception | None = None
         try:
-            if not await self._answered_before():
-                await self._answer()
-        except ProviderRefusalError as refusal:
-            await self._end_hold(FAILED)
-            await self._pass_on(refusal)
+            try:
+                if not await self._answered_before():
+                    await self._answer()
+            except ProviderRefusalError as refusal:
+                await self._end_hold(FAILED)
+                await self._pass_on(refusal)
         except ServiceError as refusal:
             failed = refusal
         except asyncio.CancelledError:
@@ -106,12 +107,15 @@ class Life:
         except Exception as error:  # noqa: BLE001 (whatever it is, the hold is ended and the client is answered)
             _log.exception("a call failed", call_id=call.call_id)
             failed = error
-        await self._end_hold(FAILED)
-        if self._begun is not None:
-            await self._begun.abandon()  # of no effect where an answer was kept
-        if self._texts is not None:
-            self._texts.log()
-        await call.delivery.end(failed)
+        try:
+            await self._end_hold(FAILED)
+            if self._begun is not None:
+                await self._begun.abandon()  # of no effect where an answer was kept
+        finally:
+            # Also where the proxy stops in the middle of this: else the client would wait for ever.
+            if self._texts is not None:
+                self._texts.log()
+            await call.delivery.end(failed)
 
     async def _answered_before(self) -> bool:
         """Whether the client has had an answer to this request and gets it again. Else this call will keep its own."""
