@@ -36,6 +36,13 @@ def price(usage):
     return int(exact)
 
 
+def test_message_that_only_fills_the_cache_costs_its_input(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    message = client(customer.key).messages.create(model="claude-3-haiku", max_tokens=0, messages=QUESTION)
+    assert (message.content, message.usage.output_tokens) == ([], 0)
+    assert suite.available(customer.key) == 10**9 - price(message.usage)
+
+
 def test_unary_message_costs_exactly_the_price_of_its_usage(suite, client):
     customer = suite.customer(credit_nanos=10**9)
     answer = client(customer.key).messages.with_raw_response.create(
