@@ -207,7 +207,7 @@ class Answers:
             try:
                 async with asyncio.timeout(self._lease_seconds / 3):
                     await self.renew()
-            except _FAILURES as error:
+            except Exception as error:  # noqa: BLE001 (a job that ends at one error is worse)
                 _log.warning("leases of requests not renewed", error=repr(error))
 
     async def _sweep_for_ever(self) -> None:
@@ -215,7 +215,7 @@ class Answers:
             await asyncio.sleep(self._sweep_seconds)
             try:
                 await self.sweep()
-            except _FAILURES as error:
+            except Exception as error:  # noqa: BLE001 (a job that ends at one error is worse)
                 _log.warning("answers past their day not deleted", error=repr(error))
 
 

@@ -18,7 +18,7 @@ class Way:
     def __init__(self, *errors):
         self.errors, self.gate, self.sent = list(errors), asyncio.Event(), 0
 
-    async def send(self, request, trace):
+    async def send(self, request, _):
         self.sent += 1
         if self.sent == 1:
             await self.gate.wait()
