@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -83,8 +82,8 @@ class Presence:
                     while True:
                         await self.say(connection)
                         await asyncio.sleep(_BEAT_SECONDS)
-            except (psycopg.Error, OSError) as error:
-                _log.warning("the database was not told that the ledger is there", error=str(error))
+            except Exception as error:  # noqa: BLE001 (a job that ends at one error is worse)
+                _log.warning("the database was not told that the ledger is there", error=repr(error))
             await asyncio.sleep(_BEAT_SECONDS)
 
 

@@ -147,6 +147,25 @@ async def test_what_a_server_says_outlives_its_connection(ledger_settings, engin
         await presence.stop()
 
 
+async def test_a_server_goes_on_saying_it_whatever_an_attempt_met(ledger_settings, engine, monkeypatch):
+    real, errors = Presence.say, [RuntimeError("the handler is closed")]  # what uvloop says of what was reset
+
+    async def say(self, connection):
+        if errors:
+            raise errors.pop()
+        await real(self, connection)
+
+    monkeypatch.setattr(Presence, "say", say)
+    presence = Presence(ledger_settings)
+    presence.start()
+    try:
+        async with asyncio.timeout(20):
+            while not await attended(engine):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        await presence.stop()
+
+
 async def test_the_worker_lets_nothing_lapse_while_no_server_is_there(server, ledger_settings, engine):
     url = ledger_settings.database_url
     await (await held(server, "h1")).stop()
