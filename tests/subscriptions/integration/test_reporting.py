@@ -237,8 +237,9 @@ def test_two_senders_send_each_report_once(settings, clock, meters, pricing):
     pricing.publish_metered()
     pipelines = [Pipeline(settings, clock, meters) for _ in range(2)]
     pipelines[0].create()
+    latest = ago(minutes=3)
     for number in range(60):
-        pipelines[0].emit("api_calls", number + 1, ago(minutes=number + 3))
+        pipelines[0].emit("api_calls", number + 1, latest - number * MINUTE)
     threads = [threading.Thread(target=pipeline.report) for pipeline in pipelines]
     for thread in threads:
         thread.start()
