@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from services.subscriptions.clock import Clock, utc_now
 from services.subscriptions.metering.model import Quota
 from services.subscriptions.model.account import Account
 from services.subscriptions.model.credits import LedgerBalance
+from services.subscriptions.model.plan import METRIC_OF_UNIT
 
 _log = get_logger(__name__)
 
@@ -27,6 +28,7 @@ _IN_USE = timedelta(minutes=3)
 _LOOK_BACK_EVERY, _LOOK_BACK = timedelta(hours=1), timedelta(hours=25)
 _MAX_ACCOUNTS = 100_000
 _METERED = "metered"
+_OF_PLAN = "plan"
 
 
 class LedgerView(Protocol):
@@ -117,16 +119,32 @@ class Watcher:
             return sum(store.raise_alert(connection, alert) for alert in found)
 
     def _found(self, account: Account) -> list[Alert]:
-        """A metered plan needs no balance, and its quotas count what is used beside the ledger too."""
+        """A metered plan needs no balance, and has quotas that the ledger knows nothing of."""
         account_id = account.account_id
         limits = self._views.ledger.counted_limits(account_id)
+        quotas = self._views.metering.quotas(account_id)
         if self._views.plans.version(account.plan_id, account.plan_version).kind == _METERED:
-            own = [limit for limit in limits if limit.scope != "plan"]
-            return list(limit_alerts(account_id, own + quota_limits(self._views.metering.quotas(account_id))))
-        found = list(limit_alerts(account_id, limits))
+            own = [limit for limit in limits if limit.scope != _OF_PLAN]
+            return list(limit_alerts(account_id, own + quota_limits(quotas)))
+        found = list(limit_alerts(account_id, in_full(limits, quotas)))
         available = self._views.ledger.balance(account_id).available_nanos
         low = low_balance_alert(account_id, available, self._low_balance_nanos, self._clock())
         return [*found, low] if low is not None else found
+
+
+def in_full(limits: Sequence[CountedLimit], quotas: Sequence[Quota]) -> list[CountedLimit]:
+    """The plan's limits as the plan says them, with all that is used of them.
+
+    The ledger's own are lowered, again and again, by what is emitted beside it: of such an amount each threshold would
+    be told anew, and of one that is lowered to nothing no threshold at all.
+    """
+    of = {quota.terms.metric: quota for quota in quotas}
+    return [
+        replace(limit, amount=quota.terms.limit, used=max(limit.used, quota.use.used))
+        if limit.scope == _OF_PLAN and (quota := of.get(METRIC_OF_UNIT.get(limit.unit, ""))) is not None
+        else limit
+        for limit in limits
+    ]
 
 
 def quota_limits(quotas: Sequence[Quota]) -> list[CountedLimit]:
@@ -134,7 +152,7 @@ def quota_limits(quotas: Sequence[Quota]) -> list[CountedLimit]:
     return [
         CountedLimit(
             limit_id=f"quota:{quota.terms.metric}",
-            scope="plan",
+            scope=_OF_PLAN,
             subject="",
             unit=quota.terms.metric,
             window="cycle",

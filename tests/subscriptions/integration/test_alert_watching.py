@@ -13,6 +13,7 @@ from tollkeeper.subscriptions.v1 import operator_service_pb2 as pb
 
 from services.subscriptions.alerts.watching import Views, Watcher
 from services.subscriptions.metering.aggregation import EventAggregator, FeedAggregator
+from services.subscriptions.metering.limits import LimitGuard
 
 
 @pytest.fixture
@@ -33,12 +34,20 @@ def watch(parts):
         values = {"low_balance_nanos": USD, "clock": made._clock}
         (watcher or Watcher(made.engine, views, **(values | options)))()
 
-    look.views, look.engine = views, made.engine
+    look.views, look.engine, look.parts = views, made.engine, made
     return look
 
 
 def alerts(database):
     return database.rows("SELECT account_id, type FROM alerts ORDER BY created_at, type")
+
+
+def emit(operator, event_id, metric, quantity, time=None):
+    event = billing_pb.UsageEvent(id=event_id, metric=metric, quantity=quantity)
+    if time is not None:
+        event.time.FromDatetime(time)
+    request = billing_pb.EmitEventsRequest(account_id="acme", events=[event])
+    assert operator(operator.metering.EmitEvents, request).accepted == 1
 
 
 def used(ledger, tokens, limit_id="plan::tokens:cycle"):
@@ -107,6 +116,23 @@ def test_metered_plan_is_told_of_its_quotas_and_of_no_balance(database, operator
     watch()
     watch()
     assert alerts(database) == [("acme", "limit_50"), ("acme", "limit_80")]
+
+
+def test_emitted_use_of_a_hard_limit_is_told_once_for_each_threshold(  # noqa: PLR0917 (fixtures)
+    database, account, operator, ledger, watch, clock
+):
+    """The ledger's limit is lowered by what is emitted beside it, over and over; what the plan includes stays."""
+    guard = LimitGuard(watch.engine, watch.parts.plans, clock=clock)
+    ledger.use("acme", 20_000, datetime.now(UTC))  # of 50 000
+    ledger.books["acme"]["used"]["plan::tokens:cycle"] = 20_000
+    for thousand in range(1, 31):
+        emit(operator, f"e{thousand}", "llm_tokens", 1000)
+        watch()
+        guard()
+        watch.parts.deliverer.deliver_account("acme", within_seconds=5)
+        watch()
+        told = ["limit_50"] * (thousand >= 5) + ["limit_80"] * (thousand >= 20) + ["limit_100"] * (thousand >= 30)
+        assert [type_ for _, type_ in alerts(database)] == told, f"20 and {thousand} of 50 thousand are used"
 
 
 def test_use_that_was_taken_in_late_is_looked_at(database, account, ledger, watch, clock):
