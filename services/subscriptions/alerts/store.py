@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, exists, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, exists, func, insert, literal, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as insert_or_ignore
 
 from services.subscriptions.alerts.model import Alert
 from services.subscriptions.alerts.tables import alert_deliveries, alert_endpoints, alerts
-from services.subscriptions.metering.tables import usage_minutes
 from services.subscriptions.tables import accounts
 
 EMAIL = ""  # stands for the endpoint of what goes by e-mail
@@ -286,10 +285,24 @@ def oldest_due_seconds(connection: Connection) -> float:
     return max(float(seconds or 0), 0.0)
 
 
-def accounts_in_use(connection: Connection, since: datetime, *, limit: int) -> list[str]:
-    """Accounts that have used something since, at most `limit`. By `usage_minutes_by_time`."""
-    statement = select(usage_minutes.c.account_id).where(usage_minutes.c.minute >= since).distinct().limit(limit)
-    return list(connection.execute(statement).scalars())
+# Events are by `usage_events_waiting` and `usage_events_aggregated`, each of which has its own of them.
+_IN_USE = text(
+    """
+    SELECT account_id FROM usage_minutes WHERE minute >= :since
+    UNION SELECT account_id FROM usage_events WHERE NOT aggregated AND received_at >= :told_since
+    UNION SELECT account_id FROM usage_events WHERE aggregated AND received_at >= :told_since
+    LIMIT :limit
+    """
+)
+
+
+def accounts_in_use(connection: Connection, since: datetime, *, told_since: datetime, limit: int) -> list[str]:
+    """Accounts that have used something since, or told of any use since `told_since`; at most `limit`.
+
+    Minutes are by `usage_minutes_by_time`.
+    """
+    arguments = {"since": since, "told_since": told_since, "limit": limit}
+    return list(connection.execute(_IN_USE, arguments).scalars())
 
 
 def delete_old(connection: Connection, *, older_than: timedelta, limit: int) -> int:

@@ -26,6 +26,8 @@ _log = get_logger(__name__)
 _IN_USE = timedelta(minutes=3)
 # Use that metering took in late, after a pause of its own or of the ledger's, is found by looking back further.
 _LOOK_BACK_EVERY, _LOOK_BACK = timedelta(hours=1), timedelta(hours=25)
+# Events are looked for by when they came, too, whenever it was that they tell of. Of a day there may be too many.
+_EVENTS_LOOK_BACK = timedelta(hours=1)
 _MAX_ACCOUNTS = 100_000
 _METERED = "metered"
 _OF_PLAN = "plan"
@@ -73,10 +75,11 @@ class Views:
 
 
 class Watcher:
-    """The job that looks at each account that has used something within three minutes, and raises its alerts.
+    """The job that looks at each account that has used something, or told of it, within three minutes.
 
-    So an alert comes within a look's pause, and metering's, of the call that crossed the threshold. Once an hour it
-    looks at all accounts of the last day. Looking again, in this process or another, raises nothing twice.
+    What they have to be told is raised within a look's pause, and metering's, of the call that crossed the threshold.
+    Once an hour it looks at all accounts of the last day. Looking again, in this process or another, raises nothing
+    twice; after a look that took longer than three minutes, the next is at all who used something meanwhile.
     """
 
     def __init__(self, engine: Engine, views: Views, *, low_balance_nanos: int, clock: Clock = utc_now) -> None:
@@ -85,18 +88,22 @@ class Watcher:
         self._low_balance_nanos = low_balance_nanos
         self._clock = clock
         self._looked_back_at: datetime | None = None
+        self._looked_at: datetime | None = None
 
     def __call__(self) -> bool:
         """Look once at all of them."""
         now = self._clock()
         looks_back = self._looked_back_at is None or now - self._looked_back_at >= _LOOK_BACK_EVERY
         with self._engine.connect() as connection:
-            since = now - (_LOOK_BACK if looks_back else _IN_USE)
-            active = store.accounts_in_use(connection, since, limit=_MAX_ACCOUNTS)
+            since = now - _LOOK_BACK if looks_back else min(self._looked_at or now, now) - _IN_USE
+            active = store.accounts_in_use(
+                connection, since, told_since=max(since, now - _EVENTS_LOOK_BACK), limit=_MAX_ACCOUNTS
+            )
         if len(active) == _MAX_ACCOUNTS:
             _log.error("more accounts are in use than are looked at for alerts", looked_at=_MAX_ACCOUNTS)
         for account_id in active:
             self.look_at(account_id)
+        self._looked_at = now
         if looks_back:
             self._looked_back_at = now
         return False

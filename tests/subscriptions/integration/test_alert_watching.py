@@ -135,6 +135,41 @@ def test_emitted_use_of_a_hard_limit_is_told_once_for_each_threshold(  # noqa: P
         assert [type_ for _, type_ in alerts(database)] == told, f"20 and {thousand} of 50 thousand are used"
 
 
+def test_use_of_days_ago_that_is_emitted_now_is_looked_at(database, operator, pricing, watch, clock):
+    """Who emits once a week is told, too: what counts is when use was taken in, not when it happened."""
+    pricing.publish_metered()
+    operator(operator.customers.CreateAccount, pb.CreateAccountRequest(account_id="acme", plan="metered-free"))
+    database.rows("UPDATE accounts SET cycle_anchor = cycle_anchor - interval '10 days'")
+    watcher = Watcher(watch.engine, watch.views, low_balance_nanos=USD, clock=clock)
+    watch(watcher)
+    emit(operator, "e1", "agent_executions", 80, clock() - timedelta(days=3))
+    watch(watcher)
+    assert alerts(database) == [("acme", "limit_80")]
+
+
+def test_account_in_use_while_a_look_takes_long_is_looked_at_next(  # noqa: PLR0917 (fixtures)
+    database, account, ledger, watch, clock, monkeypatch
+):
+    watcher = Watcher(watch.engine, watch.views, low_balance_nanos=USD, clock=clock)
+    used(ledger, 1)
+    watch(watcher)
+    quotas = watch.views.metering.quotas
+
+    def slowly(account_id):
+        """Of ten minutes, in the third of which the account used more, and nothing since."""
+        found = quotas(account_id)
+        ledger.books["acme"]["used"]["plan::tokens:cycle"] = 40_000
+        ledger.use("acme", 1, clock() + timedelta(minutes=3))
+        clock.forward(timedelta(minutes=10))
+        return found
+
+    monkeypatch.setattr(watch.views.metering, "quotas", slowly)
+    watch(watcher)
+    monkeypatch.undo()
+    watch(watcher)
+    assert alerts(database) == [("acme", "limit_80")]
+
+
 def test_use_that_was_taken_in_late_is_looked_at(database, account, ledger, watch, clock):
     """After a pause of everything: a watcher that begins looks back a day, one that goes on does so every hour."""
     book = ledger.books["acme"]
