@@ -151,12 +151,12 @@ class ReportPlanner:
         account = accounts_store.find_account(connection, gauge.account_id)
         assert account is not None
         now = self._clock()
-        oldest = in_minutes(account.cycle_at(now - MAX_EVENT_AGE))
-        cycles = [oldest]
+        cycles = [account.cycle_at(now - MAX_EVENT_AGE)]
+        # To the second: what is told before a cycle begins is the last of the one before it.
         while cycles[-1].end <= now:
-            cycles.append(in_minutes(account.cycle_at(cycles[-1].end + MINUTE)))
+            cycles.append(account.cycle_at(cycles[-1].end))
         events = []
-        for cycle in cycles:
+        for cycle in map(in_minutes, cycles):
             told = report_store.last_told(connection, gauge.account_id, gauge.metric, cycle.start)
             mark = store.cycle_use(connection, gauge.account_id, cycle, [gauge.metric])[gauge.metric].used
             stamp = gauge_stamp(cycle, now, told.stamped_at)

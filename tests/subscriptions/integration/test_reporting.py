@@ -374,6 +374,29 @@ def test_level_is_reported_at_the_start_of_each_cycle_though_nobody_says_anythin
     assert first.start < second.start
 
 
+def test_level_of_a_cycle_that_begins_within_a_minute_is_told_when_it_has_begun(pipeline, meters, monkeypatch):
+    """Told in the seconds before, it would be the last of the ended period, and of the new one there would be none."""
+    begins = datetime.now(UTC).replace(second=40, microsecond=0)
+    second, day = timedelta(seconds=1), timedelta(days=1)
+
+    def report_at(moment):
+        monkeypatch.setattr(type(pipeline.clock), "__call__", lambda _clock: moment)
+        pipeline.due_again()
+        pipeline.report()
+
+    pipeline.create()
+    with pipeline.engine.begin() as connection:
+        anchor = begins.replace(year=begins.year - 4)
+        connection.exec_driver_sql("UPDATE accounts SET cycle_anchor = %s", (anchor,))
+    pipeline.emit("user_seats", 30, begins - 2 * day)
+    pipeline.emit("user_seats", 28, begins - day)
+    for moment in (begins - day, begins - 20 * second, begins, begins + 20 * second):
+        report_at(moment)
+    start = int(begins.timestamp())
+    assert meters.total("cus_acme", "user_seats", end=start) == 30
+    assert meters.total("cus_acme", "user_seats", start) == 28
+
+
 # What is left behind
 
 
