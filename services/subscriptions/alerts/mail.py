@@ -20,7 +20,7 @@ class EmailSender:
 
     def __call__(self, due: Due) -> None:
         """One attempt. A message keeps its id, so that a mailbox can tell a repeat."""
-        settings = self._settings
+        settings, is_taken = self._settings, False
         try:
             message = self._message(due)
             with smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=settings.alert_timeout_seconds) as smtp:
@@ -29,7 +29,10 @@ class EmailSender:
                 if settings.smtp_user:
                     smtp.login(settings.smtp_user, settings.smtp_password)
                 smtp.send_message(message, settings.smtp_sender, [due.email])
+                is_taken = True
         except (OSError, ValueError, smtplib.SMTPException) as error:
+            if is_taken:
+                return  # whatever the server answers to a goodbye, it has the message, and would send it on again
             raise NotSentError(f"the mail was not taken: {type(error).__name__}") from error
 
     def _message(self, due: Due) -> EmailMessage:

@@ -49,6 +49,16 @@ def test_mail_that_is_not_taken_is_tried_again(database, mail, sender):
     assert [letter.recipients for letter in mail.letters] == [["owner@acme.example"]]
 
 
+def test_mail_that_was_taken_is_sent_once_however_the_server_takes_its_leave(database, mail, sender):
+    raise_alert(database)
+    mail.farewell, sending = "421 going down", sender(**smtp(mail))
+    send_all(sending)
+    make_due(database)
+    send_all(sending)
+    assert len(mail.letters) == 1
+    assert deliveries(database) == [("delivered", 1, "")]
+
+
 def test_mail_server_without_the_encryption_asked_for_is_told_nothing(database, mail, sender):
     raise_alert(database)
     send_all(sender(**smtp(mail) | {"smtp_starttls": True, "smtp_user": "u", "smtp_password": "hidden"}))

@@ -102,7 +102,7 @@ class _Session(socketserver.StreamRequestHandler):
         self.sender, self.recipients = "", []
         self.say("220 here")
         answer = ""
-        while not answer.startswith("221") and (line := self.rfile.readline(2000).decode().strip()):
+        while not answer.startswith(("221", "421")) and (line := self.rfile.readline(2000).decode().strip()):
             verb, _, rest = line.partition(" ")
             answer = getattr(self, f"on_{verb.lower()}", self.on_other)(
                 rest.partition(":")[2].split(">")[0].lstrip("<")
@@ -128,7 +128,7 @@ class _Session(socketserver.StreamRequestHandler):
         return "250 fine"
 
     def on_quit(self, _):
-        return "221 bye"
+        return self.server_of_mail.farewell
 
     def on_other(self, _):
         return "250 fine"
@@ -143,6 +143,7 @@ class MailServer:
     def __init__(self):
         self.letters = []
         self.refuses = False
+        self.farewell = "221 bye"
         self.port = 0
 
     @contextmanager
