@@ -8,9 +8,12 @@ from datetime import datetime
 from fractions import Fraction
 from typing import Protocol
 
+import grpc
 from prometheus_client import Counter
 from sqlalchemy import Engine
 
+from services.kit.errors import RemoteError
+from services.kit.logs import get_logger
 from services.subscriptions.clients import PlanCatalogue
 from services.subscriptions.clock import Clock, utc_now
 from services.subscriptions.errors import AccountStopped, QuotaExceeded
@@ -31,6 +34,8 @@ from services.subscriptions.metering.model import (
 from services.subscriptions.model.account import Account
 from services.subscriptions.model.cycle import Cycle
 from services.subscriptions.service.customers import Customers
+
+_log = get_logger(__name__)
 
 _EVENTS = Counter("tollkeeper_metering_events", "Usage events received, by what became of them", ["outcome"])
 _CHECKS = Counter(
@@ -143,8 +148,15 @@ class Metering:
         return [Quota(terms, use[terms.metric], cycle.end) for terms in found]
 
     def nearest(self, account_id: str, metrics: Collection[str]) -> Quota | None:
-        """Of the account's quotas for these metrics the one that is used up most; None where the plan has none."""
-        quotas = [quota for quota in self.quotas(account_id) if quota.terms.metric in metrics]
+        """Of the account's quotas for these metrics the one that is used up most.
+
+        None where the plan has none, or pricing does not say: what was emitted is counted all the same.
+        """
+        try:
+            quotas = [quota for quota in self.quotas(account_id) if quota.terms.metric in metrics]
+        except grpc.RpcError as error:
+            _log.warning("a quota is not told: pricing did not answer", code=RemoteError.from_rpc(error).code.name)
+            return None
         return max(quotas, key=lambda quota: Fraction(quota.use.used, max(quota.terms.limit, 1)), default=None)
 
     def check(self, account_id: str, metric: str, quantity: int) -> Verdict:

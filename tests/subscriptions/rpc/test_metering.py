@@ -159,6 +159,16 @@ def test_unknown_account_is_refused(service):
     assert service.refused(service.metering.EmitEvents, request).reason == "ACCOUNT_NOT_FOUND"
 
 
+def test_emission_is_answered_while_pricing_is_down(account, served, connect, pricing):
+    """What is counted is not refused: who is told of a failure may emit it again, under another id."""
+    with served() as address:  # a process that has not seen the plan
+        caller = connect(address, Role.ACCOUNT, account)
+        pricing.down = True
+        assert emit(caller, event(1)) == (1, 0)
+        pricing.down = False
+        assert emit(caller, event(1)) == (0, 1)
+
+
 def test_largest_quantities_add_up_exactly(customer, parts):
     """A thousand times the most that an event may say, a hundred thousand times over, is more than 64 bits hold."""
     moment = datetime.now(UTC)
