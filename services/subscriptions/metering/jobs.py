@@ -33,8 +33,8 @@ _GUARD_SECONDS = 30.0
 _DELETED_AT_ONCE = 5000
 # An event older than 35 days is refused, so an id need not be known for longer.
 _EVENT_RETENTION = timedelta(days=36)
-# A gauge's window is a cycle, to which events may still come 35 days after its end.
-_REPORT_RETENTION = timedelta(days=70)
+# A gauge's window is a cycle, to which events may still come 35 days after its end. No older cycle is added up.
+_REPORT_RETENTION = _MINUTE_RETENTION = timedelta(days=70)
 
 _LAG = leaders_gauge(
     "tollkeeper_metering_lag_seconds",
@@ -62,6 +62,7 @@ class Upkeep:
         _LAG.labels("reported").set(unreported)
         pieces = [
             self._piece(lambda c: store.delete_events(c, older_than=_EVENT_RETENTION, limit=_DELETED_AT_ONCE)),
+            self._piece(lambda c: store.delete_minutes(c, older_than=_MINUTE_RETENTION, limit=_DELETED_AT_ONCE)),
             self._piece(lambda c: report_store.delete_reports(c, older_than=_REPORT_RETENTION, limit=_DELETED_AT_ONCE)),
             self._expire(),
             self._give_up(),

@@ -189,6 +189,35 @@ def add_tallies(connection: Connection, tallies: Tallies) -> None:
         connection.execute(_LOOK_AT_LIMITS, {"account_ids": sorted(limited)})
 
 
+# A level goes on until another is told, so the last one is kept however old it is. Hours go with their first minute,
+# being over as a whole. By `usage_minutes_by_time` and primary keys.
+_DELETE_MINUTES = text(
+    """
+    WITH gone AS (
+        DELETE FROM usage_minutes WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM usage_minutes AS old
+            WHERE minute < date_trunc('hour', now() - make_interval(secs => :seconds), 'UTC')
+              AND (last_at IS NULL OR EXISTS (
+                  SELECT 1 FROM usage_minutes AS later
+                  WHERE later.account_id = old.account_id AND later.metric = old.metric AND later.minute > old.minute
+                    AND later.minute < date_trunc('hour', now() - make_interval(secs => :seconds), 'UTC')))
+            ORDER BY minute LIMIT :limit FOR UPDATE SKIP LOCKED))
+        RETURNING account_id, metric, date_trunc('hour', minute, 'UTC') AS hour),
+    hours AS (
+        DELETE FROM usage_hours USING (SELECT DISTINCT account_id, metric, hour FROM gone) AS ended
+        WHERE usage_hours.account_id = ended.account_id AND usage_hours.metric = ended.metric
+          AND usage_hours.hour = ended.hour)
+    SELECT count(*) FROM gone
+    """
+)
+
+
+def delete_minutes(connection: Connection, *, older_than: timedelta, limit: int) -> int:
+    """Delete sums, and levels that others have followed, of long ago, at most `limit` minutes; how many."""
+    arguments = {"seconds": older_than.total_seconds(), "limit": limit}
+    return int(connection.execute(_DELETE_MINUTES, arguments).scalar_one())
+
+
 # The ledger's feed
 
 

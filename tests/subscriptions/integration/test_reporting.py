@@ -439,6 +439,27 @@ def test_old_events_are_deleted_piece_by_piece_and_their_aggregates_stay(pipelin
     assert database.rows("SELECT sum(emitted) FROM usage_minutes") == [(25,)]
 
 
+def test_aggregates_that_no_cycle_needs_are_deleted_and_a_level_that_goes_on_stays(pipeline, database, monkeypatch):
+    monkeypatch.setattr("services.subscriptions.metering.jobs._DELETED_AT_ONCE", 10)
+    pipeline.create()
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
+    for minute in range(25):
+        pipeline.emit("api_calls", 1, hour + minute * MINUTE)
+        pipeline.emit("user_seats", 30 - minute, hour + minute * MINUTE)
+    pipeline.aggregator()
+    for table, start in (("usage_minutes", "minute"), ("usage_hours", "hour")):
+        database.rows(f"UPDATE {table} SET {start} = {start} - interval '71 days'")
+    pipeline.emit("api_calls", 5, hour)
+    pipeline.aggregator()
+    while pipeline.upkeep():
+        pass
+    kept = "SELECT metric, emitted FROM {} ORDER BY metric"
+    assert database.rows(kept.format("usage_minutes")) == [("api_calls", 5), ("user_seats", 6)]
+    assert database.rows(kept.format("usage_hours")) == [("api_calls", 5)]
+    used = {quota.terms.metric: quota.use for quota in pipeline.parts.metering.quotas("acme")}
+    assert (used["api_calls"].used, used["user_seats"].level) == (5, 6)
+
+
 def test_minutes_too_old_for_a_meter_are_given_up_and_said_so(pipeline, database, meters):
     pipeline.create()
     with pipeline.engine.begin() as connection:
