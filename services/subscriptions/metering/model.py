@@ -246,7 +246,7 @@ def sum_stamp(minute: datetime) -> datetime:
 
 
 def gauge_stamp(cycle: Cycle, now: datetime, last: datetime | None) -> datetime:
-    """The moment at which a higher mark counts: now, and after the last one told; in a cycle that is over, at its end.
+    """The moment at which another mark counts: now, and after the last one told; in a cycle that is over, at its end.
 
     A meter's `last` goes by these moments, so each mark of a cycle has a later one than the mark before it.
     """

@@ -343,7 +343,8 @@ class Reported:
     """What was told of one metric within a period.
 
     A meter should have counted from `least`, what was noted to have arrived long enough ago, to `most`, what may have
-    arrived: an attempt of which nothing is known, too. Of a gauge, the last marks of both.
+    arrived: an attempt of which nothing is known, too. Of a gauge, the lowest and the highest mark from the last one on
+    that is noted.
     """
 
     metric: str
@@ -356,11 +357,18 @@ class Reported:
 _REPORTED = text(
     """
     SELECT metric, max(customer_id) AS customer_id, sum(value) AS most,
-           coalesce(sum(value) FILTER (WHERE sent_at < now() - make_interval(secs => :settle)), 0) AS least,
-           max(value) AS most_mark,
-           coalesce(max(value) FILTER (WHERE sent_at < now() - make_interval(secs => :settle)), 0) AS least_mark
-    FROM meter_reports
-    WHERE account_id = :account_id AND stamped_at >= :start AND stamped_at < :end AND attempts > 0
+           coalesce(sum(value) FILTER (WHERE is_noted), 0) AS least,
+           max(value) FILTER (WHERE is_last) AS most_mark,
+           CASE WHEN bool_or(is_noted) THEN min(value) FILTER (WHERE is_last) ELSE 0 END AS least_mark
+    FROM (
+        SELECT *, stamped_at >= coalesce(max(stamped_at) FILTER (WHERE is_noted) OVER (PARTITION BY metric),
+                                         '-infinity') AS is_last
+        FROM (
+            SELECT metric, customer_id, value, stamped_at,
+                   coalesce(sent_at < now() - make_interval(secs => :settle), false) AS is_noted
+            FROM meter_reports
+            WHERE account_id = :account_id AND stamped_at >= :start AND stamped_at < :end AND attempts > 0) AS told
+        ) AS known
     GROUP BY metric
     """
 )

@@ -3,7 +3,8 @@
 What a meter is told, identifier, value and moment, is committed before it is sent for the first time, so that a repeat
 is the same in every word and counts once, wherever a process dies. A minute is reported when it is over; what comes to
 it later goes out as a further event, the difference, with the window's next sequence. A gauge is reported as its
-high-water mark of the cycle whenever that rises, and at the start of each cycle with the level it begins with.
+high-water mark of the cycle whenever that changes, and at the start of each cycle with the level it begins with. The
+mark rises; it falls only where a level that is told late says that the cycle began with less.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class ReportPlanner:
         return len(seen) == _GAUGES_AT_ONCE and bool(due)
 
     def _gauge_reports(self, connection: Connection, gauge: DueGauge, customer_id: str) -> list[MeterEvent]:
-        """Higher marks of the cycles that events may still come to."""
+        """Marks, of the cycles that events may still come to, that are not those that were told."""
         account = accounts_store.find_account(connection, gauge.account_id)
         assert account is not None
         now = self._clock()
@@ -160,7 +161,7 @@ class ReportPlanner:
             told = report_store.last_told(connection, gauge.account_id, gauge.metric, cycle.start)
             mark = store.cycle_use(connection, gauge.account_id, cycle, [gauge.metric])[gauge.metric].used
             stamp = gauge_stamp(cycle, now, told.stamped_at)
-            if mark > told.value and stamp > now - MAX_EVENT_AGE:
+            if mark != told.value and stamp > now - MAX_EVENT_AGE:
                 events.append(
                     MeterEvent(
                         account_id=gauge.account_id,

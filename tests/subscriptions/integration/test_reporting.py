@@ -374,6 +374,24 @@ def test_level_is_reported_at_the_start_of_each_cycle_though_nobody_says_anythin
     assert first.start < second.start
 
 
+@pytest.fixture
+def lowered(pipeline, meters, database):
+    """An account that began a cycle with 20 seats, as it turned out after the meter had been told of 30."""
+    pipeline.create()
+    database.rows("UPDATE accounts SET cycle_anchor = now() - interval '2 hours'")
+    pipeline.emit("user_seats", 30, ago(days=2))
+    pipeline.report()
+    assert meters.total("cus_acme", "user_seats") == 30
+    pipeline.emit("user_seats", 20, ago(hours=3))
+    pipeline.report()
+    return pipeline
+
+
+def test_lower_level_told_late_lowers_what_the_next_cycle_began_with(lowered, meters):
+    used = {quota.terms.metric: quota.use.used for quota in lowered.parts.metering.quotas("acme")}
+    assert meters.total("cus_acme", "user_seats") == used["user_seats"] == 20
+
+
 def test_level_of_a_cycle_that_begins_within_a_minute_is_told_when_it_has_begun(pipeline, meters, monkeypatch):
     """Told in the seconds before, it would be the last of the ended period, and of the new one there would be none."""
     begins = datetime.now(UTC).replace(second=40, microsecond=0)
@@ -524,6 +542,19 @@ def test_attempt_of_which_nothing_is_known_is_no_difference(reconciled, meters, 
     assert differences(reconciled) == []
     meters.events.pop(identifier)
     assert differences(reconciled) == []
+
+
+def test_mark_that_was_lowered_is_compared_with_the_last_that_was_told(lowered, meters, ledger, database):
+    ledger.use("acme", 1, ago(days=5))  # before the cycle that is compared
+    lowered.clock.forward(timedelta(minutes=20))
+    assert differences(lowered) == [], "told just now: the meter may have counted it, or not"
+    last = max(meters.events, key=lambda name: meters.events[name].timestamp)
+    counted = meters.events.pop(last)
+    assert differences(lowered) == []
+    database.rows("UPDATE meter_reports SET sent_at = now() - interval '1 hour'")
+    assert differences(lowered) == [("stripe", "user_seats", 20, 30)]
+    meters.events[last] = counted
+    assert differences(lowered) == []
 
 
 def test_nothing_is_compared_before_the_feed_was_read_to_its_end_nor_before_its_time(pipeline, ledger, monkeypatch):
