@@ -1,7 +1,8 @@
 """Owns the catalogue as this process holds it: all of it in memory, at most one poll of the database old.
 
 A cost is computed without a query. Each write raises a revision in the database; a thread asks for it every quarter of
-a second, reads what is new, and wakes those who watch. Where the database is away, what was read last stays in force.
+a second, reads what is new, and wakes those who watch. What was read last stays in force while the database is away or
+holds what cannot be read.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from services.kit.logs import get_logger
 from services.pricing import store
@@ -116,9 +116,9 @@ class LiveCatalogue:
         while not self._stopping.wait(self._poll_seconds):
             try:
                 self.refresh()
-            except SQLAlchemyError as error:
+            except Exception as error:  # noqa: BLE001 (prices that stay for ever as they were at one error are worse)
                 if not self._failing:
-                    _log.warning("catalogue not refreshed, serving what was read last", error=str(error))
+                    _log.warning("catalogue not refreshed, serving what was read last", error=repr(error))
                 self._failing = True
             else:
                 if self._failing:

@@ -13,6 +13,8 @@ from tollkeeper.pricing.v1.resources_pb2 import Price, Rate, Usage
 
 from services.kit.db import parsed_url
 from services.kit.errors import RemoteError
+from services.pricing import store
+from services.rating import InvalidPriceCard
 
 
 def publish(model, request_id, count=1):
@@ -177,3 +179,45 @@ def test_cost_is_served_while_the_database_is_away(pricing, postgres_server, set
             connection.execute(sqlalchemy.text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'))
     finally:
         root.dispose()
+
+
+def test_catalogue_is_kept_current_again_after_it_could_not_be_read(pricing, settings, monkeypatch):
+    """As in an upgrade by turns, where a newer release publishes what this one does not know."""
+    read, met = store.read_prices, threading.Event()
+
+    def reading(connection, **words):
+        try:
+            return read(connection, **words)
+        except InvalidPriceCard:
+            met.set()
+            raise
+
+    monkeypatch.setattr(store, "read_prices", reading)
+    later = "UPDATE catalogue_state SET revision = revision + 1, latest_version = 2"
+    engine = sqlalchemy.create_engine(parsed_url(settings.database_url))
+    try:
+        with engine.begin() as connection:
+            connection.execute(
+                sqlalchemy.text("INSERT INTO catalogue_versions VALUES (2, now(), now(), 'a newer release', '', 1)")
+            )
+            connection.execute(
+                sqlalchemy.text(
+                    "INSERT INTO prices SELECT provider, model, 2, now(), mode, display_name, 0, 0, false,"
+                    """ '[["telepathy", "standard", 0, 1]]' FROM prices WHERE model = 'gpt-4o'"""
+                )
+            )
+            connection.execute(sqlalchemy.text(later))
+        assert met.wait(30)
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text("ALTER TABLE prices DISABLE TRIGGER written_once"))
+            connection.execute(
+                sqlalchemy.text("""UPDATE prices SET rates = '[["input", "standard", 0, 7000000]]' WHERE version = 2""")
+            )
+            connection.execute(sqlalchemy.text("ALTER TABLE prices ENABLE TRIGGER written_once"))
+    finally:
+        engine.dispose()
+    request = pb.CalculateCostRequest(provider="openai", model="gpt-4o", usage=Usage(input_tokens=1_000_000))
+    deadline = time.monotonic() + 30
+    while pricing.prices.CalculateCost(request).cost_nanos != 7_000_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
