@@ -77,6 +77,22 @@ async def test_connection_lost_before_the_commit_is_made_again(commits, monkeypa
     assert (result.outcome.available, result.replayed) == (40, False)
 
 
+async def test_writer_does_not_stay_with_a_database_that_only_reads(commits, ledger_settings):
+    """As after a fail-over, where the name still leads to the old primary: a standby takes connections, no writes."""
+    url = ledger_settings.database_url
+    (name,) = rows(url, "SELECT current_database()")[0]
+    setting = f'ALTER DATABASE "{name}" %s default_transaction_read_only'
+    with psycopg.connect(url, autocommit=True) as operator:
+        operator.execute(f"{setting % 'SET'} = on")
+        operator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ 'writer$'")
+        refused = await asyncio.gather(commits.submit([[hold(60, "h1")]]), return_exceptions=True)
+        operator.execute("SET default_transaction_read_only = off")
+        operator.execute(setting % "RESET")
+    assert [type(each) for each in refused] == [StorageUnavailable]
+    (result,) = await commits.submit([[hold(60, "h1")]])
+    assert (result.outcome.available, result.replayed) == (40, False)
+
+
 async def test_caller_that_goes_away_leaves_its_neighbours_their_answers(commits, monkeypatch, ledger_settings):
     begun, go_on = asyncio.Event(), asyncio.Event()
 
