@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.ledger.errors import AccountNotFound
 from services.ledger.model.verification.findings import Verified
 from services.ledger.store.verification import VerifiedRows
+
+_T = TypeVar("_T")
 
 # Between pages other calls of the process are served: a page takes some milliseconds.
 _PAGE_ROWS = 100
@@ -46,13 +49,14 @@ async def verified(
             for entry in entries:
                 verifications[entry.account_id].entry(entry)
             told(len(entries))
-        async for uses in rows.usage():
-            for use in uses:
-                verifications[use.account_id].usage(use)
-        async for holds in rows.holds():
-            for hold in holds:
-                verifications[hold.account_id].hold(hold)
-        async for undone in rows.undone():
-            for one in undone:
-                verifications[one.account_id].undone(one)
+        await _fed(rows.usage(), lambda use: verifications[use.account_id].usage(use))
+        await _fed(rows.holds(), lambda hold: verifications[hold.account_id].hold(hold))
+        await _fed(rows.undone(), lambda one: verifications[one.account_id].undone(one))
+        await _fed(rows.keys(), lambda key: verifications[key.account_id].key(key))
     return [verifications[account_id].result() for account_id in sorted(verifications)]
+
+
+async def _fed(pages: AsyncIterator[list[_T]], feed: Callable[[_T], None]) -> None:
+    async for page in pages:
+        for row in page:
+            feed(row)

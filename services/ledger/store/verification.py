@@ -22,6 +22,7 @@ from services.ledger.model.rows import GrantRow
 from services.ledger.model.verification.account import Verification
 from services.ledger.model.verification.findings import Start
 from services.ledger.model.verification.holds import HoldRows
+from services.ledger.model.verification.keys import KeyRows
 from services.ledger.model.verification.undoing import UndoneRows
 from services.ledger.model.verification.use import Counts, UseRows
 from services.ledger.store.columns import book_of
@@ -110,6 +111,18 @@ _UNDONE = text(r"""
     FROM both_sides b LEFT JOIN journal o ON o.account_id = b.account_id AND o.sequence = b.sequence
 """)
 
+# Only those that differ. Keys of requests that moved no money, which name no entry, are forgotten in time.
+_KEYS = text("""
+    WITH written AS (
+        SELECT account_id, request_id, sequence, created_at FROM journal
+        WHERE account_id = ANY(:accounts) AND request_id <> ''
+    ), kept AS (
+        SELECT account_id, request_id, sequence FROM requests WHERE account_id = ANY(:accounts) AND sequence <> 0
+    )
+    SELECT account_id, request_id, coalesce(w.sequence, 0), w.created_at, coalesce(k.sequence, 0)
+    FROM written w FULL JOIN kept k USING (account_id, request_id) WHERE w.sequence IS DISTINCT FROM k.sequence
+""")
+
 _ARCHIVED_USE = text(
     "SELECT account_id, key_id, workspace, billed, tokens, requests FROM archived_use WHERE account_id = ANY(:accounts)"
 )
@@ -175,6 +188,11 @@ class VerifiedRows:
     async def undone(self) -> AsyncIterator[list[UndoneRows]]:
         """The entries of which something was undone, each with what its refunds or reversals come to."""
         async for page in self._pages(_UNDONE, _undone_rows):
+            yield page
+
+    async def keys(self) -> AsyncIterator[list[KeyRows]]:
+        """The keys of requests that differ from the entries written under them."""
+        async for page in self._pages(_KEYS, lambda row: KeyRows(*row)):
             yield page
 
     async def _all(self, table: Table) -> Sequence[Row[Any]]:

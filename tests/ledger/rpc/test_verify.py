@@ -32,7 +32,8 @@ def clock(monkeypatch):
 
 
 TABLES = (
-    "accounts", "subject_limits", "grants", "holds", "journal", "usage", "undone", "checkpoints", "archived_use",
+    "accounts", "subject_limits", "grants", "holds", "journal", "usage", "undone", "requests", "checkpoints",
+    "archived_use",
 )  # fmt: skip
 
 
@@ -266,6 +267,10 @@ CHANGED_ROWS = [
     ("DELETE FROM undone", "REFUND_DIFFERS", "found 0"),
     ("INSERT INTO undone VALUES ('acme', 1, 5)", "REFUND_DIFFERS", "entry 1"),
     ("INSERT INTO undone VALUES ('acme', 100000, 5)", "REFUND_DIFFERS", "100000"),
+    ("DELETE FROM requests WHERE request_id = 'c2'", "KEY_DIFFERS", "'c2'"),
+    ("UPDATE requests SET request_id = 'other' WHERE request_id = 'e1'", "KEY_DIFFERS", "'other'"),
+    ("UPDATE requests SET sequence = sequence + 1 WHERE request_id = 'r1'", "KEY_DIFFERS", "'r1'"),
+    ("UPDATE requests SET sequence = 0 WHERE request_id = 'd2'", "KEY_DIFFERS", "'d2'"),
 ]
 
 

@@ -13,6 +13,7 @@ from services.ledger.model.rows import sequence_of, transaction_id
 from services.ledger.model.verification.account import Verification
 from services.ledger.model.verification.findings import MAX_FINDINGS, Start
 from services.ledger.model.verification.holds import HoldRows
+from services.ledger.model.verification.keys import KeyRows
 from services.ledger.model.verification.undoing import UndoneRows
 from services.ledger.model.verification.use import Counts, UseRows
 from tests.ledger.support.ledger_chance import Chance
@@ -89,6 +90,16 @@ def undone_rows(memory, account_id):
             )
 
 
+def key_rows(memory, account_id):
+    """Of each key, also those that do not differ."""
+    entries = {e.request_id: e for e in memory.journal(account_id) if e.request_id}
+    kept = {key[1]: past.sequence for key, past in memory.requests.items() if key[0] == account_id and past.sequence}
+    for request_id in entries.keys() | kept.keys():
+        entry = entries.get(request_id)
+        place = (entry.sequence, entry.created_at) if entry else (0, None)
+        yield KeyRows(account_id, request_id, *place, kept.get(request_id, 0))
+
+
 def verified(memory, account_id="acme", *, journal=None, **words):
     """What verification says of an account in memory; of another journal in the place of its own."""
     subjects = [limit for key, row in memory.subjects.items() if key[0] == account_id for limit in row]
@@ -102,6 +113,8 @@ def verified(memory, account_id="acme", *, journal=None, **words):
         verification.hold(rows)
     for rows in undone_rows(memory, account_id):
         verification.undone(rows)
+    for rows in key_rows(memory, account_id):
+        verification.key(rows)
     return verification.result()
 
 

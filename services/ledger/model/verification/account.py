@@ -10,12 +10,13 @@ from services.ledger.model.verification.findings import BEGINNING, Findings, Sta
 from services.ledger.model.verification.grants import Grants
 from services.ledger.model.verification.holds import HoldRows, Holds
 from services.ledger.model.verification.journal import Journal
+from services.ledger.model.verification.keys import KeyRows, check_key
 from services.ledger.model.verification.undoing import UndoneRows, check_undone
 from services.ledger.model.verification.use import Counts, Use, UseRows
 
 
 class Verification:
-    """One account's. Feed it its entries in order, its usage in order, its holds and what was undone; then `result`."""
+    """One account's. Feed it its entries and its usage in order, its holds, undoings and keys; then `result`."""
 
     def __init__(
         self,
@@ -59,6 +60,10 @@ class Verification:
     def undone(self, rows: UndoneRows) -> None:
         """One entry that was undone, in any order."""
         check_undone(rows, self._start, self._findings)
+
+    def key(self, rows: KeyRows) -> None:
+        """One key of a request, in any order."""
+        check_key(rows, self._start, self._findings)
 
     def result(self) -> Verified:
         """What was found, all rows being read."""

@@ -433,7 +433,8 @@ class Discrepancy(_message.Message):
     `BALANCE_DIFFERS`: the account's balances, or an entry's balance after it, are not what the entries add up to.
     `GRANT_DIFFERS`, `HOLD_DIFFERS`, `LIMIT_DIFFERS`: a grant, a hold, a limit's use is not what entries, usage records
     and open holds say. `USAGE_DIFFERS`: usage records are missing, or disagree with their entries. `REFUND_DIFFERS`:
-    what was undone of an entry is not what its refunds or reversals come to, or is more than there was.
+    what was undone of an entry is not what its refunds or reversals come to, or is more than there was. `KEY_DIFFERS`: a
+    `request_id` is not kept with the entry written under it, so that the same request would be done a second time.
     """
     transaction_id: _builtins.str
     """The entry, where one is to blame or is disagreed with."""
