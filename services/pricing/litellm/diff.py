@@ -9,6 +9,7 @@ from datetime import datetime
 from services.pricing.litellm.mapping import PriceMap
 from services.pricing.model import BASIS_POINTS, MAX_INT64, PriceBook, PublishedPrice
 from services.rating import STANDARD, PriceCard
+from services.rating.card import fallbacks
 
 NEW, CHANGED, GONE = "new", "changed", "gone"
 _KINDS = (CHANGED, NEW, GONE)
@@ -111,14 +112,24 @@ def moves(before: PriceCard, after: PriceCard) -> list[Move]:
     """Every rate that is not the same on both sides, largest moves first.
 
     What is compared is the rate that a call takes, not the one that stands there: where a rate of its own is dropped, a
-    part goes over to that of the tokens it is part of.
+    part goes over to that of the tokens it is part of, with their thresholds.
     """
-    asked = {(rate.component, rate.service_tier, rate.above_tokens) for card in (before, after) for rate in card.rates}
+    priced = {(rate.component, rate.service_tier) for card in (before, after) for rate in card.rates}
+    asked = {(*part, above) for part in priced for card in (before, after) for above in _thresholds(card, *part)}
     found = [
         Move(component, tier, above, before.rate(component, tier, above + 1), after.rate(component, tier, above + 1))
         for component, tier, above in sorted(asked)
     ]
     return sorted((move for move in found if move.was != move.becomes), key=lambda move: -move.basis_points)
+
+
+def _thresholds(card: PriceCard, component: str, service_tier: str) -> list[int]:
+    """Above which thresholds a part has rates: its own, or those of the tokens that it takes its rate from."""
+    for name in fallbacks(component):
+        own = [rate.above_tokens for rate in card.rates if (rate.component, rate.service_tier) == (name, service_tier)]
+        if own:
+            return own
+    return []
 
 
 def told_basis_points(basis_points: int) -> str:

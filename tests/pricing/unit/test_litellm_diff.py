@@ -94,6 +94,17 @@ def test_rate_that_is_dropped_moves_to_what_the_call_then_pays():
     assert change.largest_move_basis_points == 9_000
 
 
+def test_rate_that_is_dropped_moves_the_long_calls_where_only_those_then_pay_more():
+    plain = {INPUT: 1.25e-06, f"{INPUT}_above_200k_tokens": 2.5e-06}
+    images = plain | {"input_cost_per_image_token": 1.25e-06}  # as the map has xAI's models
+    (change,) = compare(price_map({"a": plain}), book({"a": images}), NOW)
+    assert change.largest_move_basis_points == 10_000
+    (move,) = moves(change.before.card, change.after.card)
+    assert (move.told_rate, move.told) == ("image_input, above 200,000", "+100.00 %")
+    (change,) = compare(price_map({"a": images}), book({"a": plain}), NOW)
+    assert change.largest_move_basis_points == 5_000
+
+
 def test_threshold_that_appears_moves_the_long_calls():
     (change,) = compare(
         price_map({"a": {INPUT: 3e-06, f"{INPUT}_above_200k_tokens": 6e-06}}), book({"a": {INPUT: 3e-06}}), NOW
