@@ -63,7 +63,8 @@ async def spent_in_cycle(account: Narrowed, start: datetime, until: datetime) ->
         original.sequence == func.split_part(_JOURNAL.original_id, "-", 3).cast(sa.BigInteger),
         original.created_at >= start,
     )
-    counted = sa.case((_JOURNAL.type != "refund", _JOURNAL.spent), (own, _JOURNAL.spent), else_=0)
+    # Not by its type: credit that was given as a refund is one, too, and names no original.
+    counted = sa.case((_JOURNAL.spent >= 0, _JOURNAL.spent), (own, _JOURNAL.spent), else_=0)
     query = sa.select(summed(counted)).where(
         _JOURNAL.account_id == account.account_id, _JOURNAL.created_at >= start, _JOURNAL.created_at <= until
     )

@@ -18,6 +18,7 @@ def clock(monkeypatch):
     return Clock(monkeypatch)
 
 
+SOURCES = ("purchase", "subscription", "promotion", "adjustment", "refund")
 REFUSED = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION}
 
 
@@ -48,7 +49,7 @@ class Life:
         self.clock.wait(**wait)
 
     async def credit(self, name, amount):
-        words = {"priority": self.random.randint(0, 3)}
+        words = {"priority": self.random.randint(0, 3), "source": self.random.choice(SOURCES)}
         if self.random.random() < 0.7:
             words["expires_at"] = self.clock.stamp(hours=self.random.randint(1, 100))
             words["rollover_cap_nanos"] = self.random.choice((0, 0, 10))
@@ -177,6 +178,15 @@ async def test_cycle_spending_of_an_earlier_cycle_leaves_out_what_it_refunds_of_
     clock.wait(days=60)
     assert (await ledger.balance()).cycle_spent_nanos == 0
     assert await at(ledger, then.as_of) == then
+
+
+async def test_credit_given_as_a_refund_refunds_nothing_that_was_spent_in_its_cycle(ledger, clock):
+    await ledger.open(credit=100)
+    await ledger.DebitAccount(pb.DebitAccountRequest(account_id="acme", request_id="d1", amount_nanos=40))
+    await ledger.credit(7, source="refund")
+    clock.wait(seconds=1)
+    balance = await at(ledger, clock.stamp())
+    assert (balance.available_nanos, balance.spent_nanos, balance.cycle_spent_nanos) == (67, 40, 40)
 
 
 async def test_changed_anchor_leaves_the_cycles_since_as_they_were_and_never_two_at_once(ledger, clock):
