@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -179,16 +178,17 @@ class Listener:
         """Take in messages until the connection breaks. Raises TimeoutError where Redis gives no sign any more."""
         async with client.pubsub() as subscription:
             await subscription.subscribe(CHANNEL)
-            heard = time.monotonic()
+            asked = False
             while True:
                 message = await subscription.get_message(timeout=_SILENCE_SECONDS)
                 if message is not None:
-                    heard = time.monotonic()
+                    asked = False
                     self._take_in(message["type"], message["data"])
-                elif time.monotonic() - heard >= 2 * _SILENCE_SECONDS:
+                elif asked:
                     raise TimeoutError("Redis gives no sign")
-                elif time.monotonic() - heard >= _SILENCE_SECONDS:
+                else:
                     await subscription.ping()
+                    asked = True
 
     def _take_in(self, kind: str, content: object) -> None:
         if kind == "subscribe":

@@ -1,7 +1,10 @@
 """What is published of a change, what is read of it, and that a change is told whatever becomes of who tells it."""
 
 import asyncio
+import contextlib
 import hashlib
+import itertools
+import types
 
 import pytest
 import redis.exceptions
@@ -26,6 +29,39 @@ class Client:
             self.times = None if self.times is None else self.times - 1
             raise self.error
         self.published.append((channel, message))
+
+
+class QuietRedis:
+    """A Redis on whose channel nothing is said; it answers pings, or not. Waiting for it takes no time.
+
+    Five seconds of the loop's are 4.99 or 5.02 of the clock's: a timer counts from when its turn of the loop began.
+    """
+
+    def __init__(self, monkeypatch, *, answers):
+        self.answers, self.pings, self.answered, self.now = answers, 0, 0, 0.0
+        self._taken = itertools.cycle([4.99, 5.02])
+        # For who would look at the clock all the same.
+        clock = types.SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr(invalidation, "time", clock, raising=False)
+
+    def pubsub(self):
+        return contextlib.nullcontext(self)
+
+    async def subscribe(self, channel):
+        assert channel == invalidation.CHANNEL
+
+    async def ping(self):
+        self.pings += 1
+
+    async def get_message(self, timeout):  # noqa: ASYNC109 (as the client library has it)
+        assert timeout == 5
+        if self.answers and self.answered < self.pings:
+            self.answered += 1
+            if self.answered == 20:
+                raise asyncio.CancelledError
+            return {"type": "pong", "data": b""}
+        self.now += next(self._taken)
+        return None
 
 
 class Memory:
@@ -143,6 +179,20 @@ async def test_redis_that_takes_its_time_is_not_waited_for(monkeypatch):
     client = Client()  # whose gate never opens
     await Announcer(client).announce(KEY)
     assert not client.published
+
+
+async def test_redis_that_has_nothing_to_say_is_not_taken_for_dead(monkeypatch):
+    quiet = QuietRedis(monkeypatch, answers=True)
+    with pytest.raises(asyncio.CancelledError):
+        await Listener(None, Memory(), Memory())._listen(quiet)
+    assert quiet.answered == 20
+
+
+async def test_redis_that_answers_no_ping_is_taken_for_dead(monkeypatch):
+    mute = QuietRedis(monkeypatch, answers=False)
+    with pytest.raises(TimeoutError):
+        await Listener(None, Memory(), Memory())._listen(mute)
+    assert mute.pings == 1
 
 
 async def test_nobody_is_told_where_there_is_no_redis():
