@@ -10,7 +10,14 @@ from gateway.bindings import Binding
 RAW_BODY = "google.api.HttpBody"
 MAP_VALUE = "*"
 
-Fields = dict[str, str]  # by name: the message it holds, "" where any JSON may stand
+SCALAR = "="
+LIST = "[]"
+# Of Google's own types those that JSON has as a text.
+_TEXTS = frozenset(f"google.protobuf.{name}" for name in ("Duration", "FieldMask", "Timestamp"))
+
+# By name, what a field holds: a message's name, SCALAR, or "" where any JSON may stand; with LIST before it where there
+# may be many.
+Fields = dict[str, str]
 
 
 def pool_of(descriptor_set: bytes) -> descriptor_pool.DescriptorPool:
@@ -42,21 +49,27 @@ def fields_below(root: Descriptor) -> dict[str, Fields]:
             continue
         fields = found[message.full_name] = {}
         for field in message.fields:
-            below = _message_of(field)
-            fields[field.name] = fields[field.json_name] = below.full_name if below else ""
-            if below:
+            fields[field.name] = fields[field.json_name] = _held(field)
+            below = field.message_type
+            if below is not None and not _is_googles(below):
                 waiting.append(below)
     return found
 
 
-def _message_of(field: FieldDescriptor) -> Descriptor | None:
-    """What a field holds where that has fields of its own; Google's own types have a JSON form of their own."""
+def _held(field: FieldDescriptor) -> str:
+    """What a field holds. A map is an object, and its entries a message with a field for each key."""
     message = field.message_type
-    if message is None or message.full_name.startswith("google."):
-        return None
-    if message.GetOptions().map_entry and message.fields_by_name["value"].message_type is None:
-        return None  # any key, and values without fields
-    return message
+    if message is None or message.full_name in _TEXTS:
+        one = SCALAR
+    else:
+        one = "" if _is_googles(message) else message.full_name
+    is_map = message is not None and message.GetOptions().map_entry
+    return LIST + one if field.is_repeated and not is_map else one
+
+
+def _is_googles(message: Descriptor) -> bool:
+    """Whether it is one of Google's own types, which have a JSON form of their own."""
+    return message.full_name.startswith("google.")
 
 
 def route_context(binding: Binding, pool: descriptor_pool.DescriptorPool) -> dict[str, object] | None:

@@ -1,12 +1,14 @@
--- Owns one refusal: a JSON body that has a field which its message has not. The transcoder would drop it in silence, and
--- a misspelt `expiresAt` would give credit that never expires.
+-- Owns one refusal: a JSON body that has a field which its message has not, or a list or a null where there can be none.
+-- The transcoder would drop in silence what is not there, and a misspelt `expiresAt` would give credit that never expires;
+-- and nulls of a list, so that `"allowedModels": [null]` would give a key that may call every model.
 --
 -- The route says what there may be (gateway/request_fields.py): `root`, a message's name, and `messages`, for each
--- message its fields, by both their names, each with the name of its own message, or "" where any JSON may stand.
--- A field "*" is a map's: any key.
+-- message its fields, by both their names, each with what it holds: the name of its own message, "=" for a text, number or
+-- boolean, "" where any JSON may stand; "[]" stands before it where there may be a list of them. A field "*" is a map's: any
+-- key.
 --
--- What is not JSON is refused too: the transcoder would take names without quotes and commas before a brace. What a value
--- must be stays the transcoder's to say.
+-- What is not JSON is refused too: the transcoder would take names without quotes and commas before a brace. What else a
+-- value must be stays the transcoder's to say: also that one alone may stand for a list of one.
 
 local MAX_DEPTH = 64
 -- Of a body's values, members' and elements' alike: reading them holds up every other call of the same thread. The most
@@ -16,6 +18,14 @@ local MAX_NAMED = 20
 
 local walk
 
+-- Notes that what stands at `path`, which ends in a dot, is not as it must be.
+local function note(search, path, description)
+  if #search.wrong < MAX_NAMED then
+    local field = path == "" and "body" or path:sub(1, -2)
+    search.wrong[#search.wrong + 1] = { field = field, description = description }
+  end
+end
+
 -- The members of an object whose brace is at `at`: the position after it, or nil.
 local function members(json, at, fields, search, path, depth)
   at = json:find("%S", at + 1)
@@ -24,13 +34,11 @@ local function members(json, at, fields, search, path, depth)
     if json:byte(at) ~= 34 then return nil end
     local stop = string_end(json, at + 1)
     if stop == nil then return nil end
-    local name = json:sub(at + 1, stop - 1)
-    local below = fields and (fields[name] or fields["*"])
-    if fields and below == nil and #search.unknown < MAX_NAMED then
-      search.unknown[#search.unknown + 1] = path .. name
-    end
+    local below = path .. json:sub(at + 1, stop - 1) .. "."
+    local held = fields and (fields[json:sub(at + 1, stop - 1)] or fields["*"])
+    if fields and held == nil then note(search, below, "there is no such field") end
     at = json:match("^%s*:%s*()", stop + 1)
-    at = at and walk(json, at, below and search.messages[below], search, path .. name .. ".", depth + 1)
+    at = at and walk(json, at, held or "", search, below, depth + 1)
     at = at and json:find("%S", at)
     if at == nil then return nil end
     local byte = json:byte(at)
@@ -42,11 +50,12 @@ local function members(json, at, fields, search, path, depth)
 end
 
 -- The elements of an array whose bracket is at `at`: the position after it, or nil.
-local function elements(json, at, fields, search, path, depth)
+local function elements(json, at, held, search, path, depth)
   at = json:find("%S", at + 1)
   if at and json:byte(at) == 93 then return at + 1 end
   while at do
-    at = walk(json, at, fields, search, path, depth + 1)
+    if held ~= "" and json:find("^null", at) then note(search, path, "must have no null in its list") end
+    at = walk(json, at, held, search, path, depth + 1)
     at = at and json:find("%S", at)
     if at == nil then return nil end
     local byte = json:byte(at)
@@ -57,13 +66,21 @@ local function elements(json, at, fields, search, path, depth)
   return nil
 end
 
--- The value at `at`: the position after it, or nil where this is no JSON, or too deep or too much to say.
-function walk(json, at, fields, search, path, depth)
+-- The value at `at`, where `held` may stand: the position after it, or nil where this is no JSON, or too deep or too much
+-- to say.
+function walk(json, at, held, search, path, depth)
   search.values = search.values + 1
   if depth > MAX_DEPTH or search.values > MAX_VALUES then return nil end
   local byte = json:byte(at)
-  if byte == 123 then return members(json, at, fields, search, path, depth) end
-  if byte == 91 then return elements(json, at, fields, search, path, depth) end
+  local one = held:match("^%[%](.*)") or held
+  if byte == 123 then return members(json, at, search.messages[one], search, path, depth) end
+  if byte == 91 then
+    if held == one and held ~= "" then
+      note(search, path, "must not be a list")
+      one = ""
+    end
+    return elements(json, at, one, search, path, depth)
+  end
   if byte == 34 then
     local stop = string_end(json, at + 1)
     return stop and stop + 1
@@ -85,16 +102,16 @@ local function refuse(handle, message, violations)
   )
 end
 
-local function refuse_unknown(handle, unknown)
+local function refuse_wrong(handle, wrong)
   local violations = {}
-  for number, field in ipairs(unknown) do
+  for number, each in ipairs(wrong) do
     -- Cut, since a name may be as long as the body; as it stood there it is still escaped, so escaped once more.
-    local shown = escape(field:sub(1, 100))
-    violations[number] = '{"field":"' .. shown .. '","description":"There is no such field."}'
+    each.shown = escape(each.field:sub(1, 100))
+    violations[number] = '{"field":"' .. each.shown .. '","description":"' .. each.description .. '"}'
   end
   refuse(
     handle,
-    escape(unknown[1]:sub(1, 100)) .. ": there is no such field",
+    wrong[1].shown .. ": " .. wrong[1].description,
     ',{"@type":"type.googleapis.com/google.rpc.BadRequest","fieldViolations":[' .. table.concat(violations, ",") .. "]}"
   )
 end
@@ -106,14 +123,14 @@ function envoy_on_request(handle)
   local body = handle:body()
   if body == nil or body:length() == 0 then return end
   local json = body:getBytes(0, body:length())
-  local search = { messages = messages, unknown = {}, values = 0 }
+  local search = { messages = messages, wrong = {}, values = 0 }
   local start = json:find("%S")
-  local stop = start and walk(json, start, messages[root], search, "", 0)
+  local stop = start and walk(json, start, root, search, "", 0)
   if search.values > MAX_VALUES then
     refuse(handle, "The body has more than " .. MAX_VALUES .. " values.", "")
   elseif stop == nil or json:find("%S", stop) then
     refuse(handle, "The body is not JSON, or too deep.", "")
-  elseif #search.unknown > 0 then
-    refuse_unknown(handle, search.unknown)
+  elseif #search.wrong > 0 then
+    refuse_wrong(handle, search.wrong)
   end
 end

@@ -70,12 +70,41 @@ def test_every_call_with_a_body_refuses_an_unknown_field(gateway, services, bind
         (EVENTS, {"events": [{"id": "1", "labels": {"any key": "x", "noSuchField": "y"}}]}),
         (EVENTS, {"events": []}),
         (EVENTS, {"events": None}),
+        (EVENTS, {"events": {"id": "1"}}),  # one, as the transcoder reads it
+        (KEYS, {"accountId": "acme", "allowedModels": None, "expiresAt": None, "dailyLimitNanos": 5}),
+        (PLANS, {"plan": {"planId": "x", "models": ["a"], "metrics": [{"metric": "seats"}]}}),
     ],
     ids=str,
 )
 def test_known_fields_in_either_spelling_pass(gateway, services, path, body):
     assert gateway("POST", path, body, **KEY).status == 200
     assert len(services.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        # Dropped in silence, it would make a key that no model is forbidden to.
+        (KEYS, {"accountId": "acme", "allowedModels": [None]}, "allowedModels"),
+        (KEYS, {"accountId": "acme", "allowedModels": ["gpt-4o", None]}, "allowedModels"),
+        (KEYS, {"accountId": "acme", "allowedModels": [[]]}, "allowedModels"),
+        (KEYS, {"accountId": "acme", "allowedModels": [["gpt-4o"]]}, "allowedModels"),
+        (KEYS, {"accountId": "acme", "expiresAt": []}, "expiresAt"),
+        (EVENTS, {"events": [{"id": "1"}, None]}, "events"),
+        (EVENTS, {"events": [{"id": ["1"]}]}, "events.id"),
+        (EVENTS, {"events": [{"labels": []}]}, "events.labels"),
+        (EVENTS, {"events": [{"labels": {"a": ["b"]}}]}, "events.labels.a"),
+        (CREDITS, {"amountUsd": ["5"]}, "amountUsd"),
+        (CREDITS, {"amount_usd": []}, "amount_usd"),
+        (CREDITS, [{"amountUsd": "5"}], "body"),
+        (PLANS, {"plan": [{"planId": "x"}]}, "plan"),
+        (PLANS, {"plan": {"models": [None]}}, "plan.models"),
+    ],
+    ids=str,
+)
+def test_list_or_null_where_none_can_be_is_refused_by_name(gateway, services, path, body, field):
+    refused(gateway("POST", path, body, **KEY), field)
+    assert services.calls == []
 
 
 def test_text_that_looks_like_a_field_is_text(gateway, services):
