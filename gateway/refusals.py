@@ -25,6 +25,9 @@ class Refusal:
 
 
 DEADLINE = Refusal(504, code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "The service did not answer in time.")
+HEADERS = Refusal(
+    431, code_pb2.INVALID_ARGUMENT, "HEADERS_TOO_LARGE", "The request's headers are too many or too large."
+)
 REFUSALS = (
     Refusal(400, code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", "%LOCAL_REPLY_BODY%"),
     Refusal(
@@ -36,7 +39,7 @@ REFUSALS = (
     Refusal(405, code_pb2.UNIMPLEMENTED, "METHOD_NOT_ALLOWED", "This path does not take this method."),
     Refusal(408, code_pb2.DEADLINE_EXCEEDED, "REQUEST_TIMEOUT", "The request did not arrive in time."),
     Refusal(413, code_pb2.INVALID_ARGUMENT, "REQUEST_TOO_LARGE", "The request body is over 10 MiB."),
-    Refusal(431, code_pb2.INVALID_ARGUMENT, "HEADERS_TOO_LARGE", "The request's headers are too many or too large."),
+    HEADERS,
     Refusal(503, code_pb2.UNAVAILABLE, "SERVICE_UNAVAILABLE", "The service is not available now. Try again shortly."),
     DEADLINE,
 )
@@ -59,6 +62,8 @@ def local_reply_config() -> dict[str, Any]:
         "mappers": [
             _mapper(_status_is(200), _AS_IT_IS),  # /healthz
             _mapper(_grpc_refused(), {"text_format_source": {"inline_string": "gRPC is not served at this address."}}),
+            # What the authorizer adds, an identity, is more than the headers may be: Envoy's own word is 500.
+            {**_mapper({"and_filter": {"filters": [_status_is(500), _DENIED]}}, _body(HEADERS)), "status_code": 431},
             # A denial has the authorizing service's own words. (503 is ext_authz' own: nobody answered it.)
             _mapper({"and_filter": {"filters": [_status_is(499, "LE"), _DENIED]}}, _AS_IT_IS),
             _mapper(_refused_by_a_script(), _AS_IT_IS),

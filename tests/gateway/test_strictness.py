@@ -118,6 +118,18 @@ def test_more_than_a_hundred_headers_are_a_431(gateway, services, count, status)
     assert len(services.calls) == (status == 200)
 
 
+@pytest.mark.parametrize("count", [94, 97])
+def test_header_that_the_identity_makes_one_too_many_is_a_431(gateway, services, count):
+    headers = {f"x-{number}": "v" for number in range(count)} | KEY
+    connection = gateway.connect()
+    connection.request("GET", "/api/billing/transactions", headers=headers)
+    answer = connection.getresponse()
+    assert answer.status == 431
+    assert json.loads(answer.read())["details"][0]["reason"] == "HEADERS_TOO_LARGE"
+    connection.close()
+    assert services.calls == []
+
+
 @pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PUT", "HEAD", "PROPFIND"])
 def test_method_that_no_path_takes_reaches_nobody(gateway, services, method):
     connection = gateway.connect()

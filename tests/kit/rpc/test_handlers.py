@@ -122,6 +122,15 @@ async def test_the_method_knows_its_caller(echo, bearer):
     assert (await call(echo.stub, "Public")).role == "PUBLIC"
 
 
+@pytest.mark.parametrize("count", [1, 99])
+async def test_all_that_the_gateway_lets_in_is_taken(echo, bearer, count):
+    """64 KiB and 100 headers as it counts them, and the identity token that it adds."""
+    size = 64 * 1024 // count
+    headers = [(f"x-{number:02}", "v" * (size - 4)) for number in range(count)]
+    (answer,) = await answers(call(echo.stub, "Account", (*headers, *bearer("ACCOUNT"))))
+    assert answer.role == "ACCOUNT"
+
+
 async def test_forged_token_is_refused(echo, keypair, refused):
     forger = TokenSigner(make_keypair()[0])
     forger.key_id = keypair[1]["keys"][0]["kid"]
