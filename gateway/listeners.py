@@ -173,7 +173,8 @@ def _access_log() -> Json:
                 "json_format": {
                     "timestamp": "%START_TIME%",
                     "request_id": "%REQ(X-REQUEST-ID)%",
-                    "method": "%REQ(:METHOD)%",
+                    # As called: the transcoder makes each call a POST.
+                    "method": "%REQ(X-ENVOY-ORIGINAL-METHOD?:METHOD)%",
                     "path": "%PATH(NQ:ORIG_OR_PATH)%",
                     "protocol": "%PROTOCOL%",
                     "tls": "%DOWNSTREAM_TLS_VERSION%",

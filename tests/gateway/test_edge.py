@@ -8,6 +8,7 @@ import json
 import re
 import threading
 import time
+import uuid
 
 import grpc
 import psutil
@@ -285,6 +286,19 @@ def test_access_log_is_json_without_keys_bodies_or_query_strings(gateway):
     assert (entry["method"], entry["status"], entry["service"]) == ("POST", 200, "proxy")
     assert entry["rpc"] == "tollkeeper.proxy.v1.WireService.Messages"
     assert "/healthz" not in log
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PATCH"])
+def test_access_log_says_the_method_that_was_called(gateway, method):
+    """A call reaches its service as a POST, as all of gRPC's do."""
+    path = {"DELETE": f"/api/admin/keys/{uuid.uuid4()}", "PATCH": f"/api/admin/plans/{uuid.uuid4()}"}
+    called = path.get(method, f"/api/credits/tiers/{uuid.uuid4()}")
+    assert gateway(method, called, {} if method == "PATCH" else None, authorization="Bearer tk_test_good").status == 200
+    deadline = time.monotonic() + 15
+    while called not in (log := gateway.log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    [entry] = [json.loads(line) for line in log.splitlines() if called in line]
+    assert entry["method"] == method
 
 
 def test_gateway_listens_where_it_is_told_to_only(gateway):
