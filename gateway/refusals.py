@@ -39,6 +39,7 @@ REFUSALS = (
     Refusal(405, code_pb2.UNIMPLEMENTED, "METHOD_NOT_ALLOWED", "This path does not take this method."),
     Refusal(408, code_pb2.DEADLINE_EXCEEDED, "REQUEST_TIMEOUT", "The request did not arrive in time."),
     Refusal(413, code_pb2.INVALID_ARGUMENT, "REQUEST_TOO_LARGE", "The request body is over 10 MiB."),
+    Refusal(426, code_pb2.FAILED_PRECONDITION, "HTTP_VERSION_REFUSED", "Of HTTP, versions 1.1 and 2 are spoken here."),
     HEADERS,
     Refusal(503, code_pb2.UNAVAILABLE, "SERVICE_UNAVAILABLE", "The service is not available now. Try again shortly."),
     DEADLINE,

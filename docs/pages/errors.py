@@ -15,6 +15,7 @@ _AT_THE_GATEWAY = {
     "METHOD_NOT_ALLOWED": "Look the method up in `/openapi.json`.",
     "REQUEST_TIMEOUT": "Send the request again, at once and whole.",
     "REQUEST_TOO_LARGE": "Send less at once.",
+    "HTTP_VERSION_REFUSED": "Speak HTTP/1.1 or HTTP/2: a proxy of your own too (nginx: `proxy_http_version 1.1;`).",
     "HEADERS_TOO_LARGE": "Send at most 100 headers of 64 KiB in all.",
     "SERVICE_UNAVAILABLE": "Retry with backoff and the same request id.",
     "DEADLINE_EXCEEDED": "Retry with the same request id: the effect may have happened.",

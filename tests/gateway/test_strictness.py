@@ -70,6 +70,14 @@ def test_refused_request_is_answered_in_json_all_the_same(gateway):
     assert json.loads(body)["details"][0]["reason"] == "INVALID_REQUEST"
 
 
+@pytest.mark.parametrize("path", [b"/healthz", b"/api/billing/transactions", b"/v1/models"])
+def test_http_1_0_is_told_what_is_spoken_here(gateway, services, path):
+    head, _, body = gateway.raw(b"GET " + path + b" HTTP/1.0\r\nhost: x\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 426")
+    assert json.loads(body)["details"][0]["reason"] == "HTTP_VERSION_REFUSED"
+    assert services.calls == []
+
+
 @pytest.mark.parametrize(
     "path",
     [
