@@ -23,8 +23,9 @@ _log = get_logger(__name__)
 # What a peer may send on one stream, and on all, before it is told that it was taken in.
 _STREAM_WINDOW = 1024 * 1024
 _CONNECTION_WINDOW = 16 * 1024 * 1024
-# Calls reset, and settings changed, by a peer within a second, beyond which it is taken for an attack (CVE-2023-44487)
-# or a fault.
+# What a peer says to no end within a second, resets of what is no call and changed settings, beyond which it is taken
+# for an attack or a fault. Calls that are given up are not among it (CVE-2023-44487): through the gateway anybody may
+# give up many, and the connection has the calls of all others, too.
 _UPSETS_A_SECOND = 2_000
 _PREFACE_SECONDS = 20.0
 
@@ -302,20 +303,21 @@ class Connection(Sending[StreamT], Generic[StreamT, HeadT]):
             self.answer(frames.frame(frames.PING, frames.ACK, 0, payload))
 
     def _take_reset(self, number: int, payload: bytes) -> None:
-        self._count_upset()
         stream = self.streams.get(number)
-        if stream is not None:
-            self.forget(stream)
-            self.reset_came(stream, int.from_bytes(payload[:4]))
+        if stream is None:
+            self._count_upset()
+            return
+        self.forget(stream)
+        self.reset_came(stream, int.from_bytes(payload[:4]))
 
     def _count_upset(self) -> None:
-        """Count what costs us more than it costs the peer. Raises ConnectionFault where it is too much."""
+        """Count what a peer says to no end. Raises ConnectionFault where it is too much."""
         now = self._last_came
         if now - self._upsets_since > 1:
             self._upsets, self._upsets_since = 0, now
         self._upsets += 1
         if self._upsets > _UPSETS_A_SECOND:
-            raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many calls are given up")
+            raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too much is said to no end")
 
     # ------------------------------------------------------------------------------------------------- life and death
 

@@ -337,6 +337,17 @@ async def test_cancellation_reaches_a_handler_once_and_its_cleaning_up_is_not_cu
     assert (handlers.cancelled, handlers.cleaned) == ([b"hi"], [b"hi"])
 
 
+async def test_calls_given_up_in_numbers_end_no_other_call_of_their_connection(peer, handlers):
+    """The gateway's connections have the calls of all its clients; and who gives up a call may need no key."""
+    peer.write(call(1, path="/t.T/Wait"))
+    await handlers.started.wait()
+    for stream in range(3, 10_003, 2):
+        peer.write(call(stream) + frames.reset(stream, frames.CANCEL))
+    await peer.ping()
+    handlers.release.set()
+    assert await peer.answer(1) == (_OK, message(b"hi"))
+
+
 async def test_a_call_given_up_before_it_began_is_answered_and_forgotten(peer, server, handlers, monkeypatch):
     await peer.ping()
     connection = next(iter(server.connections))
