@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shutil
 
 import deploy_manifests as manifests
 import pytest
@@ -224,6 +225,24 @@ def test_the_migration_runs_the_deployment_s_image_under_a_name_of_the_release(s
     assert job["metadata"]["name"] == f"tollkeeper-{service}-migrate-{tag}"
     assert pod(job)["containers"][0]["args"] == ["migrate"]
     assert pod(job)["restartPolicy"] == "Never"
+
+
+@each
+def test_a_registry_with_a_port_makes_no_other_name_of_the_migration(service, overlay, tmp_path):
+    shutil.copytree(manifests.FOLDER, tmp_path / "kubernetes")
+    folder = tmp_path / "kubernetes" / service / "overlays" / overlay
+    settings = (folder / "kustomization.yaml").read_text()
+    ours = f"- name: tollkeeper-{service}\n    newTag"
+    repository = f"registry.example:5000/billing/tollkeeper-{service}"
+    theirs = ours.replace("newTag", f"newName: {repository}\n    newTag")
+    assert settings.count(ours) == 1
+    (folder / "kustomization.yaml").write_text(settings.replace(ours, theirs))
+    found = manifests.rendered(str(folder))
+    (job,) = of_kind(found, "Job")
+    pulled, _, tag = containers(job)[0]["image"].rpartition(":")
+    assert pulled == repository
+    assert job["metadata"]["name"] == f"tollkeeper-{service}-migrate-{tag}"
+    assert not manifests.complaints(found)
 
 
 @each
