@@ -17,8 +17,20 @@ from services.proxy.sse import event_of
 from services.proxy.upstream import Outgoing, Provider
 from services.rating import accounting
 
-# Tools that Anthropic runs and bills by the call or the hour, by the beginning of their type.
-_BILLED_TOOLS = ("web_search", "code_execution", "web_fetch", "advisor")
+# Tools that the client runs, or that cost no more than the model's tokens. Others are billed by the call or the hour.
+_PLAIN_TOOLS = frozenset(
+    {
+        "custom",
+        "bash",
+        "text_editor",
+        "computer",
+        "computer_toolset",
+        "browser_toolset",
+        "memory",
+        "tool_search_tool_bm25",
+        "tool_search_tool_regex",
+    }
+)
 # What multiplies the price of the tokens, with the value that does not: fast inference, and where it is done.
 _DEARER = {"speed": "standard", "inference_geo": "global"}
 _DELTAS = ("text", "partial_json", "thinking", "content")  # the last of a compaction
@@ -46,7 +58,8 @@ class MessagesRequest(Request):
         tools = body.get("tools")
         if isinstance(tools, list):
             violations.count("tools", tools, at_most=reading.MAX_TOOLS)
-        for value in (tools, body.get("output_format"), _format(body)):
+        brought_along = list(_tools_brought_along(body))
+        for value in (tools, brought_along, body.get("output_format"), _format(body)):
             if value:
                 count.definitions(value)
         if body.get("thread"):
@@ -54,13 +67,14 @@ class MessagesRequest(Request):
         if body.get("context_management"):
             count.twice()  # by a compaction
         violations.raise_if_any()
-        reading.refuse_billed_tools(tools, _BILLED_TOOLS)
+        reading.refuse_billed_tools(tools, _PLAIN_TOOLS)
+        reading.refuse_billed_tools(brought_along, _PLAIN_TOOLS)
         if body.get("mcp_servers"):
             raise reading.not_priced("mcp_servers")  # any number of rounds, each of the whole context
         if body.get("fallbacks"):
             raise reading.not_priced("fallbacks")  # other models, each at a price of its own
         for name, plain in _DEARER.items():
-            if body.get(name) not in {None, plain}:
+            if body.get(name) not in (None, plain):
                 raise reading.not_priced(name)
         return cls(
             body=body,
@@ -215,6 +229,20 @@ def _counts_output(usage: object) -> bool:
     return isinstance(usage, dict) and usage.get("output_tokens") is not None
 
 
+def _tools_brought_along(body: Mapping[str, Any]) -> Iterator[object]:
+    """The tools that are defined within the conversation: added in its midst, or in what a compaction stands for."""
+    messages = body.get("messages")
+    messages = messages if isinstance(messages, list) else ()
+    said = (message.get("content") for message in messages if isinstance(message, dict))
+    for content in (body.get("system"), *said):
+        for block in content if isinstance(content, list) else ():
+            changes = block.get("tool_changes") if isinstance(block, dict) else None
+            for change in (block, *(changes if isinstance(changes, list) else ())):
+                tool = change.get("tool") if isinstance(change, dict) else None
+                if isinstance(tool, dict) and tool.get("definition"):
+                    yield tool["definition"]
+
+
 def _format(body: Mapping[str, Any]) -> Any:
     """The schema of the answer, where there is one; `output_format` is its older name."""
     config = body.get("output_config")
@@ -253,7 +281,7 @@ def _count_content(count: tokens.InputCount, content: object) -> None:
         match block.get("type"):
             case "image":
                 count.image(source.get("data") or source.get("url"))
-            case "document" if source.get("type") in {"text", "content"}:
+            case "document" if source.get("type") in ("text", "content"):
                 _count_content(count, source.get("data") or source.get("content"))
             case "document" | "container_upload":
                 count.file(source.get("data"))

@@ -28,13 +28,7 @@ _WINDOW_TOKENS = tokens.LARGEST_WINDOW_TOKENS
 # resolution is asked for. Source: Gemini API, "Document understanding" and "Media resolution".
 _OLDER_MODELS = ("gemini-1", "gemini-2")
 _OLDER_PDF_TOKENS, _PDF_TOKENS = 300_000, 600_000
-_READING_TOOLS = frozenset({"urlContext", "codeExecution", "fileSearch"})
-# Tools that are billed by the model's own tokens alone. Any other, a search above all, is billed besides, or may be:
-# those that Google adds are refused until it is known of them. Source: Gemini API, "Pricing", "Pricing for tools".
-_PLAIN_TOOLS = _READING_TOOLS | {"functionDeclarations", "computerUse"}
-_MAX_TOOL_NAME_CHARS = 100
 _INTEGER = re.compile("-?[0-9]{1,18}")
-_SNAKE = re.compile("_([a-z])")
 _OUTPUT_COUNTS = ("candidatesTokenCount", "thoughtsTokenCount")
 # By modality of the answer; in proto JSON it may be said by its number too.
 _OUTPUT_COMPONENTS: dict[str, frozenset[str]] = {
@@ -81,7 +75,7 @@ class GeminiRequest(Request):
         modalities = _field(violations, config, "responseModalities", "response_modalities")
         tier = _tier(violations, body)
         violations.raise_if_any()
-        _refuse_billed_tools(tools)
+        reading.refuse_googles_billed_tools(tools)
         components = TEXT_COMPONENTS
         if count.has_audio:
             components |= AUDIO_COMPONENTS
@@ -330,20 +324,8 @@ def _count_parts(
                 _count_parts(count, violations, given, pdf_tokens)
 
 
-def _refuse_billed_tools(tools: object) -> None:
-    for tool in tools if isinstance(tools, list) else (tools,):
-        for name in _tools_named(tool):
-            if name not in _PLAIN_TOOLS:
-                raise reading.not_priced(name[:_MAX_TOOL_NAME_CHARS])
-
-
 def _count_reading_tools(count: tokens.InputCount, tools: object) -> None:
     """What pages, files and programs give to Google's own tools is read as input within the same call."""
     for tool in tools if isinstance(tools, list) else (tools,):
-        if not _READING_TOOLS.isdisjoint(_tools_named(tool)):
+        if not reading.GOOGLES_READING_TOOLS.isdisjoint(reading.googles_tools(tool)):
             count.file(None)
-
-
-def _tools_named(tool: object) -> list[str]:
-    """The names of what one entry of the tools has, as proto JSON spells them by itself."""
-    return [_SNAKE.sub(lambda found: found[1].upper(), name) for name in tool] if isinstance(tool, dict) else []

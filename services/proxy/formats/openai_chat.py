@@ -33,21 +33,13 @@ _BILLED_APART = (
     "preset",
     "deferred",
 )
-_BILLED_TOOLS = (
-    "web_search",
-    "file_search",
-    "code_interpreter",
-    "code_execution",
-    "image_generation",
-    "x_search",
-    "live_search",
-    "browser_search",
-    "google_search",
-    "googleSearch",
-    "google_maps",
-    "googleMaps",
-    "enterprise_web_search",
-    "enterpriseWebSearch",
+# Types of tools that the client runs: OpenAI's, and Anthropic's own.
+_PLAIN_TOOLS = frozenset({"function", "custom", "bash", "text_editor", "computer", "memory"})
+# Fields by which others tell their tools, Google above all, as proto JSON spells them.
+_BILLED_FIELDS = (
+    *("webSearch", "fileSearch", "codeInterpreter", "codeExecution", "imageGeneration", "xSearch", "liveSearch"),
+    *("browserSearch", "googleSearch", "googleMaps", "enterpriseWebSearch", "exaAiSearch", "parallelAiSearch"),
+    *("retrieval", "mcpServers"),
 )
 _LONG_PARTS = ("video", "audio", "file", "document")
 _CAP_FIELDS = ("max_completion_tokens", "max_tokens")
@@ -315,10 +307,15 @@ def _refuse_billed_apart(body: Mapping[str, Any]) -> None:
             raise reading.not_priced(name)
     if isinstance(body.get("provider"), dict):  # a router's choice of whose; as a name it means nothing
         raise reading.not_priced("provider")
-    reading.refuse_billed_tools(body.get("tools"), _BILLED_TOOLS)
+    tools = body.get("tools")
+    reading.refuse_billed_tools(tools, _PLAIN_TOOLS)
+    for tool in tools if isinstance(tools, list) else (tools,):
+        for name in reading.googles_tools(tool):
+            if name.startswith(_BILLED_FIELDS):
+                raise reading.not_priced(name)
     extra = body.get("extra_body")
     google = extra.get("google") if isinstance(extra, dict) else None
-    reading.refuse_billed_tools(google.get("tools") if isinstance(google, dict) else None, _BILLED_TOOLS)
+    reading.refuse_googles_billed_tools(google.get("tools") if isinstance(google, dict) else None)
 
 
 def _usage_of(counted: rating.Usage) -> dict[str, int]:

@@ -23,18 +23,21 @@ from services.proxy.upstream import Outgoing, Provider
 from services.rating import accounting
 
 _REMEMBERED = ("previous_response_id", "conversation", "prompt")
-# Tools that OpenAI, and others who speak its form, run and bill by the call, by the beginning of their type. `mcp`: the
-# whole context is read and billed again after each of its calls, of which there may be any number.
-_BILLED_TOOLS = (
-    "web_search",
-    "file_search",
-    "code_interpreter",
-    "image_generation",
-    "shell",
-    "x_search",
-    "code_execution",
-    "collections_search",
-    "mcp",
+# Tools that the client runs, or that cost no more than the model's tokens. Others are billed by the call (a search, a
+# shell), or the whole context is read and billed again after each of any number of calls (`mcp`).
+_PLAIN_TOOLS = frozenset(
+    {
+        "function",
+        "custom",
+        "computer",
+        "computer_use",
+        "computer_use_preview",
+        "local_shell",
+        "apply_patch",
+        "namespace",
+        "tool_search",
+        "programmatic_tool_calling",
+    }
 )
 # Source: OpenAI's API reference, `max_output_tokens`: a lower one is refused.
 _LEAST_CAP = 16
@@ -76,11 +79,16 @@ class ResponsesRequest(Request):
         tools = body.get("tools")
         if isinstance(tools, list):
             violations.count("tools", tools, at_most=reading.MAX_TOOLS)
-        for value in (tools, body.get("text")):
+        for value in (tools, body.get("text"), *_tools_brought_along(body.get("input"))):
             if value:
                 count.definitions(value)
+        if body.get("context_management"):
+            count.twice()  # by a compaction
         violations.raise_if_any()
-        reading.refuse_billed_tools(tools, _BILLED_TOOLS)
+        for some in (tools, *_tools_brought_along(body.get("input"))):
+            reading.refuse_billed_tools(some, _PLAIN_TOOLS)
+        if body.get("multi_agent"):
+            raise reading.not_priced("multi_agent")  # any number of agents, each with a context of its own
         components = TEXT_COMPONENTS
         if count.has_audio:
             components |= AUDIO_COMPONENTS
@@ -216,6 +224,13 @@ class ResponsesReader(AnswerReader):
         if isinstance(usage, dict) and usage.get("output_tokens") is not None:  # else it counts half of the call
             self.count(accounting.openai_responses, usage)
         self.note(response.get("id"), response.get("service_tier"))
+
+
+def _tools_brought_along(given: object) -> Iterator[object]:
+    """The lists of tools that a conversation brings along: those added in its midst, those that a search has found."""
+    for item in given if isinstance(given, list) else ():
+        if isinstance(item, dict) and item.get("tools"):
+            yield item["tools"]
 
 
 def _count_input(count: tokens.InputCount, violations: Violations, body: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import orjson
@@ -21,6 +22,15 @@ MAX_PARTS = 5_000
 MAX_TOOLS = 1_000
 # What JSON is written with nests this deep; what it is read with, deeper.
 _MAX_DEPTH = 250
+
+# Google's tools that are billed by the model's own tokens alone. Any other, a search above all, is billed besides, or
+# may be: those that Google adds are refused until it is known of them. Source: Gemini API, "Pricing for tools".
+GOOGLES_READING_TOOLS = frozenset({"urlContext", "codeExecution", "fileSearch"})
+_GOOGLES_PLAIN_TOOLS = GOOGLES_READING_TOOLS | {"functionDeclarations", "computerUse"}
+# The versions of a tool: computer_20251124, web_search_preview_2025_03_11.
+_VERSION = re.compile("_20[0-9]{2}_?[0-9]{2}_?[0-9]{2}$")
+_SNAKE = re.compile("_([a-z])")
+_MAX_TOOL_NAME_CHARS = 100
 
 # Names of price tiers, as asked for and answered. `auto` and `default` leave the choice to the provider, which says in
 # its answer what it chose.
@@ -119,24 +129,39 @@ def count_image(count: tokens.InputCount, url: object) -> None:
         count.has_audio |= start == "data:audio/"
 
 
-def refuse_billed_tools(tools: object, billed: tuple[str, ...]) -> None:
-    """Raise ToolNotPriced for a tool that the provider runs and bills by itself.
+def refuse_billed_tools(tools: object, plain: Collection[str]) -> None:
+    """Raise ToolNotPriced for a tool that the provider runs and bills by itself, or may.
 
-    `billed` begin the types of those, or the name of the one field that Google tells its tools by. A tool may be a
-    group of others.
+    `plain` are the types, without their versions, of those that the model's tokens pay for; a tool without a type is
+    one that the client runs. Those that a provider adds are refused until it is known of them. A tool may be a group of
+    others.
     """
     for tool in tools if isinstance(tools, list) else (tools,):
         if not isinstance(tool, dict):
             continue
-        for name in (str(tool.get("type", "")), *tool):
-            if name.startswith(billed):
-                raise not_priced(name)
+        kind = tool.get("type")
+        if kind is not None and _VERSION.sub("", str(kind)) not in plain:
+            raise not_priced(str(kind))
         if isinstance(tool.get("tools"), list):
-            refuse_billed_tools(tool["tools"], billed)
+            refuse_billed_tools(tool["tools"], plain)
+
+
+def refuse_googles_billed_tools(tools: object) -> None:
+    """Raise ToolNotPriced for a tool of Google's that it bills by itself, or may."""
+    for tool in tools if isinstance(tools, list) else (tools,):
+        for name in googles_tools(tool):
+            if name not in _GOOGLES_PLAIN_TOOLS:
+                raise not_priced(name)
+
+
+def googles_tools(tool: object) -> list[str]:
+    """The names of Google's tools in one entry of the tools, as proto JSON spells them by itself: its fields."""
+    return [_SNAKE.sub(lambda found: found[1].upper(), name) for name in tool] if isinstance(tool, dict) else []
 
 
 def not_priced(name: str) -> ToolNotPriced:
     """The refusal of something that is billed by more than the request shows."""
+    name = name[:_MAX_TOOL_NAME_CHARS]
     return ToolNotPriced(f"{name} is billed by more than the request shows, so it has no price here", tool=name)
 
 

@@ -1,5 +1,6 @@
 """What is read of a request in every format: bounds that hold, what is billed apart, what is said twice."""
 
+import contextlib
 import json
 
 import orjson
@@ -290,7 +291,7 @@ def test_compaction_may_read_everything_twice():
         ("chat", {"plugins": [{"id": "web"}]}, "plugins"),
         ("chat", {"tools": [{"type": "web_search"}]}, "web_search"),
         ("chat", {"tools": [{"googleSearch": {}}]}, "googleSearch"),
-        ("chat", {"extra_body": {"google": {"tools": [{"google_search": {}}]}}}, "google_search"),
+        ("chat", {"extra_body": {"google": {"tools": [{"google_search": {}}]}}}, "googleSearch"),
         ("chat", {"models": ["maker/dearer"]}, "models"),
         ("chat", {"provider": {"order": ["dearer"]}}, "provider"),
         ("chat", {"deferred": True}, "deferred"),
@@ -318,6 +319,18 @@ def test_compaction_may_read_everything_twice():
         ("gemini", {"tools": [{"parallelAiSearch": {}}]}, "parallelAiSearch"),
         ("gemini", {"tools": [{"retrieval": {}}]}, "retrieval"),
         ("gemini", {"tools": [{"what_google_adds_next": {}}]}, "whatGoogleAddsNext"),
+        ("chat", {"tools": [{"type": "openrouter:web_search"}]}, "openrouter:web_search"),
+        ("chat", {"tools": [{"type": "builtin_function", "function": {"name": "$web_search"}}]}, "builtin_function"),
+        ("chat", {"tools": [CHAT_FUNCTION | {"google_search": {}}]}, "googleSearch"),
+        ("chat", {"tools": [{"exaAiSearch": {}}]}, "exaAiSearch"),
+        ("chat", {"extra_body": {"google": {"tools": [{"exa_ai_search": {}}]}}}, "exaAiSearch"),
+        ("responses", {"tools": [{"type": "what_openai_adds_next"}]}, "what_openai_adds_next"),
+        ("responses", {"multi_agent": {"enabled": True}}, "multi_agent"),
+        (
+            "messages",
+            {"tools": [{"type": "what_anthropic_adds_next_20270101", "name": "a"}]},
+            "what_anthropic_adds_next_20270101",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -325,6 +338,84 @@ def test_what_is_billed_besides_the_tokens_is_refused_by_its_name(form, fields, 
     with pytest.raises(ToolNotPriced) as caught:
         read(form, **fields)
     assert caught.value.metadata["tool"] == named
+
+
+WEB_SEARCH = {"type": "web_search_20260318", "name": "web_search"}
+ADDITION = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": WEB_SEARCH}}
+
+
+# OpenAI's and Anthropic's conversations may bring tools along, beside those that the request itself has.
+@pytest.mark.parametrize(
+    ("form", "fields", "named"),
+    [
+        ("responses", {"input": [{"type": "additional_tools", "role": "developer", "tools": tools}]}, "web_search")
+        for tools in ([{"type": "web_search"}], [{"type": "namespace", "tools": [{"type": "web_search"}]}])
+    ]
+    + [
+        (
+            "responses",
+            {"input": [{"type": "tool_search_output", "tools": [{"type": "image_generation"}]}]},
+            "image_generation",
+        ),
+        ("messages", {"messages": [*USER, {"role": "system", "content": [ADDITION]}]}, "web_search_20260318"),
+        ("messages", {"system": [ADDITION]}, "web_search_20260318"),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "compaction", "tool_changes": [ADDITION]}]}]},
+            "web_search_20260318",
+        ),
+    ],
+)
+def test_tool_that_a_conversation_brings_along_is_refused_as_among_the_tools(form, fields, named):
+    with pytest.raises(ToolNotPriced) as caught:
+        read(form, **fields)
+    assert caught.value.metadata["tool"] == named
+
+
+@pytest.mark.parametrize(
+    ("form", "tool"),
+    [("chat", {"type": kind}) for kind in ("function", "custom", "bash_20250124", "text_editor_20250728")]
+    + [("chat", {"cachePoint": {"type": "default"}}), ("chat", {"functionDeclarations": []})]
+    + [
+        ("responses", {"type": kind})
+        for kind in (
+            *("function", "custom", "computer", "computer_use_preview", "local_shell", "apply_patch"),
+            *("tool_search", "programmatic_tool_calling", "namespace"),
+        )
+    ]
+    + [
+        ("messages", {"type": kind})
+        for kind in (
+            *(None, "custom", "bash_20250124", "text_editor_20250728", "computer_20251124", "memory_20250818"),
+            *("computer_toolset_20260801", "browser_toolset_20260801"),
+            *("tool_search_tool_bm25", "tool_search_tool_regex_20251119"),
+        )
+    ],
+)
+def test_tools_that_the_tokens_pay_for_are_served(form, tool):
+    assert read(form, tools=[tool]).body["tools"] == [tool]
+
+
+def test_claude_reads_a_system_prompt_with_a_tool_that_a_message_brings_along():
+    said = [{"role": "system", "content": [ADDITION | {"tool": {"type": "tool_definition", "definition": BASH}}]}]
+    nothing = [{"role": "system", "content": [ADDITION | {"tool": {"type": "tool_reference", "name": "a"}}]}]
+    written = len(orjson.dumps(said)) - len(orjson.dumps(nothing))
+    more = read("messages", messages=USER + said).input_bound - read("messages", messages=USER + nothing).input_bound
+    assert more >= written + 346 + 245
+
+
+@pytest.mark.parametrize("odd", [[], {}, 1.5, [None], [[1]]], ids=str)
+@pytest.mark.parametrize("field", ["speed", "inference_geo", "source.type"])
+def test_a_value_of_another_kind_is_no_fault_of_ours(field, odd):
+    document = {"type": "document", "source": {"type": odd}}
+    fields = {"messages": [{"role": "user", "content": [document]}]} if field == "source.type" else {field: odd}
+    with contextlib.suppress(InvalidArgument, ToolNotPriced):
+        read("messages", **fields)
+
+
+def test_openais_compaction_may_read_everything_twice_too():
+    management = [{"type": "compaction", "compact_threshold": 1_000}]
+    assert read("responses", context_management=management).input_bound >= 2 * read("responses").input_bound
 
 
 @pytest.mark.parametrize(
