@@ -5,6 +5,7 @@ A missing server binary is an error, never a skip. Both end with the test run, h
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import itertools
@@ -26,6 +27,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 import psycopg
 import pytest
 import structlog
+import uvloop
 from psycopg import sql
 
 from deploy.local import ports, postgres
@@ -51,6 +53,11 @@ class MakeDatabase(Protocol):
     """Makes a database for `service`, empty or a copy of another one nobody is connected to. Gives its URL."""
 
     def __call__(self, service: str, template: str | None = None) -> str: ...
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Asynchronous tests run on the loop that the services run on (`services.kit.loops`), with all its habits."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.hookimpl(optionalhook=True)
