@@ -105,6 +105,8 @@ async def serve(settings: ProxySettings) -> AioServer:
     server.register(
         generate_service_pb2_grpc.add_GenerateServiceServicer_to_server,
         GenerateServicer(calls, known, own_secret=own_secret),
+        # A model call takes as long as its providers may, and then it is settled.
+        deadline_seconds=settings.upstream_total_seconds + settings.deadline_seconds,
     )
     server.register(
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server,

@@ -19,6 +19,7 @@ from services.rating import accounting
 _ROLES = ("assistant", "developer", "system", "tool", "user")
 # What the typed form says by fields of its own.
 _OWN = ("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n")
+_MAX_WHOLE = 2**53  # above it a floating number has not each integer
 _MAX_SESSION_CHARS = 128
 _MAX_REQUEST_ID_CHARS = 255
 
@@ -35,7 +36,7 @@ def chat_body(request: pb.GenerateRequest, *, stream: bool) -> bytes:
     violations.text("request_id", request.request_id, max_length=_MAX_REQUEST_ID_CHARS)
     if request.request_id and stream:
         violations.add("request_id", "is for answers that come whole; a stream is not kept")
-    options = plain(request.options)
+    options = _plain(violations, "options", request.options)
     for name in _OWN:
         if name in options:
             violations.add(f"options.{name}", "is said by a field of its own, or not at all")
@@ -56,24 +57,28 @@ def _message(violations: Violations, number: int, message: pb.Message) -> dict[s
     if message.text and message.parts:
         violations.add(f"{at}.parts", "must not stand beside text")
     found: dict[str, Any] = {"role": message.role}
-    found["content"] = [plain(part) for part in message.parts] or message.text
+    found["content"] = [_plain(violations, f"{at}.parts", part) for part in message.parts] or message.text
     if message.tool_calls:
-        found["tool_calls"] = [plain(call) for call in message.tool_calls]
+        found["tool_calls"] = [_plain(violations, f"{at}.tool_calls", call) for call in message.tool_calls]
         found["content"] = found["content"] or None
     if message.tool_call_id:
         found["tool_call_id"] = message.tool_call_id
     return found
 
 
-def plain(struct: struct_pb2.Struct) -> dict[str, Any]:
+def _plain(violations: Violations, at: str, struct: struct_pb2.Struct) -> dict[str, Any]:
     """A Struct as JSON values; its numbers, which are all floating, as integers where they are whole."""
-    found: dict[str, Any] = _whole(json_format.MessageToDict(struct))
+    try:
+        found: dict[str, Any] = _whole(json_format.MessageToDict(struct))
+    except ValueError:
+        violations.add(at, "must have no numbers that JSON has not")
+        return {}
     return found
 
 
 def _whole(value: Any) -> Any:
     match value:
-        case float() if value.is_integer():
+        case float() if value.is_integer() and abs(value) < _MAX_WHOLE:
             return int(value)
         case dict():
             return {name: _whole(inner) for name, inner in value.items()}

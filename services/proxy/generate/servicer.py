@@ -33,6 +33,8 @@ STREAM_GENERATE = "/tollkeeper.proxy.v1.GenerateService/StreamGenerate"
 
 _TOO_MANY, _SERVER_SIDE = 429, 500
 _MAX_WORDS = 500
+# What an answer in another form than it should have raises where it is read.
+_NOT_UNDERSTOOD = (ParseError, KeyError, IndexError, TypeError, AttributeError, ValueError)
 
 
 class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
@@ -54,10 +56,8 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
         await context.send_initial_metadata(_told(head))
         try:
             return messages.response(body, call)
-        except (ParseError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            if call.reader.owed:
-                raise AnswerNotPassedOn("the provider's answer was not understood; it is billed") from error
-            raise ProviderUnavailable("the provider's answer was not understood") from error
+        except _NOT_UNDERSTOOD as error:
+            raise _not_passed_on(call) from error
 
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: Any
@@ -83,9 +83,13 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
                     continue  # half of one; what it said is lost
                 if chunk.get("error") is not None:
                     raise ProviderUnavailable("the provider broke off in the middle of its answer")
-                choices = chunk.get("choices") or [{}]
-                finish_reason = choices[0].get("finish_reason") or finish_reason
-                yield messages.piece(chunk, call, finish_reason)
+                try:
+                    choices = chunk.get("choices") or [{}]
+                    finish_reason = choices[0].get("finish_reason") or finish_reason
+                    said = messages.piece(chunk, call, finish_reason)
+                except _NOT_UNDERSTOOD as error:
+                    raise _not_passed_on(call) from error
+                yield said
         finally:
             call.delivery.abandon()
 
@@ -127,6 +131,12 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
             tokens_per_minute=0,
             created_at=utc_now(),
         )
+
+
+def _not_passed_on(call: Call) -> AnswerNotPassedOn | ProviderUnavailable:
+    if call.reader.owed:
+        return AnswerNotPassedOn("the provider's answer was not understood; it is billed")
+    return ProviderUnavailable("the provider's answer was not understood")
 
 
 def _told(head: Head) -> Metadata:

@@ -1,17 +1,20 @@
 """The typed form: the same calls as on the wire, said and answered in messages; paid by the account that is named."""
 
 import json
+import math
 
 import orjson
 import pytest
 from google.protobuf import json_format, struct_pb2
 from proxy_fakes import FakePricing
 from proxy_upstream import answer, scripted
+from proxy_upstream import stream as sent
 from proxy_wire import FORMS, RATES, dear, every_provider
 from tollkeeper.proxy.v1 import generate_service_pb2 as pb
 from tollkeeper.proxy.v1 import generate_service_pb2_grpc
 
 from services.kit.identity import Identity, Role
+from services.proxy.sse import event_of
 
 PNG = "data:image/png;base64,iVBORw0KGgo="
 TOOL = {
@@ -34,10 +37,16 @@ def struct(value):
     return json_format.ParseDict(value, struct_pb2.Struct())
 
 
+def number(value):
+    """A Struct with a number that JSON has not."""
+    return struct_pb2.Struct(fields={"temperature": struct_pb2.Value(number_value=value)})
+
+
 def asking(text="What is a toll?", **fields):
     """A request of acme's."""
     messages = fields.pop("messages", None) or [pb.Message(role="user", text=text)]
-    options = struct(fields.pop("options", {}))
+    options = fields.pop("options", {})
+    options = options if isinstance(options, struct_pb2.Struct) else struct(options)
     return pb.GenerateRequest(
         **{"account_id": "acme", "model": "gpt-4o", "messages": messages, "options": options} | fields
     )
@@ -155,6 +164,13 @@ async def test_provider_gets_what_was_said_with_whole_numbers_and_images(start_p
         assert got.credits.cost_nanos == ledger.bills[0].amount_nanos > 0
 
 
+async def test_answer_may_take_as_long_as_a_model_call_may(start_proxy):
+    async with scripted([0.5, answer(b'{"choices":[{"message":{"content":"x"}}]}')]) as upstream:
+        proxy = await start_proxy(**every_provider(upstream.url, deadline_seconds=0.2))
+        stub = generate_service_pb2_grpc.GenerateServiceStub(proxy.channel)
+        assert (await stub.Generate(asking(), metadata=proxy.service)).message.text == "x"
+
+
 async def test_output_cap_is_lowered_to_what_can_be_paid(generate, ledger):
     ledger.accounts["acme"].available = 8_000_000
     got = await generate("[[sandbox output_tokens=4000]]", max_output_tokens=4000)
@@ -185,6 +201,10 @@ async def test_same_request_id_gets_the_same_answer_charged_once(proxy, stub, le
         ({"options": {"n": 5}}, "options.n"),
         ({"options": {"stream": True}}, "options.stream"),
         ({"options": {"max_tokens": 5}}, "options.max_tokens"),
+        ({"options": number(math.nan)}, "options"),
+        ({"options": number(math.inf)}, "options"),
+        ({"messages": [pb.Message(role="user", parts=[number(math.nan)])]}, "messages[0].parts"),
+        ({"messages": [pb.Message(role="assistant", tool_calls=[number(math.nan)])]}, "messages[0].tool_calls"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -192,6 +212,33 @@ async def test_wrong_field_is_named_and_nothing_is_held(generate, ledger, refuse
     refusal = await refused(generate(**fields))
     assert [violation.field for violation in refusal.violations] == [named]
     assert not ledger.holds
+
+
+@pytest.mark.parametrize("value", [2.0**53, 1e20, -1e300])
+async def test_number_that_is_too_large_to_be_whole_is_the_providers_to_refuse(generate, ledger, refused, value):
+    assert (await refused(generate(options={"temperature": value}))).reason == "PROVIDER_REFUSED"
+    assert not ledger.open_holds
+
+
+@pytest.mark.parametrize(
+    "choices", [[None], "x", [{"delta": {"content": ["x"]}}], [{"delta": {"tool_calls": [1]}}]], ids=str
+)
+async def test_chunk_that_is_not_understood_is_no_error_of_ours_and_what_comes_is_billed(
+    start_proxy, ledger, refused, eventually, choices
+):
+    whole = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}
+    events = [event_of(orjson.dumps({"choices": choices})), event_of(orjson.dumps(whole)), event_of(b"[DONE]")]
+    async with scripted(sent(*events)) as upstream:
+        proxy = await start_proxy(**every_provider(upstream.url))
+        stub = generate_service_pb2_grpc.GenerateServiceStub(proxy.channel)
+
+        async def read():
+            request = pb.StreamGenerateRequest(request=asking(), account_id="acme")
+            return [message async for message in stub.StreamGenerate(request, metadata=proxy.service)]
+
+        assert (await refused(read())).reason == "ANSWER_NOT_PASSED_ON"
+        await eventually(lambda: ledger.settled)
+        assert ledger.bills[0].amount_nanos > 0
 
 
 @pytest.mark.parametrize(("owner", "model"), EVERY_PROVIDER.items())
