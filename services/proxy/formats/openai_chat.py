@@ -110,7 +110,10 @@ class ChatRequest(Request):
             body = {name: value for name, value in body.items() if name not in given}
             given = []
         lowered = cap if self.cap is None else min(cap, self.cap)
-        body |= {name: min(lowered, body[name]) for name in given} or {provider.cap_field: lowered}
+        # Beside a prediction OpenAI refuses the newer name. Source: its guide "Predicted Outputs", limitations.
+        older = bool(body.get("prediction")) and provider.name == self.owner
+        field = "max_tokens" if older else provider.cap_field
+        body |= {name: min(lowered, body[name]) for name in given} or {field: lowered}
         if self.stream and not self._asks_for_usage:
             body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
         return Outgoing(self.form, "chat/completions", orjson.dumps(body), self.stream, headers, model=model)

@@ -100,6 +100,8 @@ def test_name_that_stands_twice_is_sent_as_it_was_checked():
     [
         ({}, 7, {"max_completion_tokens": 7}),
         ({"max_tokens": None}, 7, {"max_tokens": None, "max_completion_tokens": 7}),
+        # A cap by its newer name is refused beside a prediction: OpenAI's guide "Predicted Outputs", limitations.
+        ({"prediction": {"content": "x"}}, 7, {"prediction": {"content": "x"}, "max_tokens": 7}),
         ({"max_tokens": 9}, 7, {"max_tokens": 7}),
         ({"max_tokens": 9}, 9, {"max_tokens": 9}),
         ({"max_completion_tokens": 9}, 7, {"max_completion_tokens": 7}),
