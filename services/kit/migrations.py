@@ -17,7 +17,9 @@ from alembic import command, context
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import RaiseException
 from sqlalchemy import Connection, MetaData, NullPool, create_engine, text
+from sqlalchemy.exc import DBAPIError
 
 from services.kit.db import connection_words, parsed_url
 from services.kit.logs import get_logger
@@ -45,7 +47,8 @@ def upgrade(
     """Bring a database to `revision`; the revision it is at afterwards. Several at once are safe: they take turns.
 
     `lock_timeout_seconds` bounds how long a statement may queue for a table lock, since all of the service's statements
-    queue behind it. Raises MigrationError where another runner holds the database for longer than `wait_seconds`.
+    queue behind it. Raises MigrationError where another runner holds the database for longer than `wait_seconds`, and
+    where a migration refuses in words of its own (RAISE EXCEPTION).
     """
     with _connected(database_url) as connection, _alone(connection, wait_seconds):
         for name, seconds in (("lock_timeout", lock_timeout_seconds), ("statement_timeout", statement_timeout_seconds)):
@@ -54,7 +57,12 @@ def upgrade(
         config = _config(script_location)
         config.attributes["connection"] = connection
         before = _current(connection)
-        command.upgrade(config, revision)
+        try:
+            command.upgrade(config, revision)
+        except DBAPIError as error:
+            if isinstance(error.orig, RaiseException):
+                raise MigrationError(error.orig.diag.message_primary) from error
+            raise
         after = _current(connection)
         _log.info("migrated", database=connection.engine.url.database, before=before, after=after)
         return after

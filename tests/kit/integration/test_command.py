@@ -98,6 +98,18 @@ def test_an_unusable_key_file_is_told_in_a_line(run, monkeypatch, tmp_path):
     assert "Traceback" not in output
 
 
+def test_what_a_migration_wants_of_an_operator_is_told_in_a_line(
+    run, monkeypatch, database_url, tmp_path, write_history
+):
+    monkeypatch.setenv("TOLLKEEPER_KITTEST_DATABASE_URL", database_url("kittest"))
+    words = "the role reader is missing; let an administrator make it"
+    body = f"""op.execute("DO $$ BEGIN RAISE EXCEPTION '{words}'; END $$")"""
+    status, output = run("migrate", script_location=write_history(tmp_path / "m", body))
+    assert status == 1
+    assert f"kittest: {words}\n" in output
+    assert "Traceback" not in output
+
+
 def test_a_fault_of_ours_is_logged_with_its_traceback(run, monkeypatch):
     monkeypatch.setattr(kit_service, "served", lambda _settings: 1 / 0)
     status, output = run("serve")
