@@ -60,9 +60,14 @@ _REFUSALS = {
 _LESS_IS_LEFT, _LEFT = "REFUND_EXCEEDS_ORIGINAL", "leftNanos"
 # What the ledger says of a request id that it knows from another request.
 _GIVEN_OTHERWISE = "IDEMPOTENCY_CONFLICT"
+# What it says of a book that is closed, which is for good.
+_BOOK_CLOSED = "ACCOUNT_CLOSED"
 
 _DELIVERIES = Counter(
     "tollkeeper_subscriptions_deliveries", "Deliveries to ledger and proxy attempted, by outcome", ["kind", "outcome"]
+)
+_PAID_FOR_NOTHING = Counter(
+    "tollkeeper_subscriptions_closed_accounts_paid", "Payments of accounts that are closed, which brought no credit"
 )
 
 
@@ -112,6 +117,9 @@ class Deliverer:
             self._failed(entry, RemoteError.from_rpc(error))
             return False
         except RemoteError as error:
+            if error.reason == _BOOK_CLOSED:
+                self._closed(entry)
+                return True
             self._failed(entry, error)
             return False
         with self._engine.begin() as connection:
@@ -120,6 +128,24 @@ class Deliverer:
                 mirror_store.note_transaction(connection, entry.delivery, transaction_id)
         _DELIVERIES.labels(entry.delivery.kind, "delivered").inc()
         return True
+
+    def _closed(self, entry: OutboxEntry) -> None:
+        """Let go of what a closed book takes no more, and close the account here too: nothing further is sold to it."""
+        with self._engine.begin() as connection:
+            store.close_account(connection, entry.account_id)
+            store.mark_delivered(connection, entry)
+        _DELIVERIES.labels(entry.delivery.kind, "closed").inc()
+        delivery = entry.delivery
+        if isinstance(delivery, GrantCredit) and delivery.source != PROMOTION:
+            _PAID_FOR_NOTHING.inc()
+            _log.error(
+                "a closed account has paid and got nothing: refund it at Stripe",
+                account_id=delivery.account_id,
+                grant=delivery.request_id,
+                amount_nanos=delivery.amount_nanos,
+            )
+            return
+        _log.info("the account is closed: not delivered", account_id=entry.account_id, kind=delivery.kind)
 
     def _failed(self, entry: OutboxEntry, error: RemoteError) -> None:
         refused = error.code in _REFUSALS

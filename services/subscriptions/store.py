@@ -64,6 +64,11 @@ def update_account(connection: Connection, account: Account) -> None:
     )
 
 
+def close_account(connection: Connection, account_id: str) -> None:
+    """Note that the ledger has closed an account, which is for good. Locks its row. By primary key."""
+    connection.execute(update(accounts).where(accounts.c.account_id == account_id).values(status="closed"))
+
+
 def list_accounts(connection: Connection, *, plan_id: str, status: str, after: str, limit: int) -> list[Account]:
     """Accounts by id from beyond `after` on; an empty filter is none. By primary key, or `accounts_by_plan`."""
     statement = _SELECT_ACCOUNT.where(accounts.c.account_id > after).order_by(accounts.c.account_id).limit(limit)

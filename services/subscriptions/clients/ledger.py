@@ -160,6 +160,15 @@ class LedgerClient:
         """Whether an account may spend: it is neither suspended nor closed. Raises grpc.RpcError."""
         return self._accounts.GetAccount(ledger_pb.GetAccountRequest(account_id=account_id)).status == "open"
 
+    def is_closed(self, account_id: str) -> bool:
+        """Whether an account was closed, as far as the ledger can be asked now and knows the account."""
+        try:
+            return self._accounts.GetAccount(ledger_pb.GetAccountRequest(account_id=account_id)).status == "closed"
+        except grpc.RpcError as error:
+            remote = RemoteError.from_rpc(error)
+            _log.warning("not known whether the account is closed", account_id=account_id, code=remote.code.name)
+            return False
+
     def limits(self, account_id: str, scope: str) -> list[LimitUse]:
         """An account's limits of one scope."""
         answer = self._ledger.ListLimits(ledger_pb.ListLimitsRequest(account_id=account_id, scope=scope))

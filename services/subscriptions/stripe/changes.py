@@ -22,7 +22,7 @@ from services.subscriptions.model.account import Account
 from services.subscriptions.model.plan import Plan
 from services.subscriptions.stripe import names, request_store
 from services.subscriptions.stripe.catalogue import is_subscribable
-from services.subscriptions.stripe.checkout import require_subscribable, usable
+from services.subscriptions.stripe.checkout import require_subscribable
 from services.subscriptions.stripe.client import stripe_errors
 from services.subscriptions.stripe.current import (
     SubscriptionView,
@@ -133,7 +133,7 @@ class PlanChanges:
 
         Without a subscription: a new one's first. Raises as `update`; stripe.StripeError's refusals as ours.
         """
-        account = usable(self._parts.customers.get(account_id))
+        account = self._parts.paying(account_id)
         customer_id = self._parts.stripe_customers.ensure(account)
         subscription = self._parts.current.find(customer_id)
         if subscription is None:
@@ -177,7 +177,7 @@ class PlanChanges:
     # Settling what Stripe is asked
 
     def _standing(self, account_id: str) -> Standing:
-        return self._standing_of(account_id, self._subscription(usable(self._parts.customers.get(account_id))))
+        return self._standing_of(account_id, self._subscription(self._parts.paying(account_id)))
 
     def _subscription(self, account: Account) -> stripe.Subscription:
         _ = self._access.client

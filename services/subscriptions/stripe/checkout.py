@@ -13,11 +13,7 @@ import stripe
 
 from services.kit.logs import get_logger
 from services.kit.validation import Violations
-from services.subscriptions.errors import (
-    AccountStopped,
-    PlanNotSubscribable,
-    SubscriptionExists,
-)
+from services.subscriptions.errors import PlanNotSubscribable, SubscriptionExists
 from services.subscriptions.model.account import Account
 from services.subscriptions.model.plan import Plan
 from services.subscriptions.stripe import names
@@ -66,7 +62,7 @@ class Checkout:
         StripeCatalogueMissing, IdempotencyConflict, what `stripe_errors` says; grpc.RpcError where pricing is away.
         """
         _ = self._access.client
-        account = usable(self._parts.customers.get(account_id))
+        account = self._parts.paying(account_id)
 
         def settle() -> dict[str, Any]:
             plan = self._parts.customers.plan_on_sale(plan_id)
@@ -111,7 +107,7 @@ class Checkout:
         Raises AccountNotFound, AccountStopped, IdempotencyConflict, what `stripe_errors` says.
         """
         _ = self._access.client
-        account = usable(self._parts.customers.get(account_id))
+        account = self._parts.paying(account_id)
 
         def settle() -> dict[str, Any]:
             customer_id = self._parts.stripe_customers.ensure(account)
@@ -205,10 +201,3 @@ def require_subscribable(plan: Plan, interval: str) -> None:
     v = Violations()
     v.one_of("interval", interval, intervals(plan))
     v.raise_if_any()
-
-
-def usable(account: Account) -> Account:
-    """An account for which something may be bought. Raises AccountStopped."""
-    if account.status == "closed":
-        raise AccountStopped(f"account {account.account_id} is closed")
-    return account

@@ -17,10 +17,8 @@ from services.kit.logs import get_logger
 from services.subscriptions import store
 from services.subscriptions.alerts.model import payment_failed_alert
 from services.subscriptions.alerts.store import raise_alert
-from services.subscriptions.clients import LedgerClient
 from services.subscriptions.errors import AccountNotProvisioned, PaymentMethodMissing, SubscriptionsError
 from services.subscriptions.stripe import mirror_store, names, recharge_store
-from services.subscriptions.stripe.checkout import usable
 from services.subscriptions.stripe.client import is_remembered, is_retryable, refusal, stripe_errors
 from services.subscriptions.stripe.parts import StripeParts
 from services.subscriptions.stripe.recharge_rules import (
@@ -50,14 +48,14 @@ _UNDER_WAY = frozenset({"succeeded", "processing"})
 class AutoRecharges:
     """Rules, and what they buy."""
 
-    def __init__(self, parts: StripeParts, ledger: LedgerClient, *, pause_seconds: float) -> None:
+    def __init__(self, parts: StripeParts, *, pause_seconds: float) -> None:
         self._parts = parts
-        self._ledger = ledger
+        self._ledger = parts.ledger
         self._pause_seconds = pause_seconds
 
     def set(self, rule: RechargeRule) -> RechargeRule:
         """Set an account's rule. Raises AccountNotFound, AccountStopped, PaymentMethodMissing, as `stripe_errors`."""
-        account = usable(self._parts.customers.get(rule.account_id))
+        account = self._parts.paying(rule.account_id)
         if rule.enabled:
             _ = self._parts.access.client
             customer_id = self._parts.stripe_customers.find(account.account_id)

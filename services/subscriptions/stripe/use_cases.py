@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from services.subscriptions.clients import LedgerClient
 from services.subscriptions.errors import SubscriptionUnmovable
 from services.subscriptions.settings import Settings
 from services.subscriptions.stripe import mirror_store, request_store
@@ -37,14 +36,14 @@ class StripeUseCases:
     metered_items: MeteredItems
 
     @classmethod
-    def over(cls, parts: StripeParts, ledger: LedgerClient, settings: Settings) -> StripeUseCases:
+    def over(cls, parts: StripeParts, settings: Settings) -> StripeUseCases:
         """The use cases over these parts."""
         return cls(
             parts.engine,
             Checkout(parts),
             PlanChanges(parts),
             Invoices(parts),
-            AutoRecharges(parts, ledger, pause_seconds=settings.recharge_seconds),
+            AutoRecharges(parts, pause_seconds=settings.recharge_seconds),
             MeteredItems(parts),
         )
 

@@ -165,14 +165,14 @@ def test_failure_noted_late_does_not_undo_a_newer_claim(parts, database):
 
 
 def test_refused_delivery_stays_waits_long_and_says_why(parts, ledger, proxy, database):
-    ledger.refuse["credit"] = refusal(grpc.StatusCode.FAILED_PRECONDITION, "ACCOUNT_CLOSED")
+    ledger.refuse["credit"] = refusal(grpc.StatusCode.FAILED_PRECONDITION, "ACCOUNT_SUSPENDED")
     made = parts()
     assert not made.customers.create(words()).account.provisioned
     sql = (
         "SELECT kind, last_error, next_attempt_at > now() + interval '3 minutes' FROM outbox"
         " WHERE attempts > 0 AND delivered_at IS NULL"
     )
-    assert database.rows(sql) == [("grant_credit", "FAILED_PRECONDITION ACCOUNT_CLOSED account_closed", True)]
+    assert database.rows(sql) == [("grant_credit", "FAILED_PRECONDITION ACCOUNT_SUSPENDED account_suspended", True)]
     assert proxy.entitlements == {}
     ledger.refuse.clear()
     assert made.customers.create(words()).account.provisioned
@@ -180,10 +180,33 @@ def test_refused_delivery_stays_waits_long_and_says_why(parts, ledger, proxy, da
 
 def test_refused_account_does_not_hold_up_the_others(parts, ledger, database):
     made = parts()
-    ledger.refuse["credit"] = refusal(grpc.StatusCode.FAILED_PRECONDITION, "ACCOUNT_CLOSED")
+    ledger.refuse["credit"] = refusal(grpc.StatusCode.FAILED_PRECONDITION, "ACCOUNT_SUSPENDED")
     made.customers.create(words("stuck"))
     ledger.refuse.clear()
     assert made.customers.create(words("fine")).account.provisioned
+
+
+def test_account_that_the_ledger_has_closed_is_closed_here_and_nothing_of_it_waits(parts, ledger, database, clock):
+    made = parts()
+    account = made.customers.create(words()).account
+    ledger.books["acme"]["status"] = "closed"
+    clock.forward(account.cycle_at(clock()).end - clock())
+    assert made.customers.grant_due_promotions(limit=10) == 1
+    drain(made.deliverer)
+    assert waiting(database) == 0
+    assert made.customers.get("acme").status == "closed"
+    clock.forward(timedelta(days=31))
+    assert made.customers.grant_due_promotions(limit=10) == 0
+
+
+def test_new_account_whose_book_is_closed_is_closed(parts, ledger, database):
+    made = parts()
+    made.customers.create(words())
+    ledger.books["acme"]["status"] = "closed"
+    for table in ("outbox", "accounts"):  # as a restore leaves them
+        database.rows(f"DELETE FROM {table}")
+    made.customers.create(words())
+    assert (made.customers.get("acme").status, waiting(database)) == ("closed", 0)
 
 
 def test_grant_that_lapsed_undelivered_is_dropped_and_the_rest_goes_on(parts, ledger, proxy, clock):

@@ -290,6 +290,22 @@ def test_promotion_goes_on_after_cycles_were_moved_on_the_day_of_an_earlier_one(
     assert given[1].expires_at.ToDatetime(UTC) - given[0].expires_at.ToDatetime(UTC) > timedelta(days=28)
 
 
+# Closed accounts
+
+
+def test_payment_of_a_closed_account_gives_nothing_and_its_refund_ends_it(told, capsys):
+    """Nothing is left waiting in the outbox, which `settle` holds: a closed book takes nothing any more."""
+    told.subscribed()
+    told.ledger.books["acme"]["status"] = "closed"
+    told.buy()
+    told.settle()
+    assert (told.account().status, told.credit()) == ("closed", STARTER_CREDIT)
+    assert "refund it at Stripe" in capsys.readouterr().out
+    told.refund(told.charge())
+    told.settle()
+    assert (told.account().status, told.credit()) == ("closed", STARTER_CREDIT)
+
+
 # Trials and pauses
 
 

@@ -310,6 +310,31 @@ def test_closed_account_buys_nothing(shop):
     assert acme.customer_id is None
 
 
+def test_account_that_the_ledger_has_closed_buys_nothing(shop, ledger):
+    acme = shop.customer()
+    acme.subscribe()
+    ledger.books[acme.account_id]["status"] = "closed"
+    for method, request in (
+        (acme.billing.CreateCheckout, pb.CreateCheckoutRequest(plan="starter")),
+        (acme.billing.CreateTopUp, pb.CreateTopUpRequest(amount_usd="5.00")),
+        (acme.billing.UpdateSubscription, pb.UpdateSubscriptionRequest(plan="professional")),
+    ):
+        assert acme.refused(method, request).reason == "ACCOUNT_STOPPED"
+    assert acme.cancel(now=True).status == "canceled"
+
+
+def test_account_that_the_ledger_has_suspended_may_pay(shop, ledger):
+    acme = shop.customer()
+    ledger.books[acme.account_id]["status"] = "suspended"
+    assert acme.top_up().checkout_url
+
+
+def test_ledger_that_is_away_keeps_nobody_from_paying(shop, ledger):
+    acme = shop.customer()
+    ledger.down = True
+    assert acme.top_up().checkout_url
+
+
 # Whose
 
 

@@ -130,6 +130,8 @@ class FakeLedger(
         book = self.books.get(account_id)
         if book is None:
             return ledger_pb.OperationResult(error=refusal(grpc.StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND"))
+        if book["status"] == "closed":
+            return ledger_pb.OperationResult(error=refusal(grpc.StatusCode.FAILED_PRECONDITION, "ACCOUNT_CLOSED"))
         if kind == "delete_limit":
             if book["limits"].pop(request.limit_id, None) is not None:
                 self.applied.append((request.account_id, f"end {request.limit_id}"))
@@ -180,6 +182,8 @@ class FakeLedger(
 
     def GetAccount(self, request, context):
         with self.call("GetAccount", request, context):
+            if request.account_id not in self.books:
+                context.abort(grpc.StatusCode.NOT_FOUND, "no such account")
             status = self.books[request.account_id]["status"]
             return ledger_resources.Account(account_id=request.account_id, status=status)
 
