@@ -34,7 +34,7 @@ from services.subscriptions.stripe.current import (
 from services.subscriptions.stripe.ends import end_said, ends_with_period
 from services.subscriptions.stripe.invoices import preview
 from services.subscriptions.stripe.metered_items import Item, exchanged
-from services.subscriptions.stripe.moves import Move, Position, move
+from services.subscriptions.stripe.moves import Move, Position, begins_period, move
 from services.subscriptions.stripe.parts import StripeParts
 from services.subscriptions.stripe.requests import Answered, Once
 
@@ -154,6 +154,8 @@ class PlanChanges:
             if how is Move.AT_ONCE:
                 params["subscription_details"]["proration_behavior"] = "always_invoice"
                 params["subscription_details"]["proration_date"] = self._show(standing, target)
+            if _begins_period(standing, target, how):
+                params["subscription_details"]["billing_cycle_anchor"] = {"type": "now"}
         return preview(self._access, params, account_id)
 
     def is_upgrade(self, account_id: str, plan_id: str, interval: str) -> bool | None:
@@ -234,6 +236,8 @@ class PlanChanges:
             params["proration_behavior"] = "always_invoice"
             params["payment_behavior"] = "error_if_incomplete"
             params["proration_date"] = self._proration_date(standing, target)
+        if _begins_period(standing, target, how):
+            params["billing_cycle_anchor"] = {"type": "now"}
         return params
 
     def _items(self, standing: Standing, target: Target, how: Move) -> list[Item]:
@@ -350,6 +354,11 @@ def _how(standing: Standing, target: Target) -> Move:
     if standing.subscription.status not in _MOVABLE:
         raise SubscriptionUnmovable("the last invoice is not paid: pay it at the portal first")
     return how
+
+
+def _begins_period(standing: Standing, target: Target, how: Move) -> bool:
+    """Not in a trial, which goes on, and in which nothing is paid."""
+    return begins_period(how, target.plan) and standing.subscription.status != "trialing"
 
 
 def _name(standing: Standing, target: Target) -> str:

@@ -17,11 +17,10 @@ from services.subscriptions.model.plan import Plan
 from services.subscriptions.stripe.events import CHARGE, CREDITED, INVOICE, PAYMENT_INTENT, SESSION, Reference
 from services.subscriptions.stripe.grants import plans_named
 from services.subscriptions.stripe.model import PaidInvoice, PaidSource, PlanKey, ReturnedCharge, SubscriptionState
-from services.subscriptions.stripe.moves import is_kept
+from services.subscriptions.stripe.moves import METERED, is_kept
 from services.subscriptions.stripe.reading import MissingObjectError, StripeReader, UnreadableObjectError
 
 FREE_METERED_PLAN = "metered-free"
-METERED = "metered"
 
 # What no repetition mends by itself.
 LASTING_FAULTS = (MissingObjectError, UnreadableObjectError, StripeRefused, PlanNotFound)

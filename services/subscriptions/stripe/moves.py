@@ -10,6 +10,8 @@ a cheaper plan                                  with the period's end; until the
 a plan without a price                          the subscription ends with the period
 by the month instead of by the year             refused: the year is paid
 a cheaper plan, by the year                     refused: the move would have to be paid now and begin later
+to a metered plan, at once                      a new period begins: what it includes is for a whole one, and so paid
+from a metered plan, at the same price          refused: what it includes would be had again by coming back
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from enum import Enum
 from services.subscriptions.errors import SubscriptionUnmovable
 from services.subscriptions.model.plan import Plan
 from services.subscriptions.stripe.names import MONTH, YEAR
+
+METERED = "metered"
 
 
 class Move(Enum):
@@ -66,4 +70,16 @@ def move(position: Position, target: Plan, interval: str) -> Move:
     dearer = target.price_nanos >= position.enjoyed.price_nanos
     if not dearer and interval != position.interval:
         raise SubscriptionUnmovable("a move to a cheaper plan keeps the interval: change the plan first")
-    return Move.AT_ONCE if dearer else Move.AT_PERIOD_END
+    if not dearer:
+        return Move.AT_PERIOD_END
+    costs_more = target.price_nanos > position.enjoyed.price_nanos or interval != position.interval
+    if position.enjoyed.kind == METERED and not costs_more:
+        raise SubscriptionUnmovable(
+            f"what {position.enjoyed.plan_id} includes is for the period: let the subscription end, then subscribe"
+        )
+    return Move.AT_ONCE
+
+
+def begins_period(how: Move, target: Plan) -> bool:
+    """Whether a move has to begin a period: what a metered plan includes is not less where less of a period is paid."""
+    return how is Move.AT_ONCE and target.kind == METERED

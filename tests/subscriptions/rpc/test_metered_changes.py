@@ -112,6 +112,33 @@ def test_upgrade_bills_at_once_what_was_used_under_the_old_plan(shop, acme, foll
     assert any(line.amount == 10 * AGENTS // CENT for line in acme.invoices()[0].lines.data)
 
 
+@pytest.mark.parametrize(("plan", "of_the_same_price"), [
+    ("metered-standard", "professional"), ("metered-enterprise", "business")
+])  # fmt: skip
+def test_what_a_plan_includes_is_not_had_again_by_moving_to_and_fro(shop, acme, plan, of_the_same_price):
+    acme.subscribe(of_the_same_price)
+    shop.later(hours=1)
+    acme.update(plan=plan)
+    assert keys(acme) == {plan}
+    error = acme.update_refused(plan=of_the_same_price)
+    assert (error.reason, keys(acme)) == ("SUBSCRIPTION_UNMOVABLE", {plan})
+
+
+@pytest.mark.parametrize(("start", "dollars"), [("starter", 19), ("metered-standard", 99)])
+def test_move_to_a_metered_plan_pays_for_the_whole_of_what_it_includes(shop, acme, start, dollars):
+    acme.subscribe(start)
+    shop.later(days=27)
+    shown = acme.preview("metered-enterprise")
+    moved = acme.update(plan="metered-enterprise")
+    assert moved.current_period_start.seconds == pytest.approx(shop.clock().timestamp(), abs=60)
+    assert moved.current_period_end.seconds - moved.current_period_start.seconds >= 28 * 86_400
+    assert acme.charged()[1] * CENT == shown.amount_due_nanos
+    assert 499 - dollars * 4 / 28 - 1 < acme.charged()[1] / 100 < 499
+    use(acme, 50_000)
+    shop.later(days=32)
+    assert acme.charged()[2:] == [49_900], "what was used is what was paid for"
+
+
 def test_items_are_exchanged_once_however_often_they_are_looked_at(shop, acme, follow):
     acme.subscribe("metered-enterprise")
     acme.update(plan="metered-standard")

@@ -70,7 +70,7 @@ def test_upgrade_costs_to_the_cent_what_was_shown(shop, subscribed, start, to, i
     moved = acme.update(plan=to, interval=interval)
     invoice = acme.invoices()[0]
     assert (invoice.total * CENT, invoice.amount_due * CENT) == (shown.total_nanos, shown.amount_due_nanos)
-    if not interval:  # a new interval begins when the move is made
+    if not (interval or to.startswith("metered")):  # a new period begins when the move is made
         assert lines_of(invoice) == lines_shown(shown)
     assert [line[:2] for line in lines_of(invoice)] == [line[:2] for line in lines_shown(shown)]
     assert (invoice.status, acme.charged()) == ("paid", [*before, shown.amount_due_nanos // CENT])

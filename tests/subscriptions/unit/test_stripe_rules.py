@@ -35,6 +35,7 @@ def plan(plan_id="starter", dollars=19, **changes):
 
 
 CHEAP, DEAR, DEAREST = plan("starter", 19), plan("professional", 99), plan("business", 499)
+METERED = plan("metered-standard", 99, kind="metered")
 
 
 # Moves
@@ -56,6 +57,10 @@ CHEAP, DEAR, DEAREST = plan("starter", 19), plan("professional", 99), plan("busi
         (Position(CHEAP, "month", DEAR), DEAREST, "month", Move.AT_ONCE),
         (Position(CHEAP, "month", DEAR), CHEAP, "month", Move.NONE),
         (Position(CHEAP, "month", DEAR), DEAR, "year", Move.AT_ONCE),
+        (Position(DEAR, "month"), METERED, "month", Move.AT_ONCE),
+        (Position(METERED, "month"), DEAREST, "month", Move.AT_ONCE),
+        (Position(METERED, "month"), DEAR, "year", Move.AT_ONCE),
+        (Position(METERED, "month"), CHEAP, "month", Move.AT_PERIOD_END),
     ],
 )
 def test_move_is_paid_now_or_comes_with_the_period(position, target, interval, how):
@@ -69,6 +74,9 @@ def test_move_is_paid_now_or_comes_with_the_period(position, target, interval, h
         (Position(CHEAP, "year"), DEAREST, "month"),
         (Position(DEAR, "month"), CHEAP, "year"),
         (Position(CHEAP, "month", DEAR), CHEAP, "year"),
+        (Position(METERED, "month"), DEAR, "month"),
+        (Position(METERED, "month"), replace(METERED, plan_id="metered-other"), "month"),
+        (Position(CHEAP, "month", METERED), DEAR, "month"),
     ],
 )
 def test_move_that_cannot_be_paid_for_rightly_is_refused(position, target, interval):
