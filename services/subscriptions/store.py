@@ -11,13 +11,22 @@ from sqlalchemy.dialects.postgresql import insert as insert_or_ignore
 
 from services.subscriptions.model.account import Account, PlanChange
 from services.subscriptions.model.delivery import Delivery, OutboxEntry, from_payload, to_payload
+from services.subscriptions.stripe.tables import stripe_customers
 from services.subscriptions.tables import accounts, outbox, plan_changes
 
 _MAX_ERROR_CHARS = 500
 
 _ACCOUNT_COLUMNS = [column for column in accounts.columns if column.name != "outbox_sequence"]
 _WAITING = exists().where(outbox.c.account_id == accounts.c.account_id, outbox.c.delivered_at.is_(None))
-_SELECT_ACCOUNT = select(*_ACCOUNT_COLUMNS, (~_WAITING).label("provisioned"))
+# By `stripe_customers_of_account`.
+_CUSTOMER = (
+    select(stripe_customers.c.customer_id)
+    .where(stripe_customers.c.account_id == accounts.c.account_id, stripe_customers.c.deleted_at.is_(None))
+    .scalar_subquery()
+)
+_SELECT_ACCOUNT = select(
+    *_ACCOUNT_COLUMNS, (~_WAITING).label("provisioned"), func.coalesce(_CUSTOMER, "").label("stripe_customer_id")
+)
 
 
 def _account(row: Any) -> Account:

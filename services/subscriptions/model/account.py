@@ -39,6 +39,7 @@ class Account:
     `created_as` is the fingerprint of its words. `revision` (`fresh_revision`) rises with each push of the plan's terms
     to ledger and proxy. `granted_until` is the end of the last cycle whose promotion was granted, `renews_grant` says
     that the plan gives one in every cycle. `provisioned` is true when nothing of the account waits for delivery.
+    `stripe_customer_id` is empty until it is a customer of Stripe's.
     """
 
     account_id: str
@@ -54,6 +55,7 @@ class Account:
     renews_grant: bool
     granted_until: datetime | None
     provisioned: bool = False
+    stripe_customer_id: str = ""
 
     @property
     def may_call(self) -> bool:

@@ -46,6 +46,7 @@ def customer_account(account: Account, now: datetime) -> pb.CustomerAccount:
         cycle_start=timestamp(cycle.start),
         cycle_end=timestamp(cycle.end),
         email=account.email,
+        stripe_customer_id=account.stripe_customer_id,
     )
 
 

@@ -9,6 +9,7 @@ from subscriptions_peers import USD, eventually
 from subscriptions_shop import CENT, at_once
 from subscriptions_stripe import VISA
 from tollkeeper.subscriptions.v1 import billing_service_pb2 as pb
+from tollkeeper.subscriptions.v1 import operator_service_pb2 as operator_pb
 
 from services.kit.errors import RemoteError
 
@@ -333,6 +334,21 @@ def test_ledger_that_is_away_keeps_nobody_from_paying(shop, ledger):
     acme = shop.customer()
     ledger.down = True
     assert acme.top_up().checkout_url
+
+
+def test_accounts_customer_at_stripe_is_told_once_there_is_one(shop):
+    acme = shop.customer()
+    operator, billing_account = shop.operator, pb.GetBillingAccountRequest()
+    named = operator_pb.GetCustomerRequest(account_id=acme.account_id)
+    assert operator(operator.customers.GetCustomer, named).stripe_customer_id == ""
+    acme.top_up()
+    assert acme.customer_id
+    assert operator(operator.customers.GetCustomer, named).stripe_customer_id == acme.customer_id
+    assert acme.ask(acme.billing.GetBillingAccount, billing_account).account.stripe_customer_id == acme.customer_id
+    listed = operator(operator.customers.ListCustomers, operator_pb.ListCustomersRequest()).accounts
+    assert [one.stripe_customer_id for one in listed if one.account_id == acme.account_id] == [acme.customer_id]
+    shop.database.rows("UPDATE stripe_customers SET deleted_at = now()")
+    assert operator(operator.customers.GetCustomer, named).stripe_customer_id == ""
 
 
 # Whose
