@@ -71,7 +71,6 @@ class Subscriptions:
             inline_delivery_seconds=settings.inline_delivery_seconds,
             clock=clock,
         )
-        self.billing = Billing(self.customers, self.plans, pricing, ledger, clock=clock)
         self.stripe = StripeAccess(stripe_client(settings))
         self.stripe_events = EventParts.over(self.engine, self.stripe, self.plans, settings, clock)
         stripe_parts = StripeParts.over(self.engine, self.stripe, self.customers, self.plans, ledger, clock=clock)
@@ -85,6 +84,7 @@ class Subscriptions:
         self.metering = Metering(
             self.engine, self.customers, self.plans, self.counters, billing=self.billing_records, clock=clock
         )
+        self.billing = Billing(self.customers, self.plans, pricing, ledger, self.metering, clock=clock)
         usage = LedgerUsage(ledger_channel)
         self.reports = Reports(self.engine, self.customers, self.plans, ledger, usage, clock=clock)
         self._clock = clock

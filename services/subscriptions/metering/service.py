@@ -147,6 +147,15 @@ class Metering:
         use, _ = self._use(account_id, in_minutes(cycle))
         return [Quota(terms, use[terms.metric], cycle.end) for terms in found]
 
+    def emitted(self, account_id: str) -> dict[str, int]:
+        """What was emitted in the present cycle of the metrics that the ledger counts, beside what it has counted.
+
+        Raises AccountNotFound.
+        """
+        cycle = self._customers.get(account_id).cycle_at(self._clock())
+        with self._engine.connect() as connection:
+            return store.cycle_emitted(connection, account_id, in_minutes(cycle))
+
     def nearest(self, account_id: str, metrics: Collection[str]) -> Quota | None:
         """Of the account's quotas for these metrics the one that is used up most.
 

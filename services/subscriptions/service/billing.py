@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Protocol
 
 from services.subscriptions.clients import LedgerClient, PlanCatalogue, PricingClient
 from services.subscriptions.clock import Clock, utc_now
@@ -19,8 +20,15 @@ from services.subscriptions.model.credits import (
     RecommendationView,
     UsageSums,
 )
-from services.subscriptions.model.plan import Plan, allowance, billed_nanos, provider_cost_nanos
+from services.subscriptions.model.plan import METRIC_OF_UNIT, Plan, allowance, billed_nanos, provider_cost_nanos
 from services.subscriptions.service.customers import Customers
+
+
+class EmittedUse(Protocol):
+    """What is asked of metering."""
+
+    def emitted(self, account_id: str) -> dict[str, int]:
+        """What was emitted in the present cycle beside what the ledger has counted, by metric."""
 
 
 class Billing:
@@ -32,6 +40,7 @@ class Billing:
         plans: PlanCatalogue,
         pricing: PricingClient,
         ledger: LedgerClient,
+        metering: EmittedUse,
         *,
         clock: Clock = utc_now,
     ) -> None:
@@ -39,6 +48,7 @@ class Billing:
         self._plans = plans
         self._pricing = pricing
         self._ledger = ledger
+        self._metering = metering
         self._clock = clock
 
     def credits(self, account_id: str) -> CreditsView:
@@ -116,14 +126,17 @@ class Billing:
     def _cycle_use(self, account_id: str, cycle_start: datetime) -> CycleUse:
         """Tokens and requests of the cycle: as the plan's limits have counted them, else from the usage records.
 
-        A plan without limits, on a ledger that does not sum usage, shows 0.
+        What was emitted beside the ledger comes to that. A plan without limits, on a ledger that does not sum usage,
+        shows no more.
         """
         counted = {x.unit: x.used for x in self._ledger.limits(account_id, "plan") if x.window == "cycle"}
         if not {"tokens", "requests"} <= counted.keys():
             by_day = self._ledger.usage_by_day(account_id, cycle_start) or {}
             sums = sum(by_day.values(), UsageSums())
             counted = {"tokens": sums.tokens, "requests": sums.requests} | counted
-        return CycleUse(tokens=counted["tokens"], requests=counted["requests"])
+        emitted = self._metering.emitted(account_id)
+        tokens, requests = (counted[unit] + emitted[METRIC_OF_UNIT[unit]] for unit in ("tokens", "requests"))
+        return CycleUse(tokens, requests)
 
 
 def _month_start(now: datetime) -> datetime:

@@ -153,6 +153,21 @@ def test_overage_is_what_pricing_quotes_for_the_cycles_tokens(customer, ledger):
     assert (overage.overage_tokens, overage.overage_cost_nanos, overage.overage_cost) == (12_000, 12_000_000, 0.012)
 
 
+def test_what_is_emitted_beside_the_ledger_counts_in_use_overage_and_advice(customer, ledger, pricing):
+    """As in the quotas, and in what Stripe is told: the ledger has counted what passed the proxy alone."""
+    caller = customer()
+    ledger.books["acme"]["used"] = {"plan::tokens:cycle": 2000, "plan::requests:cycle": 7}
+    event = billing_pb.UsageEvent(id="e1", metric="llm_tokens", quantity=60_000)
+    caller(caller.metering.EmitEvents, billing_pb.EmitEventsRequest(events=[event]))
+    overage = caller(caller.credits.GetOverage, pb.GetOverageRequest())
+    assert (overage.tokens_used, overage.overage_tokens, overage.overage_cost_nanos) == (62_000, 12_000, 12_000_000)
+    balance = caller(caller.credits.GetCreditsBalance, pb.GetCreditsBalanceRequest())
+    assert (balance.monthly_tokens_used, balance.monthly_requests_used) == (62_000, 7)
+    caller(caller.credits.GetRecommendation, pb.GetRecommendationRequest())
+    asked = pricing.named("RecommendPlan")[0]
+    assert (asked.tokens, asked.requests) == (62_000, 7)
+
+
 def test_plan_without_a_token_limit_has_no_overage(customer, pricing):
     caller = customer("payg")
     overage = caller(caller.credits.GetOverage, pb.GetOverageRequest())
