@@ -28,7 +28,7 @@ class EmailSender:
                     smtp.starttls(context=ssl.create_default_context())
                 if settings.smtp_user:
                     smtp.login(settings.smtp_user, settings.smtp_password)
-                smtp.send_message(message, settings.smtp_sender, [due.email])
+                smtp.send_message(message, to_addrs=[due.email])
                 is_taken = True
         except (OSError, ValueError, smtplib.SMTPException) as error:
             if is_taken:

@@ -38,6 +38,15 @@ def test_alert_is_mailed_to_the_accounts_address(database, mail, sender):
     assert deliveries(database) == [("delivered", 1, "")]
 
 
+def test_sender_may_have_a_name_of_any_letters(database, mail, sender):
+    raise_alert(database)
+    send_all(sender(**smtp(mail) | {"smtp_sender": "Müller GmbH <bill@toll.test>"}))
+    assert deliveries(database) == [("delivered", 1, "")]
+    (letter,) = mail.letters
+    read = email.message_from_string(letter.text, policy=email.policy.default)
+    assert (letter.sender, read["From"]) == ("bill@toll.test", "Müller GmbH <bill@toll.test>")
+
+
 def test_mail_that_is_not_taken_is_tried_again(database, mail, sender):
     raise_alert(database)
     mail.refuses, sending = True, sender(**smtp(mail))
