@@ -7,7 +7,7 @@ import grpc
 import pytest
 import redis
 from sqlalchemy import text
-from subscriptions_peers import USD
+from subscriptions_peers import USD, eventually
 from tollkeeper.subscriptions.v1 import billing_service_pb2 as pb
 from tollkeeper.subscriptions.v1 import operator_service_pb2 as operator_pb
 
@@ -427,6 +427,22 @@ def test_emitted_use_lowers_the_ledgers_hard_limit_and_a_new_cycle_restores_it(s
     clock.forward(suite.parts.customers.get("acme").cycle_at(clock()).end - clock() + timedelta(minutes=1))
     database.rows("UPDATE usage_limits SET look_at = now()")
     assert limited() == {"tokens": 10_000, "requests": 1000}
+
+
+def test_hard_limit_is_whole_again_within_seconds_of_a_new_cycle(served, connect, pricing, ledger, database):
+    """Whoever was told to come back at the quota's reset does so, and is to be refused no longer than it has to be."""
+    pricing.publish_metered()
+    with served(jobs=True) as address:
+        operator = connect(address, Role.ADMIN)
+        request = operator_pb.CreateAccountRequest(account_id="acme", plan="metered-free")
+        operator(operator.customers.CreateAccount, request)
+        limit = ledger.books["acme"]["limits"]
+        events = [pb.UsageEvent(id="e", metric="llm_tokens", quantity=10_000)]
+        operator(operator.metering.EmitEvents, pb.EmitEventsRequest(account_id="acme", events=events))
+        eventually(lambda: limit["plan::tokens:cycle"].amount == 0, timeout_seconds=20)
+        database.rows("UPDATE accounts SET cycle_anchor = now() + interval '1 minute'")  # before it, nothing counts
+        database.rows("UPDATE usage_limits SET look_at = now()")
+        eventually(lambda: limit["plan::tokens:cycle"].amount == 10_000, timeout_seconds=20)
 
 
 def test_emitted_use_leaves_a_soft_limit_as_it_is(suite, ledger, clock):
