@@ -19,6 +19,7 @@ from services.kit.loops import run_async
 from services.kit.validation import Violations
 from services.ledger.export.files import FORMATS, new_file, pieces
 from services.ledger.group_commit import GroupCommit
+from services.ledger.presence import Presence
 from services.ledger.service import Ledger
 from services.ledger.servicer.filters import period
 from services.ledger.settings import LedgerSettings
@@ -78,8 +79,9 @@ async def _written(
     settings: LedgerSettings, chosen: argparse.Namespace, start: datetime, end: datetime, output: BinaryIO
 ) -> int:
     """Write the file; how many rows it has."""
-    engine, commits = async_engine(settings), GroupCommit(settings)
-    # What is due at the account happens before it is read, as for every read.
+    # What is due at the account happens before it is read, as for every read; no hold lapses that was due while no
+    # server was there, as at every server.
+    engine, commits = async_engine(settings), GroupCommit(settings, Presence(settings))
     commits.start()
     ledger = Ledger(commits, Reads(engine))
     count = 0

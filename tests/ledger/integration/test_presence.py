@@ -1,6 +1,8 @@
 """No hold lapses because the ledger was away: its settlement may be waiting. Against a real Postgres."""
 
 import asyncio
+import os
+import sys
 
 import psycopg
 import pytest
@@ -183,3 +185,15 @@ async def test_the_worker_lets_nothing_lapse_while_no_server_is_there(server, le
     await sweep(worker, engine, asyncio.Event())
     assert rows(url, HOLDS) == [("h1", "expired")]
     await commits.stop()
+
+
+async def test_an_export_while_no_server_is_there_lets_nothing_lapse(server, ledger_settings):
+    url = ledger_settings.database_url
+    await (await held(server, "h1")).stop()
+    happens(url, seen(3600), lapses(3000), DUE)
+    command = (sys.executable, "-m", "services.ledger", "export", "--account", "acme")
+    environment = os.environ | {"TOLLKEEPER_LEDGER_DATABASE_URL": url}
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL, env=environment)
+    assert await process.wait() == 0
+    assert rows(url, HOLDS) == [("h1", "open")]
+    assert rows(url, BOOKS) == [(60, 40, 0)]
