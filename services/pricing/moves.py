@@ -1,20 +1,21 @@
-"""Owns how far a publication moves prices: each rate against the one in force when the publication begins to hold."""
+"""Owns how far a publication moves prices: what a call pays by it against what it pays when that begins to hold."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from services.pricing.model import PriceBook, PublishedPrice
+from services.pricing.litellm.diff import moves
+from services.pricing.model import BASIS_POINTS, PriceBook, PublishedPrice
 from services.rating import Fault, PriceCard
 
 
 def too_large_moves(
     prices: Sequence[PublishedPrice], book: PriceBook, at: datetime, max_move_percent: int
 ) -> list[Fault]:
-    """The rates that move by more percent than allowed, up or down, by their field in the request.
+    """What moves by more percent than allowed, up or down, by its field in the request; measured as an import is.
 
-    From free to any price is more than any percentage. Models and rates that are new, and those that go, do not move.
+    From free to any price is more than any percentage. What was not priced before, or is not any more, does not move.
     """
     found = []
     for number, price in enumerate(prices):
@@ -26,11 +27,10 @@ def too_large_moves(
 
 
 def _moves(before: PriceCard, after: PriceCard, max_move_percent: int, at: str, name: str) -> Iterator[Fault]:
-    old = {(rate.component, rate.service_tier, rate.above_tokens): rate.nanos_per_million for rate in before.rates}
-    for number, rate in enumerate(after.rates):
-        was = old.get((rate.component, rate.service_tier, rate.above_tokens))
-        if was is not None and abs(rate.nanos_per_million - was) * 100 > was * max_move_percent:
-            yield Fault(
-                f"{at}.rates[{number}].nanos_per_million",
-                f"{name} {rate.component} ({rate.service_tier}): {was} to {rate.nanos_per_million}",
-            )
+    places = {(rate.component, rate.service_tier, rate.above_tokens): n for n, rate in enumerate(after.rates)}
+    for move in moves(before, after):
+        if move.basis_points * 100 > max_move_percent * BASIS_POINTS:
+            place = places.get((move.component, move.service_tier, move.above_tokens))
+            # Where a rate is left out, a part goes over to that of the tokens it is part of.
+            field = f"{at}.rates" if place is None else f"{at}.rates[{place}].nanos_per_million"
+            yield Fault(field, f"{name} {move.component} ({move.service_tier}): {move.was} to {move.becomes}")

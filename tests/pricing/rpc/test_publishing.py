@@ -126,6 +126,19 @@ def test_move_above_the_limit_is_refused_up_and_down(pricing, admin, refused):
     assert cost_of(pricing).cost_nanos == 6 * USD
 
 
+def test_move_is_measured_on_what_a_call_pays_also_where_a_rate_is_left_out(pricing, admin, refused):
+    plain = [Rate(component="input", nanos_per_million=3 * USD), Rate(component="output", nanos_per_million=15 * USD)]
+    cached = [*plain, Rate(component="cache_read", nanos_per_million=3 * USD // 10)]
+    admin.prices.PublishPrices(publish(price("m", rates=cached)))
+    left_out = publish(price("m", rates=plain), request_id="r2", max_move_percent=20)
+    error = refused(admin.prices.PublishPrices, left_out)
+    assert error.reason == "PRICE_MOVE_TOO_LARGE"  # ten times as much for what was read from the cache
+    assert [violation.field for violation in error.violations] == ["prices[0].rates"]
+    admin.prices.PublishPrices(publish(price("m", rates=plain), request_id="r2", max_move_percent=900))
+    error = refused(admin.prices.PublishPrices, publish(price("m", rates=cached), request_id="r3", max_move_percent=20))
+    assert [violation.field for violation in error.violations] == ["prices[0].rates[2].nanos_per_million"]
+
+
 def test_withdrawn_model_has_no_price_until_it_is_published_again(pricing, admin, refused):
     admin.prices.PublishPrices(publish(Price(provider="openai", model="gpt-4o", withdrawn=True)))
     assert refused(lambda _: cost_of(pricing), None).reason == "PRICE_NOT_FOUND"

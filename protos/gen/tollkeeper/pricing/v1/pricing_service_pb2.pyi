@@ -441,7 +441,9 @@ class PublishPricesRequest(_message.Message):
     request_id: _builtins.str
     """Idempotency key."""
     max_move_percent: _builtins.int
-    """Refuse where any rate moves by more than this many percent. 0: any move is meant."""
+    """Refuse where what a call pays for any part moves by more than this many percent, also where a rate is left out and
+    the part takes that of the plain tokens. 0: any move is meant.
+    """
     @_builtins.property
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Price]:
         """1 to 10 000. `version` and `effective_from` within are ignored."""
