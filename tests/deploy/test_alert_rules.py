@@ -20,6 +20,7 @@ FOREIGN = {
     "envoy_cluster_upstream_rq_pending_overflow",
     "envoy_http_downstream_rq_xx",
     "envoy_http_rq_overload_local_reply",
+    "envoy_listener_downstream_global_cx_overflow",
     "envoy_server_days_until_first_cert_expiring",
     "barman_cloud_cloudnative_pg_io_last_available_backup_timestamp",
     "cnpg_backends_total",

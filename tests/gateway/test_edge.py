@@ -9,6 +9,7 @@ import re
 import threading
 import time
 import uuid
+from pathlib import Path
 
 import grpc
 import psutil
@@ -299,6 +300,21 @@ def test_access_log_says_the_method_that_was_called(gateway, method):
         time.sleep(0.1)
     [entry] = [json.loads(line) for line in log.splitlines() if called in line]
     assert entry["method"] == method
+
+
+def test_access_log_says_what_the_runbook_looks_for_where_the_authorizer_fails(gateway, services):
+    def fail(_request):
+        raise RuntimeError("the database is away")
+
+    services.deny = fail
+    called = f"/api/admin/accounts/{uuid.uuid4()}/stats"
+    assert gateway("GET", called, **KEY).status == 503
+    deadline = time.monotonic() + 15
+    while called not in (log := gateway.log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    [entry] = [json.loads(line) for line in log.splitlines() if called in line]
+    runbook = (Path(__file__).parents[2] / "docs/operating/gateway.md").read_text()
+    assert f"`{entry['flags']}` with {entry['status']} (`{entry['details']}`)" in runbook
 
 
 def test_gateway_listens_where_it_is_told_to_only(gateway):

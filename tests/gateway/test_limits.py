@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import threading
+from pathlib import Path
 
 import grpc
 import pytest
+import yaml
 from google.api import httpbody_pb2
 
 from deploy.local import envoy, ports
@@ -21,6 +24,8 @@ MODELS = "tollkeeper.proxy.v1.WireService.ListModels"
 CHAT = "tollkeeper.proxy.v1.WireService.ChatCompletions"
 CREDIT = "tollkeeper.ledger.v1.LedgerService.CreditAccount"
 CREDITS = "/api/admin/accounts/acme/credits"
+OBSERVABILITY = Path(__file__).parents[2] / "deploy/kubernetes/observability/base"
+RULES = yaml.safe_load((OBSERVABILITY / "rules/gateway.yaml").read_text())["spec"]["groups"][0]["rules"]
 
 
 def unavailable_at_first(times):
@@ -199,6 +204,31 @@ def test_metrics_are_served_apart_and_nothing_else_of_the_admin_interface_is(mak
         assert envoy.get(port, path) is None
     assert envoy.get(gateway.port, "/metrics") is None
     assert envoy.get(gateway.port, "/stats/prometheus") is None
+
+
+def test_every_connection_that_is_closed_for_load_is_counted_where_the_alert_looks(make_gateway, eventually):
+    """Its client gets no answer, so no status tells of it. Of a sum with a series that is not there nothing is told."""
+    port = ports.free_port()
+    gateway = make_gateway(max_connections=1, metrics=render.Address("127.0.0.1", port))
+    [rule] = [rule for rule in RULES if rule["alert"] == "TollkeeperGatewayRefusesForLoad"]
+    looked_at = re.findall(r"\b(envoy_\w+)(?:\{[^}]*\})?(?:\[5m\])?\)", rule["expr"])
+    assert len(looked_at) == rule["expr"].count("sum by")
+
+    def counted():
+        scraped = envoy.get(port, "/metrics").decode()
+        of_each = [re.findall(rf"^{name}(?:\{{.*\}})? (\d+)$", scraped, re.MULTILINE) for name in looked_at]
+        assert all(of_each), looked_at
+        return sum(int(value) for values in of_each for value in values)
+
+    assert counted() == 0
+    held = gateway.connect()
+    held.request("GET", "/v1/models")
+    assert held.getresponse().read() is not None
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as second, contextlib.suppress(OSError):
+        second.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert second.recv(100) == b""
+    eventually(lambda: counted() == 1)
+    held.close()
 
 
 # ---- memory
