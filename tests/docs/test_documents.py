@@ -35,6 +35,15 @@ def test_every_link_leads_somewhere(page):
             assert anchor in anchors(found), target
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/operating").glob("*.md")), ids=lambda page: page.name)
+def test_runbooks_act_on_production(page):
+    """Without OVERLAY they would act on dev, at which nobody looks in an outage; kubectl is told the namespace too."""
+    text = page.read_text()
+    told = re.findall(r"make (?:deploy|scale|rollback)-[^`\n]+", text)
+    assert [command for command in told if "OVERLAY=production" not in command] == []
+    assert not re.findall(r"kubectl(?! (?:kustomize|-n tollkeeper\b))[^`\n]*", re.sub(r"`kubectl( \w+)?`", "", text))
+
+
 def test_every_test_that_is_named_as_proof_exists():
     written = {name for path in (ROOT / "tests").rglob("test_*.py") for name in TESTS.findall(path.read_text())}
     named = {(page.name, name) for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
