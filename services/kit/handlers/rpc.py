@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -65,7 +65,10 @@ class Rpc:
 
         The timeout is None where the caller gave a deadline (gRPC keeps that one) or none is to be kept.
         """
-        metadata: Metadata = dict(context.invocation_metadata() or ())
+        pairs = context.invocation_metadata() or ()
+        metadata: Metadata = dict(pairs)
+        if len(metadata) < len(pairs):
+            metadata = _joined(pairs)
         request_id = metadata.get(REQUEST_ID_KEY)
         if not isinstance(request_id, str) or not _SANE_REQUEST_ID.fullmatch(request_id):
             request_id = new_request_id()
@@ -130,6 +133,15 @@ class Rpc:
         self._metrics.ended(time.monotonic() - call.started, code, reason)
         if call.span is not None:
             end_span(call.span, code, reason)
+
+
+def _joined(pairs: Iterable[tuple[str, str | bytes]]) -> Metadata:
+    """Metadata in which names come more than once: their texts with commas between, as HTTP has it."""
+    found: Metadata = {}
+    for name, value in pairs:
+        before = found.get(name)
+        found[name] = f"{before},{value}" if isinstance(before, str) and isinstance(value, str) else value
+    return found
 
 
 def _trailing(context: Any, call: Call) -> tuple[tuple[str, str | bytes], ...]:

@@ -122,6 +122,13 @@ async def test_the_method_knows_its_caller(echo, bearer):
     assert (await call(echo.stub, "Public")).role == "PUBLIC"
 
 
+async def test_two_credentials_in_headers_of_one_name_are_none(echo, bearer, refused):
+    """Who reads the first and who reads the last would take the call for another's; the authorizer is given both."""
+    for first, second in (("acme", "other"), ("other", "acme"), ("acme", "acme")):
+        both = (*bearer("ACCOUNT", account_id=first), *bearer("ACCOUNT", account_id=second))
+        assert (await refused(call(echo.stub, "Account", both))).reason == "TOKEN_INVALID"
+
+
 @pytest.mark.parametrize("count", [1, 99])
 async def test_all_that_the_gateway_lets_in_is_taken(echo, bearer, count):
     """64 KiB and 100 headers as it counts them, and the identity token that it adds."""
