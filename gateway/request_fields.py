@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from gateway.bindings import Binding
+from gateway.bindings import Binding, Wire
 
 RAW_BODY = "google.api.HttpBody"
 MAP_VALUE = "*"
@@ -29,12 +29,15 @@ def pool_of(descriptor_set: bytes) -> descriptor_pool.DescriptorPool:
 
 
 def body_message(binding: Binding, pool: descriptor_pool.DescriptorPool) -> Descriptor | None:
-    """The message that a binding's body is; None where it has no body, or one that passes as it came."""
-    if not binding.body:
+    """The message that a binding's body is; None where it passes as it came, or is a model call's that asks for none.
+
+    Where a call of our own API asks for none, the transcoder reads one as the whole request all the same.
+    """
+    if not binding.body and binding.wire is not Wire.API:
         return None
     service, _, method = binding.rpc.rpartition(".")
     message: Descriptor | None = pool.FindServiceByName(service).methods_by_name[method].input_type
-    if message is not None and binding.body != "*":
+    if message is not None and binding.body not in {"", "*"}:
         message = message.fields_by_name[binding.body].message_type
     return None if message is None or message.full_name == RAW_BODY else message
 

@@ -60,6 +60,23 @@ def test_every_call_with_a_body_refuses_an_unknown_field(gateway, services, bind
 
 
 @pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "/api/billing/subscription"),
+        ("DELETE", "/api/admin/keys/key-1"),
+        ("GET", "/api/billing/transactions"),
+        ("GET", "/api/credits/tiers/free"),
+    ],
+)
+def test_body_of_a_call_that_asks_for_none_is_read_with_the_same_care(gateway, services, method, path):
+    """The transcoder reads it all the same: a misspelt `now` would end a subscription a month later."""
+    refused(gateway(method, path, {"noww": True}, **KEY), "noww")
+    assert services.calls == []
+    assert gateway(method, path, {}, **KEY).status == 200
+    assert gateway(method, path, b"", **KEY).status == 200
+
+
+@pytest.mark.parametrize(
     ("path", "body"),
     [
         (CREDITS, {"amountUsd": "5", "requestId": "r"}),
