@@ -97,11 +97,11 @@ class Answer:
         self._reader = response.body_reader
         self._ahead: list[bytes | None] = []
         self._idle_seconds = idle_seconds
-        self._length = response.get_header("content-length")  # of what is read; None where it came compressed
+        self._length = header_of(response, "content-length")  # of what is read; empty where it came compressed
         # The older name of gzip (RFC 9110, 8.4.1.3) is one that the client does not know.
-        self._is_gzip = (response.get_header("content-encoding") or "").strip().lower() == "x-gzip"
-        self.content_type = response.get_header("content-type") or "application/json"
-        self.service_tier = response.get_header("x-gemini-service-tier") or ""  # in Google's own words
+        self._is_gzip = header_of(response, "content-encoding").strip().lower() == "x-gzip"
+        self.content_type = header_of(response, "content-type") or "application/json"
+        self.service_tier = header_of(response, "x-gemini-service-tier")  # in Google's own words
 
     @property
     def is_events(self) -> bool:
@@ -163,6 +163,14 @@ class Answer:
         # The client forgets that it is cancelled where a piece comes at that moment, which is often in a quick stream.
         raise_if_cancelled()
         return None if piece is None else bytes(piece)
+
+
+def header_of(response: Response, name: str) -> str:
+    """A header's value; empty where there is none, or one that is no text: the answer is one all the same."""
+    try:
+        return response.get_header(name) or ""
+    except ValueError:
+        return ""
 
 
 def meaning_of(status: int, body: bytes, aws_exception: str) -> Meaning:

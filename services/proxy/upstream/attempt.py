@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from services.proxy.upstream.answer import (
     ProviderRefusalError,
     UnreadAnswerError,
     failure,
+    header_of,
     meaning_of,
     retry_after_seconds,
     timed_out,
@@ -37,6 +39,8 @@ from services.proxy.upstream.outgoing import Headers, Outgoing, passed_on
 from services.proxy.upstream.signing import AwsKey, signed
 
 _log = get_logger(__name__)
+
+_ERROR_WORDS_SECONDS = 10.0  # after that the status alone has to do
 
 _SERVED = range(200, 300)
 _REFUSED = 400
@@ -156,11 +160,7 @@ class Sender:
     ) -> Opened | Failed:
         """What the answer is, its first piece read. Raises PyreqwestError where that does not come."""
         if response.status not in _SERVED:
-            try:
-                body = await opened.answer.whole(MAX_ERROR_BYTES)
-            except UnreadAnswerError as error:
-                raise ProviderUnavailable(str(error), provider=provider.name) from error
-            return _judged(provider, outgoing.model, credential, response, body)
+            return _judged(provider, outgoing.model, credential, response, await _words(opened.answer))
         if not await opened.answer.read_ahead() and outgoing.stream:
             raise ReadError("the stream ended before it began", {"causes": None})
         credential.answered(time.monotonic())
@@ -225,6 +225,16 @@ def _others(provider: Provider, base: Base, clients: Headers) -> Iterator[tuple[
 # ---------------------------------------------------------------------------------------------------------- outcomes
 
 
+async def _words(answer: Answer) -> bytes:
+    """What an error answer says; nothing where it does not come, or is too much: its status has said what it is."""
+    try:
+        async with asyncio.timeout(_ERROR_WORDS_SECONDS):
+            return await answer.whole(MAX_ERROR_BYTES)
+    except (TimeoutError, PyreqwestError, UnreadAnswerError) as error:
+        _log.warning("an error answer was not read", error=repr(error))
+        return b""
+
+
 def _judged(provider: Provider, model: str, credential: Credential[Key], response: Response, body: bytes) -> Failed:
     """What an error answer comes to. A provider's words about our credential go no further than this."""
     status, now = response.status, time.monotonic()
@@ -234,7 +244,7 @@ def _judged(provider: Provider, model: str, credential: Credential[Key], respons
         return Failed(
             ProviderUnavailable("the provider's answer was not understood", provider=provider.name), Meaning.FINAL
         )
-    aws_exception = response.get_header("x-amzn-errortype") or ""
+    aws_exception = header_of(response, "x-amzn-errortype")
     meaning = meaning_of(status, body, aws_exception)
     if meaning in {Meaning.REJECTED, Meaning.DENIED}:
         (credential.rejected if meaning is Meaning.REJECTED else credential.denied)(now, status)
@@ -243,13 +253,13 @@ def _judged(provider: Provider, model: str, credential: Credential[Key], respons
         credential.failed(now)
     else:
         credential.answered(now)
-    retry_after = response.get_header("retry-after") or ""
+    retry_after = header_of(response, "retry-after")
     rest = retry_after_seconds(retry_after)
     if rest and status == TOO_MANY:
         credential.limited(now, model, rest)
     elif rest and meaning is not Meaning.FINAL:
         credential.rested(now, rest)
-    content_type = response.get_header("content-type") or _JSON
+    content_type = header_of(response, "content-type") or _JSON
     return Failed(ProviderRefusalError(status, content_type, body, retry_after, aws_exception), meaning)
 
 

@@ -67,6 +67,19 @@ async def test_tier_that_google_names_in_a_header_is_the_one_that_is_billed(aske
     assert [bill.amount_nanos for bill in ledger.bills] == [110 * 1_000 * MULTIPLIER]
 
 
+@pytest.mark.parametrize(
+    "header", ["content_type", "retry_after", "content_encoding", "x_gemini_service_tier", "x_amzn_errortype"]
+)
+async def test_answer_with_a_header_that_is_no_text_is_passed_on_and_billed(asked, ledger, header):
+    made = completion(usage=counted(100, 10)).replace(
+        b"\r\n", f"\r\n{header.replace('_', '-')}: ".encode() + b"\xe9\r\n", 1
+    )
+    async with scripted(made) as provider:
+        answered = await (await asked(provider, {}))
+    assert answered.json()["choices"][0]["message"]["content"] == "yes"
+    assert [bill.amount_nanos for bill in ledger.bills] == [(100 * IN + 10 * OUT) * MULTIPLIER]
+
+
 async def test_thoughts_that_only_the_total_counts_are_billed(asked, ledger):
     async with scripted(completion(usage=counted(20, 151, total_tokens=553))) as provider:
         await (await asked(provider, {}))

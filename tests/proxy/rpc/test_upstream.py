@@ -13,6 +13,7 @@ import pytest
 import structlog
 from proxy_upstream import (
     HANG,
+    RESET,
     STREAM_HEAD,
     WHOLE,
     answer,
@@ -33,10 +34,11 @@ from services.proxy.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
-from services.proxy.upstream import Outgoing, ProviderRefusalError, failure, path_segment
+from services.proxy.upstream import Outgoing, ProviderRefusalError, attempt, failure, path_segment
 
 ROOT = Path(__file__).parents[3]
 GOOD, SECRET = "sk-good", "aws-secret"
+REFUSAL_HEAD = b"HTTP/1.1 400 X\r\ncontent-type: application/json\r\ncontent-length: 2000000\r\n\r\n"
 BROKEN_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
 
 
@@ -266,6 +268,23 @@ async def test_last_refusal_is_passed_on_when_attempts_are_used_up(upstreams, pr
     assert (refusal.status, refusal.retry_after) == (status, "")
     assert json.loads(refusal.body)["error"]["message"]
     assert await provider.calls() == 3
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [REFUSAL_HEAD + b'{"error":', HANG],
+        [REFUSAL_HEAD + b'{"error":', RESET],
+        [REFUSAL_HEAD + b"x" * 2_000_000],
+    ],
+    ids=["begun", "cut", "too large"],
+)
+async def test_refusal_whose_words_do_not_come_is_one_by_its_status(upstreams, monkeypatch, steps):
+    monkeypatch.setattr(attempt, "_ERROR_WORDS_SECONDS", 0.2)
+    async with scripted(steps) as provider:
+        refusal = await refused(ProviderRefusalError, read(upstreams(provider.url), chat()))
+        assert (refusal.status, refusal.body) == (400, b"")
+        assert len(provider.requests) == 1  # what is about the request is not tried again
 
 
 async def test_provider_that_is_not_there_is_unavailable(upstreams):
