@@ -84,6 +84,7 @@ class Life:
         self._admitted: Admitted | None = None
         self._begun: Begun | None = None
         self._counting: Counting | None = None
+        self._billed = False  # something of it is settled, or may be
         settings = parts.settings
         self._texts = Texts(call, body, settings.log_text_bytes) if settings.log_texts else None
 
@@ -109,6 +110,8 @@ class Life:
             failed = error
         try:
             await self._end_hold(FAILED)
+            if call.standing is not None and not self._billed:
+                self._parts.rates.correct(call.standing, 0)
             if self._begun is not None:
                 await self._begun.abandon()  # of no effect where an answer was kept
         finally:
@@ -309,6 +312,7 @@ class Life:
             call.quotas = ()  # they were told with this hold in them
             await self._parts.settlements.release(call.key.account_id, call.hold_id, "the call was not answered")
             return None
+        self._billed = True
         request = settlement(call, admitted, status)
         return self._settled(request, await self._parts.settlements.settle(request))
 
@@ -384,7 +388,7 @@ class Life:
         metadata = (call.identified(), *call.fallback(), *settled.headers())
         kept = KeptAnswer(metadata=metadata, content_type=answer.content_type, body=told)
         # From here on the hold is the outbox' to settle. Where the answer was not kept it lapses: no client had one.
-        call.hold_open = False
+        call.hold_open, self._billed = False, True
         await self._begun.keep(kept, ledger_pb.Operation(settle=request))
         return self._settled(request, await self._parts.settlements.settle_kept(request))
 

@@ -84,6 +84,21 @@ async def test_limits_of_the_key_itself(proxy, ledger, refused):
     assert len(ledger.bills) == 3
 
 
+@pytest.mark.parametrize("why", ["the provider refuses", "the provider fails", "out of credit"])
+async def test_call_that_came_to_nothing_leaves_the_tokens_of_its_minute(proxy, ledger, refused, why):
+    made = await proxy.make_key(tokens_per_minute=100)
+    if why == "out of credit":
+        balance, ledger.accounts["acme"].available = ledger.accounts["acme"].available, 0
+        assert (await refused(proxy.chat(made.key, max_tokens=60))).reason == "INSUFFICIENT_CREDIT"
+        ledger.accounts["acme"].available = balance
+    else:
+        status = 400 if why == "the provider refuses" else 503
+        answered = await proxy.chat(made.key, max_tokens=60, text=f"[[sandbox status={status}]]")
+        assert answered.headers["x-tollkeeper-http-status"] == str(status)
+    assert (await proxy.chat(made.key, max_tokens=60)).json()["choices"]
+    assert len(ledger.bills) == 1
+
+
 @pytest.fixture
 async def outrun(start_proxy, ledger, monkeypatch):
     """A replica that takes it for likely that a key has room in its minute; that key; the balance before all calls.
