@@ -129,6 +129,13 @@ class MessagesReader(AnswerReader):
         self._counts: dict[str, Any] = {}
         self._output_counted = False
         self._open_blocks: list[object] = []
+        self._has_content = False
+        self._refused = False
+
+    @property
+    def owed(self) -> bool:
+        """See AnswerReader. A refusal before any output is counted and not billed: Anthropic, "Streaming refusals"."""
+        return super().owed and (self._has_content or not self._refused)
 
     def broken(self, credits_object: Mapping[str, Any] | None) -> bytes:
         """See AnswerReader."""
@@ -153,6 +160,7 @@ class MessagesReader(AnswerReader):
         usage = answer.get("usage")
         self.note(answer.get("id"), usage.get("service_tier") if isinstance(usage, dict) else None)
         content = answer.get("content")
+        self._has_content, self._refused = bool(content), answer.get("stop_reason") == "refusal"
         for block in content if isinstance(content, list) else ():
             if isinstance(block, dict):
                 for name in _SAID:
@@ -174,6 +182,7 @@ class MessagesReader(AnswerReader):
                     self._counted(message.get("usage"))
                     self.partial = believed(_accounted, self._counts)
             case "content_block_start":
+                self._has_content = True
                 self._open_blocks.append(chunk.get("index"))
             case "content_block_stop":
                 self._open_blocks = [index for index in self._open_blocks if index != chunk.get("index")]
@@ -188,6 +197,7 @@ class MessagesReader(AnswerReader):
                 self.partial = believed(_accounted, self._counts) or self.partial
                 if not isinstance(delta, dict) or delta.get("stop_reason") is None:
                     return Event(raw)
+                self._refused = delta["stop_reason"] == "refusal"
                 self._finish()
                 return Event(raw, chunk=chunk)  # the last one of those that leave out message_stop
             case "message_stop":

@@ -6,11 +6,15 @@ import orjson
 import pytest
 from proxy_fakes import USD, FakePricing, price
 from proxy_upstream import answer, scripted
+from proxy_upstream import stream as sent
 from proxy_wire import ask, every_provider
 from tollkeeper.proxy.v1 import generate_service_pb2 as generate_pb
 from tollkeeper.proxy.v1 import generate_service_pb2_grpc
 
+from services.proxy.sse import event_of
+
 MULTIPLIER = 1.5
+CLAUDE = (("claude-sonnet", "bedrock"), ("claude-3-haiku", "anthropic"))
 IN, OUT = 5_000, 15_000  # nanos a token of gpt-4o
 
 
@@ -21,7 +25,8 @@ def pricing():
         tiered.rates.add(component="input", service_tier=tier, nanos_per_million=USD)
         tiered.rates.add(component="output", service_tier=tier, nanos_per_million=USD)
     other = price("gpt-3.5-turbo", max_output=4096)
-    return FakePricing([tiered, other, price("claude-sonnet", "bedrock", max_output=4096)])
+    of_claude = (price(model, owner, max_output=4096) for model, owner in CLAUDE)
+    return FakePricing([tiered, other, *of_claude])
 
 
 def completion(text="yes", *, usage, headers=None, **fields):
@@ -104,6 +109,42 @@ async def test_answer_too_large_to_be_passed_on_is_billed_and_asked_for_once(ask
         assert bill.usage.output_tokens > 100
     else:
         assert bill.amount_nanos == (100 * IN + 4000 * OUT) * MULTIPLIER
+
+
+# Anthropic counts what it has read of a request that it refuses, and bills it where the model has said something.
+REFUSED = {"stop_reason": "refusal", "stop_sequence": None, "stop_details": {"type": "refusal", "category": "cyber"}}
+SAID = {"type": "text", "text": "Well"}
+
+
+def claudes(content, *, stream):
+    """A message of this content that ends as a refusal."""
+    head = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m"}
+    if not stream:
+        usage = {"input_tokens": 100, "output_tokens": 10}
+        return answer(orjson.dumps(head | REFUSED | {"content": content, "usage": usage}))
+    started = head | {"content": [], "stop_reason": None, "usage": {"input_tokens": 100, "output_tokens": 1}}
+    events = [{"type": "message_start", "message": started}]
+    for index, block in enumerate(content):
+        delta = {"type": "text_delta", "text": block["text"]}
+        events += [
+            {"type": "content_block_start", "index": index, "content_block": block | {"text": ""}},
+            {"type": "content_block_delta", "index": index, "delta": delta},
+            {"type": "content_block_stop", "index": index},
+        ]
+    events += [{"type": "message_delta", "delta": REFUSED, "usage": {"output_tokens": 10}}, {"type": "message_stop"}]
+    return sent(*(event_of(orjson.dumps(event), event["type"].encode()) for event in events))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("said", [[], [SAID]], ids=["nothing", "something"])
+async def test_refusal_is_billed_only_where_something_was_said_before_it(start_proxy, ledger, stream, said):
+    async with scripted(claudes(said, stream=stream)) as provider:
+        proxy = await start_proxy(**every_provider(provider.url))
+        key = (await proxy.make_key()).key
+        given = await ask(proxy, key, "messages", stream=stream)
+    assert b'"refusal"' in given.body
+    assert [bill.amount_nanos for bill in ledger.bills] == [(100 * IN + 10 * OUT) * MULTIPLIER for _ in said]
+    assert not ledger.open_holds
 
 
 async def test_bedrocks_answer_that_is_not_understood_is_billed(start_proxy, ledger, refused):
