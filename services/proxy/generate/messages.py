@@ -61,6 +61,8 @@ def _message(violations: Violations, number: int, message: pb.Message) -> dict[s
     if message.tool_calls:
         found["tool_calls"] = [_plain(violations, f"{at}.tool_calls", call) for call in message.tool_calls]
         found["content"] = found["content"] or None
+    if message.refusal:
+        found["refusal"] = message.refusal
     if message.tool_call_id:
         found["tool_call_id"] = message.tool_call_id
     return found
@@ -104,6 +106,7 @@ def response(body: bytes, call: Call) -> pb.GenerateResponse:
         message=pb.Message(
             role="assistant",
             text=message.get("content") or "",
+            refusal=message.get("refusal") or "",
             tool_calls=[struct(one) for one in message.get("tool_calls") or ()],
         ),
         finish_reason=choice.get("finish_reason") or "",
@@ -120,6 +123,7 @@ def piece(chunk: Mapping[str, Any], call: Call, finish_reason: str) -> pb.Stream
     delta = choices[0].get("delta") or {}
     found = pb.StreamGenerateResponse(
         text_delta=delta.get("content") or "",
+        refusal_delta=delta.get("refusal") or "",
         tool_call_deltas=[struct(one) for one in delta.get("tool_calls") or ()],
     )
     if (credits_object := chunk.get("credits")) is not None:

@@ -144,6 +144,23 @@ async def test_tools_are_called_and_their_results_go_back(generate, stream, ledg
     assert len(ledger.settled) == 3
 
 
+async def test_models_refusal_is_told_apart_from_its_text(start_proxy):
+    whole = {"choices": [{"message": {"content": None, "refusal": "I cannot help."}, "finish_reason": "stop"}]}
+    deltas = [{"refusal": "I cannot"}, {"refusal": " help."}, {}]
+    chunks = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    chunks[-1]["choices"][0]["finish_reason"] = "stop"
+    events = [event_of(orjson.dumps(chunk)) for chunk in chunks]
+    async with scripted(answer(orjson.dumps(whole)), sent(*events, event_of(b"[DONE]"))) as upstream:
+        proxy = await start_proxy(**every_provider(upstream.url))
+        stub = generate_service_pb2_grpc.GenerateServiceStub(proxy.channel)
+        got = await stub.Generate(asking(), metadata=proxy.service)
+        request = pb.StreamGenerateRequest(request=asking(), account_id="acme")
+        pieces = [message async for message in stub.StreamGenerate(request, metadata=proxy.service)]
+    assert (got.message.text, got.message.refusal) == ("", "I cannot help.")
+    assert "".join(piece.refusal_delta for piece in pieces) == "I cannot help."
+    assert not any(piece.text_delta for piece in pieces)
+
+
 async def test_provider_gets_what_was_said_with_whole_numbers_and_images(start_proxy, ledger):
     async with scripted(answer(b'{"choices":[{"message":{"content":"x"}}]}')) as upstream:
         proxy = await start_proxy(**every_provider(upstream.url))

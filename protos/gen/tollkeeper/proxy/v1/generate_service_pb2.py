@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from tollkeeper.type.v1 import access_pb2 as tollkeeper_dot_type_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*tollkeeper/proxy/v1/generate_service.proto\x12\x13tollkeeper.proxy.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1ftollkeeper/type/v1/access.proto\"\xff\x01\n\x0fGenerateRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x13\n\x05model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x34\n\x08messages\x18\x04 \x03(\x0b\x32\x1c.tollkeeper.proxy.v1.MessageB\x04\xe2\x41\x01\x02\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\x03\x12(\n\x07options\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x11\n\tworkspace\x18\x07 \x01(\t\x12\x0f\n\x07session\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\"h\n\x15StreamGenerateRequest\x12;\n\x07request\x18\x01 \x01(\x0b\x32$.tollkeeper.proxy.v1.GenerateRequestB\x04\xe2\x41\x01\x02\x12\x12\n\naccount_id\x18\x02 \x01(\t\"\x90\x01\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12&\n\x05parts\x18\x03 \x03(\x0b\x32\x17.google.protobuf.Struct\x12+\n\ntool_calls\x18\x04 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\"\xdd\x01\n\x10GenerateResponse\x12-\n\x07message\x18\x01 \x01(\x0b\x32\x1c.tollkeeper.proxy.v1.Message\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12/\n\x05usage\x18\x05 \x01(\x0b\x32 .tollkeeper.proxy.v1.TokenCounts\x12\x31\n\x07\x63redits\x18\x06 \x01(\x0b\x32 .tollkeeper.proxy.v1.CallCredits\"\xda\x01\n\x16StreamGenerateResponse\x12\x12\n\ntext_delta\x18\x01 \x01(\t\x12\x31\n\x10tool_call_deltas\x18\x02 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12/\n\x05usage\x18\x04 \x01(\x0b\x32 .tollkeeper.proxy.v1.TokenCounts\x12\x31\n\x07\x63redits\x18\x05 \x01(\x0b\x32 .tollkeeper.proxy.v1.CallCredits\"~\n\x0bTokenCounts\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x15\n\rcached_tokens\x18\x03 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\x03\x12\x11\n\testimated\x18\x05 \x01(\x08\"e\n\x0b\x43\x61llCredits\x12\x12\n\ncost_nanos\x18\x01 \x01(\x03\x12\x17\n\x0fremaining_nanos\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rprice_version\x18\x04 \x01(\x03\x32\xe3\x01\n\x0fGenerateService\x12]\n\x08Generate\x12$.tollkeeper.proxy.v1.GenerateRequest\x1a%.tollkeeper.proxy.v1.GenerateResponse\"\x04\x88\xb5\x18\x02\x12q\n\x0eStreamGenerate\x12*.tollkeeper.proxy.v1.StreamGenerateRequest\x1a+.tollkeeper.proxy.v1.StreamGenerateResponse\"\x04\x88\xb5\x18\x02\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*tollkeeper/proxy/v1/generate_service.proto\x12\x13tollkeeper.proxy.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1ftollkeeper/type/v1/access.proto\"\xff\x01\n\x0fGenerateRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x13\n\x05model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x34\n\x08messages\x18\x04 \x03(\x0b\x32\x1c.tollkeeper.proxy.v1.MessageB\x04\xe2\x41\x01\x02\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\x03\x12(\n\x07options\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x11\n\tworkspace\x18\x07 \x01(\t\x12\x0f\n\x07session\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\"h\n\x15StreamGenerateRequest\x12;\n\x07request\x18\x01 \x01(\x0b\x32$.tollkeeper.proxy.v1.GenerateRequestB\x04\xe2\x41\x01\x02\x12\x12\n\naccount_id\x18\x02 \x01(\t\"\xa1\x01\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12&\n\x05parts\x18\x03 \x03(\x0b\x32\x17.google.protobuf.Struct\x12+\n\ntool_calls\x18\x04 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12\x0f\n\x07refusal\x18\x06 \x01(\t\"\xdd\x01\n\x10GenerateResponse\x12-\n\x07message\x18\x01 \x01(\x0b\x32\x1c.tollkeeper.proxy.v1.Message\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12/\n\x05usage\x18\x05 \x01(\x0b\x32 .tollkeeper.proxy.v1.TokenCounts\x12\x31\n\x07\x63redits\x18\x06 \x01(\x0b\x32 .tollkeeper.proxy.v1.CallCredits\"\xf1\x01\n\x16StreamGenerateResponse\x12\x12\n\ntext_delta\x18\x01 \x01(\t\x12\x31\n\x10tool_call_deltas\x18\x02 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12/\n\x05usage\x18\x04 \x01(\x0b\x32 .tollkeeper.proxy.v1.TokenCounts\x12\x31\n\x07\x63redits\x18\x05 \x01(\x0b\x32 .tollkeeper.proxy.v1.CallCredits\x12\x15\n\rrefusal_delta\x18\x06 \x01(\t\"~\n\x0bTokenCounts\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x15\n\rcached_tokens\x18\x03 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\x03\x12\x11\n\testimated\x18\x05 \x01(\x08\"e\n\x0b\x43\x61llCredits\x12\x12\n\ncost_nanos\x18\x01 \x01(\x03\x12\x17\n\x0fremaining_nanos\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rprice_version\x18\x04 \x01(\x03\x32\xe3\x01\n\x0fGenerateService\x12]\n\x08Generate\x12$.tollkeeper.proxy.v1.GenerateRequest\x1a%.tollkeeper.proxy.v1.GenerateResponse\"\x04\x88\xb5\x18\x02\x12q\n\x0eStreamGenerate\x12*.tollkeeper.proxy.v1.StreamGenerateRequest\x1a+.tollkeeper.proxy.v1.StreamGenerateResponse\"\x04\x88\xb5\x18\x02\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,15 +49,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMGENERATEREQUEST']._serialized_start=421
   _globals['_STREAMGENERATEREQUEST']._serialized_end=525
   _globals['_MESSAGE']._serialized_start=528
-  _globals['_MESSAGE']._serialized_end=672
-  _globals['_GENERATERESPONSE']._serialized_start=675
-  _globals['_GENERATERESPONSE']._serialized_end=896
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=899
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=1117
-  _globals['_TOKENCOUNTS']._serialized_start=1119
-  _globals['_TOKENCOUNTS']._serialized_end=1245
-  _globals['_CALLCREDITS']._serialized_start=1247
-  _globals['_CALLCREDITS']._serialized_end=1348
-  _globals['_GENERATESERVICE']._serialized_start=1351
-  _globals['_GENERATESERVICE']._serialized_end=1578
+  _globals['_MESSAGE']._serialized_end=689
+  _globals['_GENERATERESPONSE']._serialized_start=692
+  _globals['_GENERATERESPONSE']._serialized_end=913
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=916
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=1157
+  _globals['_TOKENCOUNTS']._serialized_start=1159
+  _globals['_TOKENCOUNTS']._serialized_end=1285
+  _globals['_CALLCREDITS']._serialized_start=1287
+  _globals['_CALLCREDITS']._serialized_end=1388
+  _globals['_GENERATESERVICE']._serialized_start=1391
+  _globals['_GENERATESERVICE']._serialized_end=1618
 # @@protoc_insertion_point(module_scope)

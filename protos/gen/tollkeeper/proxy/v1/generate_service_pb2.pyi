@@ -116,12 +116,15 @@ class Message(_message.Message):
     PARTS_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """`system`, `user`, `assistant` or `tool`."""
     text: _builtins.str
     """Text."""
     tool_call_id: _builtins.str
     """For role `tool`: the call that it answers."""
+    refusal: _builtins.str
+    """In place of text, why the model does not do what it was asked."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
         """Or parts in OpenAI's chat form (text, images, audio)."""
@@ -138,10 +141,11 @@ class Message(_message.Message):
         parts: _abc.Iterable[_struct_pb2.Struct] | None = ...,
         tool_calls: _abc.Iterable[_struct_pb2.Struct] | None = ...,
         tool_call_id: _builtins.str = ...,
+        refusal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "role", b"role", "text", b"text", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "refusal", b"refusal", "role", b"role", "text", b"text", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -206,10 +210,13 @@ class StreamGenerateResponse(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
+    REFUSAL_DELTA_FIELD_NUMBER: _builtins.int
     text_delta: _builtins.str
     """The next text."""
     finish_reason: _builtins.str
     """On the last message."""
+    refusal_delta: _builtins.str
+    """The next text of a refusal, in place of the answer's."""
     @_builtins.property
     def tool_call_deltas(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
         """The next piece of tool calls, in OpenAI's chat form."""
@@ -230,10 +237,11 @@ class StreamGenerateResponse(_message.Message):
         finish_reason: _builtins.str = ...,
         usage: Global___TokenCounts | None = ...,
         credits: Global___CallCredits | None = ...,
+        refusal_delta: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "finish_reason", b"finish_reason", "text_delta", b"text_delta", "tool_call_deltas", b"tool_call_deltas", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "finish_reason", b"finish_reason", "refusal_delta", b"refusal_delta", "text_delta", b"text_delta", "tool_call_deltas", b"tool_call_deltas", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
