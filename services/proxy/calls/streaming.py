@@ -167,7 +167,7 @@ class _Relay:
             settled = await self._end_hold(CUT)
             await self._send(reader.cut_short(_credits(settled), self._call.counted()))
         elif reader.finished and not self.broken:
-            await self._say_cost(await self._end_hold(OK))
+            await self._say_cost(await self._end_hold(FAILED if reader.failed else OK))
         else:
             await self._let_go()
             settled = await self._end_hold(FAILED if reader.failed else CUT)

@@ -147,6 +147,15 @@ async def test_refusal_is_billed_only_where_something_was_said_before_it(start_p
     assert not ledger.open_holds
 
 
+async def test_stream_that_fails_and_ends_properly_all_the_same_is_recorded_as_failed(asked, ledger):
+    said = {"id": "c", "choices": [{"index": 0, "delta": {"content": "Well"}}]}
+    events = [event_of(orjson.dumps(said)), event_of(b'{"error": {"message": "overloaded"}}'), event_of(b"[DONE]")]
+    async with scripted(sent(*events)) as provider:
+        given = await (await asked(provider, {"stream": True}))
+    assert given.events()[-1] == "[DONE]"
+    assert [(bill.usage.status, bill.usage.output_tokens) for bill in ledger.bills] == [("failed", 1)]
+
+
 async def test_bedrocks_answer_that_is_not_understood_is_billed(start_proxy, ledger, refused):
     nested = b"[" * 300 + b"]" * 300
     use = b'{"toolUse": {"toolUseId": "t", "name": "f", "input": {"a": ' + nested + b"}}}"
