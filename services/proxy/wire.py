@@ -190,6 +190,8 @@ class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
         askable = parts.upstreams.speaking(frozenset((listing.form,))) if listing.form else None
         found: dict[str, tuple[rating.PriceCard, str]] = {}
         for model, card, name in parts.catalogue.current.models(now):
+            if all(rate.component != "input" for rate in card.rates):  # drawn or spoken by the piece: no call takes it
+                continue
             if askable is not None and (card.provider not in askable or card.mode in _SAYS_NOTHING):
                 continue
             allowed = entitlement.allows_provider(card.provider) and admission.may_call(key, entitlement, model)

@@ -470,3 +470,23 @@ async def test_models_are_those_that_are_priced_entitled_and_allowed(proxy, key,
         proxy.wire.GetModel(wire_service_pb2.GetModelRequest(model="gpt-4o"), metadata=(("x-api-key", key),))
     )
     assert refusal.reason == "MODEL_NOT_FOUND"
+
+
+async def test_model_that_is_priced_by_the_image_alone_is_not_listed_since_no_call_takes_it(
+    proxy, pricing, key, refused
+):
+    drawing = price("drawing", version=2)
+    del drawing.rates[:]
+    drawing.rates.add(component="image", nanos_per_million=10_000_000_000_000)
+    pricing.publish(drawing, price("gpt-new", version=2))
+    credential = (("x-api-key", key),)
+    while True:
+        answer = await proxy.wire.ListModels(wire_service_pb2.ListModelsRequest(), metadata=credential)
+        listed = [model["id"] for model in json.loads(answer.data)["data"]]
+        if "gpt-new" in listed:  # both were published at once
+            break
+        await asyncio.sleep(0.01)
+    assert "drawing" not in listed
+    assert (await refused(proxy.chat(key, model="drawing"))).reason == "MODEL_NOT_PRICED"
+    one = proxy.wire.GetModel(wire_service_pb2.GetModelRequest(model="drawing"), metadata=credential)
+    assert (await refused(one)).reason == "MODEL_NOT_FOUND"
