@@ -10,14 +10,12 @@
 Fields that are missing or null count nothing, since providers leave out what does not apply. A count that is negative
 or no whole number (10.0 is one) is refused with InvalidUsage, naming the field as the provider does. Where parts
 contradict their whole, the whole is what is billed: a part larger than it is not believed, and parts that are so only
-together, since they overlap (cached audio), are believed as far as there is room: cache, then audio, then images. What
-is billed per image, character or second has counts of its own; no function here counts the same twice.
+together, since they overlap (cached audio), are believed as far as there is room: cache, then audio, then images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from operator import attrgetter
 from typing import Any
 
@@ -43,40 +41,6 @@ def openai_responses(usage: Mapping[str, Any]) -> Usage:
 def openai_embeddings(usage: Mapping[str, Any]) -> Usage:
     """`usage` of an embedding: input alone, which some servers give as the total only."""
     return Usage(input_tokens=_count(usage, "prompt_tokens") or _count(usage, "total_tokens"))
-
-
-def openai_images(usage: Mapping[str, Any] | None, images: int) -> Usage:
-    """`usage` of generated images; where there is none, the model is billed per image, of which there were `images`."""
-    if usage is None:
-        return Usage(images=_whole("images", images))
-    of_input = _object(usage, "input_tokens_details")
-    of_output = _object(usage, "output_tokens_details")
-    output = _count(usage, "output_tokens")
-    text = _count(of_output, "text_tokens", "output_tokens_details.")
-    return _within(
-        Usage(
-            input_tokens=_count(usage, "input_tokens"),
-            output_tokens=output,
-            cache_read_tokens=_count(of_input, "cached_tokens", "input_tokens_details."),
-            image_input_tokens=_count(of_input, "image_tokens", "input_tokens_details."),
-            # All that such a model gives are images, but for the text that it says so of.
-            image_output_tokens=max(output - text, 0),
-        )
-    )
-
-
-def openai_transcription(usage: Mapping[str, Any]) -> Usage:
-    """`usage` of a transcription: tokens, or the seconds of audio, where a begun millisecond counts as one."""
-    if usage.get("type") == "duration" or "seconds" in usage:
-        return Usage(milliseconds=_milliseconds("seconds", usage.get("seconds")))
-    of_input = _object(usage, "input_token_details")
-    return _within(
-        Usage(
-            input_tokens=_count(usage, "input_tokens"),
-            output_tokens=_count(usage, "output_tokens"),
-            audio_input_tokens=_count(of_input, "audio_tokens", "input_token_details."),
-        )
-    )
 
 
 def anthropic_messages(usage: Mapping[str, Any]) -> Usage:
@@ -247,16 +211,3 @@ def _modalities(usage: Mapping[str, Any], name: str) -> dict[str, int]:
         modality = str(detail.get("modality"))
         found[modality] = found.get(modality, 0) + _count(detail, "tokenCount", f"{name}[{number}].")
     return found
-
-
-def _milliseconds(field: str, value: object) -> int:
-    """Seconds, as JSON gives them, in milliseconds, a begun one counted whole."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        raise InvalidUsage(field, "must be a number")
-    try:
-        exact = Decimal(str(value)).scaleb(3).to_integral_value(ROUND_CEILING)
-    except InvalidOperation as error:
-        raise InvalidUsage(field, "is out of range") from error
-    if not exact.is_finite() or not 0 <= exact <= _MAX_COUNT:
-        raise InvalidUsage(field, "must not be negative, nor above 2^63 - 1")
-    return int(exact)

@@ -1,7 +1,5 @@
 """Owns the proof that every provider's own way of counting becomes one usage, in which nothing is counted twice."""
 
-from decimal import Decimal
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,26 +87,6 @@ def test_openai_responses_tells_how_long_a_cache_is_kept():
 def test_openai_embeddings_are_input_alone():
     assert accounting.openai_embeddings({"prompt_tokens": 8, "total_tokens": 8}) == Usage(8)
     assert accounting.openai_embeddings({"total_tokens": 8}) == Usage(8)
-
-
-def test_openai_images_are_counted_in_tokens_or_in_images_never_both():
-    tokens = {
-        "input_tokens": 50,
-        "output_tokens": 4160,
-        "input_tokens_details": {"image_tokens": 40, "text_tokens": 10},
-    }
-    assert accounting.openai_images(tokens, 1) == Usage(50, 4160, image_input_tokens=40, image_output_tokens=4160)
-    text = tokens | {"output_tokens_details": {"image_tokens": 4000, "text_tokens": 160}}
-    assert accounting.openai_images(text, 1).image_output_tokens == 4000
-    assert accounting.openai_images(None, 3) == Usage(images=3)
-
-
-def test_openai_transcription_is_counted_in_tokens_or_in_milliseconds():
-    tokens = {"type": "tokens", "input_tokens": 14, "input_token_details": {"audio_tokens": 10, "text_tokens": 4}}
-    assert accounting.openai_transcription(tokens | {"output_tokens": 45}) == Usage(14, 45, audio_input_tokens=10)
-    for seconds, milliseconds in ((9, 9000), (9.25, 9250), (0.0001, 1), (Decimal("1.0005"), 1001), (0.1 + 0.2, 301)):
-        duration = {"type": "duration", "seconds": seconds}
-        assert accounting.openai_transcription(duration) == Usage(milliseconds=milliseconds)
 
 
 def test_anthropic_counts_cached_tokens_beside_the_input():
@@ -248,7 +226,6 @@ FORMS = {
     accounting.openai_chat: "prompt_tokens",
     accounting.openai_responses: "output_tokens",
     accounting.openai_embeddings: "prompt_tokens",
-    accounting.openai_transcription: "input_tokens",
     accounting.anthropic_messages: "cache_read_input_tokens",
     accounting.bedrock_converse: "cacheWriteInputTokens",
     accounting.gemini: "thoughtsTokenCount",
@@ -298,10 +275,6 @@ def test_count_that_is_no_count_is_refused_by_name(form, value):
         ),
         (accounting.bedrock_converse, {"cacheDetails": [5]}, "cacheDetails"),
         (accounting.bedrock_converse, {"inputTokens": 2**63 - 1, "cacheReadInputTokens": 1}, "input_tokens"),
-        (accounting.openai_transcription, {"seconds": -0.5}, "seconds"),
-        (accounting.openai_transcription, {"seconds": float("nan")}, "seconds"),
-        (accounting.openai_transcription, {"seconds": float("inf")}, "seconds"),
-        (accounting.openai_transcription, {"seconds": "5"}, "seconds"),
     ],
 )
 def test_what_is_wrong_inside_is_named_by_its_path(form, usage, field):
