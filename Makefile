@@ -30,7 +30,7 @@ help:
 	  /^[a-z%-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 
 ##@ Run the whole suite on this machine
-setup: $(READY) ## install everything into .venv (needs Python 3.11 and make only)
+setup: $(READY) ## install everything into .venv (needs Python 3.11 or later, and make)
 	@echo ".venv is ready"
 
 up: $(READY) ## start what is not running, wait until all of it serves
@@ -87,7 +87,7 @@ check: lint types test ## everything that continuous integration checks
 
 litellm: $(READY) ## LiteLLM as a client of the suite that is up, in an environment of its own (two minutes the first time)
 	@test -x .local/litellm/bin/litellm || { $(PYTHON) -m venv .local/litellm && .local/litellm/bin/pip install --quiet litellm==1.106.2 mcp; }
-	@set -a; . .local/dev.env; .local/litellm/bin/python -m tests.clients.litellm_client
+	@set -a; . "$${TOLLKEEPER_HOME:-.local}/dev.env"; .local/litellm/bin/python -m tests.clients.litellm_client
 
 simulate: $(READY) ## ledgers under attack, held against their shadow; SECONDS=600, SEED=n for one run again
 	$(PY) -m tests.simulation --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
