@@ -138,8 +138,8 @@ def show_demo(_arguments: argparse.Namespace) -> int:
     """Make one unary and one streamed call with the demo key, and show what they cost."""
     local = suite.of(say=_say)
     key = local.credentials.get("demo_key")
-    if key is None:
-        print("there is no demo key yet; run `make up` first", file=sys.stderr)
+    if key is None or not local.gateway_runs():
+        print("the suite is not up; run `make up` first", file=sys.stderr)
         return 1
     demo.run(local.gateway_port, key)
     return 0

@@ -123,10 +123,11 @@ class Suite:
         given = self._environ.get("TOLLKEEPER_GATEWAY_PORT")
         if given and not (given.isdecimal() and 1 <= int(given) <= _LAST_PORT):
             raise SettingError(f"TOLLKEEPER_GATEWAY_PORT must be a port from 1 to {_LAST_PORT}, not {given!r}")
-        running = self._port_book.get("gateway") if self._envoy_runs() else None
+        running = self._port_book.get("gateway") if self.gateway_runs() else None
         return int(given) if given else running or DEFAULT_GATEWAY_PORT
 
-    def _envoy_runs(self) -> bool:
+    def gateway_runs(self) -> bool:
+        """Whether this home's Envoy runs."""
         record = self.home.record("envoy")
         return record is not None and record.alive()
 
@@ -344,7 +345,7 @@ class Suite:
         return [Job(name="migrate", part="migrate", program=program)] if services else []
 
     def _require_gateway_port(self) -> None:
-        ours = self._envoy_runs() and self._port_book.get("gateway") == self.gateway_port
+        ours = self.gateway_runs() and self._port_book.get("gateway") == self.gateway_port
         if not ours and not is_free(self.gateway_port):
             raise PortBusyError(
                 f"port {self.gateway_port}, the gateway's, is in use by {occupant(self.gateway_port)}; "

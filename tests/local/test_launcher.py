@@ -390,3 +390,16 @@ def test_command_shows_failures_in_words(tmp_path):
         assert words in result.stdout + result.stderr
         assert "Traceback" not in result.stderr
     assert not (tmp_path / "empty").exists()
+
+
+def test_demo_of_a_suite_that_is_not_up_says_so(home):
+    home.write_private("secrets.json", '{"demo_key": "tk_demo_x"}')
+    result = subprocess.run(
+        [sys.executable, "-m", "deploy.local", "demo"],
+        env={**os.environ, "TOLLKEEPER_HOME": str(home.folder)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (1, "the suite is not up; run `make up` first\n")
