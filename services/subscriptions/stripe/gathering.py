@@ -59,7 +59,7 @@ class Gathering:
         or Stripe or pricing do not answer.
         """
         ends = time.monotonic() + self._seconds
-        subscription = self._subscription(customer_id)
+        subscription = self._reader.subscription(customer_id) if customer_id else None
         plan = self._plans.version(account.plan_id, account.plan_version)
         seen = Seen(subscription, self._free(plan))
         self._learn(seen, PlanKey(plan.plan_id, plan.version))
@@ -97,14 +97,6 @@ class Gathering:
             paid = self._reader.paid_invoice(invoice_id)
             if paid is not None and any(line.period_end > since for line in paid.lines):
                 self._keep(seen, paid)
-
-    def _subscription(self, customer_id: str) -> SubscriptionState | None:
-        if not customer_id:
-            return None
-        try:
-            return self._reader.subscription(customer_id)
-        except MissingObjectError:  # the customer was deleted, and its subscriptions with it
-            return None
 
     def _free(self, plan: Plan) -> Plan:
         """The plan that is left to who pays for none: of a metered plan the free metered one, where there is one."""

@@ -105,19 +105,15 @@ class StripeReader:
     def subscription(self, customer_id: str) -> SubscriptionState | None:
         """The customer's subscription: of those that are in force, else that Stripe still has, else all, the newest.
 
-        What the customer subscribes to beside our plans is left out.
+        What the customer subscribes to beside our plans is left out. None where there is none, be it that the customer
+        was deleted. Raises UnreadableObjectError where Stripe never had the customer: then nothing is known.
         """
-        listed = self._asked(
-            "read subscriptions",
-            lambda client: client.v1.subscriptions.list(
-                params={
-                    "customer": customer_id,
-                    "status": "all",
-                    "limit": _MAX_SUBSCRIPTIONS,
-                    "expand": ["data.latest_invoice"],
-                }
-            ),
-        ).data
+        try:
+            listed = self._subscriptions_of(customer_id)
+        except MissingObjectError:
+            listed = []
+        if not listed:
+            self._require_known(customer_id)
         named = [(found, name) for found in listed if (name := plan_of(found)) is not None]
         newest_first = sorted(named, key=lambda one: (one[0].created, one[0].id), reverse=True)
         for statuses in _PRECEDENCE:
@@ -125,6 +121,24 @@ class StripeReader:
                 if found.status in statuses:
                     return self._state(found, name)
         return self._state(*newest_first[0]) if newest_first else None
+
+    def _subscriptions_of(self, customer_id: str) -> list[stripe.Subscription]:
+        params: stripe.params.SubscriptionListParams = {
+            "customer": customer_id,
+            "status": "all",
+            "limit": _MAX_SUBSCRIPTIONS,
+            "expand": ["data.latest_invoice"],
+        }
+        return self._asked("read subscriptions", lambda client: client.v1.subscriptions.list(params)).data
+
+    def _require_known(self, customer_id: str) -> None:
+        """Check that Stripe has, or had, a customer; with a key of another account's or mode it knows none of ours."""
+        try:
+            self._asked("read a customer", lambda client: client.v1.customers.retrieve(customer_id))
+        except MissingObjectError as error:
+            raise UnreadableObjectError(
+                f"Stripe never had customer {customer_id}: is the key another account's, or of the other mode?"
+            ) from error
 
     def _state(self, found: stripe.Subscription, name: PriceName) -> SubscriptionState:
         own = own_item(found)

@@ -266,6 +266,25 @@ def test_reconcile_finds_what_no_event_tells_of(told):
     assert f"payment:{intent.id}" in told.grants()
 
 
+def test_stripe_that_never_had_the_customers_takes_no_plan_away(told, stripe_sandbox, parts):
+    """The key of another account of Stripe's, or of the other mode: it knows nobody, and says nothing of them."""
+    told.subscribed()
+    stranger = parts(**stripe_sandbox.settings()).stripe_events
+    assert not stranger.application.refresh_quietly("acme", told.clock())
+    compared = stranger.reconciliation.objects(utc_now() - timedelta(days=1))
+    assert (compared.done, compared.failed) == (0, 1)
+    told.deliver()
+    assert (told.standing(), told.account().status) == (STARTER, "active")
+
+
+def test_customer_whose_deletion_nobody_told_of_loses_the_plan(told):
+    told.subscribed()
+    told.stripe.v1.customers.delete(told.customers["acme"])
+    assert told.parts.stripe_events.application.refresh("acme")
+    told.deliver()
+    assert told.standing() == FREE
+
+
 def test_reconcile_command_says_what_it_did(told, settings, capsys):
     told.customer()
     told.subscribe()
