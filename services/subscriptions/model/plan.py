@@ -7,6 +7,7 @@ from fractions import Fraction
 
 BASIS_POINTS = 10_000
 MILLION = 1_000_000
+_NANOS_PER_CENT = 10_000_000
 _MONTHS_PER_YEAR = 12
 _DEFAULT_WARN_PERCENT = 80
 
@@ -107,9 +108,13 @@ def limits(plan: Plan) -> tuple[PlanLimit, ...]:
 
 
 def annual_price_nanos(plan: Plan) -> int:
-    """Twelve months less the annual discount, rounded half-even to a nano."""
+    """Twelve months less the annual discount, rounded half-even to a cent: less than one nobody can be charged.
+
+    15 % off twelve times $29.99 are $305.898.
+    """
     discounted = BASIS_POINTS - plan.annual_discount_basis_points
-    return round(Fraction(plan.price_nanos * _MONTHS_PER_YEAR * discounted, BASIS_POINTS))
+    cents = Fraction(plan.price_nanos * _MONTHS_PER_YEAR * discounted, BASIS_POINTS * _NANOS_PER_CENT)
+    return round(cents) * _NANOS_PER_CENT
 
 
 def overage_nanos_per_million_tokens(plan: Plan) -> int:

@@ -194,11 +194,12 @@ def test_price_that_is_not_whole_cents_is_refused_and_nothing_is_made(do, v1, pr
     assert catalogue(v1) == [[], [], []]
 
 
-def test_year_that_is_not_whole_cents_is_refused(do, v1, pricing):
-    pricing.publish("odd", price_nanos=USD // 100, annual_discount_basis_points=1234)
-    with pytest.raises(CatalogueError, match="plan odd by the year"):
-        do()
-    assert catalogue(v1) == [[], [], []]
+def test_year_whose_discount_leaves_parts_of_a_cent_is_charged_in_whole_ones(do, v1, pricing):
+    pricing.publish("odd", price_nanos=2999 * USD // 100, annual_discount_basis_points=1500)  # $305.898
+    do()
+    (year,) = v1.prices.list({"lookup_keys": ["tk:odd:1:year"]}).data
+    assert year.unit_amount == 30_590
+    assert do() == []
 
 
 def test_run_that_breaks_off_is_finished_by_the_next(do, v1, stripe_sandbox, pricing):

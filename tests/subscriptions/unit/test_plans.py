@@ -44,7 +44,11 @@ def test_metered_plan_is_limited_by_its_metrics_as_hard_or_soft_as_they_are():
 
 def test_annual_price_is_twelve_months_less_the_discount():
     assert annual_price_nanos(PLAN) == 193_800_000_000
-    assert annual_price_nanos(replace(PLAN, price_nanos=1, annual_discount_basis_points=9583)) == 1
+
+
+@pytest.mark.parametrize(("cents", "year_cents"), [(2999, 30_590), (999, 10_190), (1, 10), (5, 51), (25, 255)])
+def test_annual_price_is_whole_cents(cents, year_cents):
+    assert annual_price_nanos(replace(PLAN, price_nanos=cents * USD // 100)) == year_cents * USD // 100
 
 
 @pytest.mark.parametrize("cost", [0, 1, 65_000_000, 10**15])

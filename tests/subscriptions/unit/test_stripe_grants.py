@@ -103,6 +103,14 @@ def test_a_year_gives_twelve_equal_months_each_until_the_next():
     assert [part.request_id for part in parts] == [f"invoice:in_1:{number}" for number in range(1, 13)]
 
 
+def test_a_year_whose_price_was_rounded_to_a_cent_gives_what_twelve_months_give():
+    made = plan(price=2999 * NANOS_PER_CENT)
+    price = annual_price_nanos(made) // NANOS_PER_CENT
+    paid = invoice(line(price, interval=YEAR, end=months_after(NOW, 12)))
+    parts = credit_of("acme", paid, {PlanKey("starter", 1): made}, now=NOW).parts
+    assert sum(part.amount_nanos for part in parts) == 12 * made.paid_credit_nanos
+
+
 cents = st.integers(-100_000, 100_000)
 lines = st.lists(
     st.builds(line, cents, st.sampled_from(["starter", "professional", "odd"]), st.sampled_from([MONTH, YEAR])),
