@@ -218,10 +218,13 @@ class Application:
             self.refresh_quietly(account_id, now)
         return len(due) == limit
 
-    def refresh_quietly(self, account_id: str, now: datetime) -> bool:
-        """Apply what Stripe says now; where that cannot be done now, log it and put it off. Whether it was done."""
+    def refresh_quietly(self, account_id: str, now: datetime, references: Collection[Reference] = ()) -> bool:
+        """Apply what Stripe says now, of these objects too; where that cannot be done now, log it and put it off.
+
+        Whether it was done.
+        """
         try:
-            if self.refresh(account_id):
+            if self.refresh(account_id, references):
                 return True
         except (ServiceError, grpc.RpcError, *LASTING_FAULTS) as error:
             _log.warning("subscription not looked at", account_id=account_id, error=_said(error))

@@ -1,7 +1,8 @@
 """Owns auto-recharge: the rule of an account, and the job that buys credit by it.
 
 A purchase is committed before Stripe is asked, and asked for under its own idempotency key however often it is tried.
-What is paid becomes credit as any other payment does: when Stripe tells of it. A declined card turns the rule off.
+What is paid becomes credit as any other payment does: when Stripe tells of it or, where it does not, is asked after a
+while. A declined card turns the rule off.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from services.subscriptions.alerts.model import payment_failed_alert
 from services.subscriptions.alerts.store import raise_alert
 from services.subscriptions.errors import AccountNotProvisioned, PaymentMethodMissing, SubscriptionsError
 from services.subscriptions.stripe import mirror_store, names, recharge_store
+from services.subscriptions.stripe.application import Application
 from services.subscriptions.stripe.client import is_remembered, is_retryable, refusal, stripe_errors
+from services.subscriptions.stripe.events import PAYMENT_INTENT, Reference
 from services.subscriptions.stripe.parts import StripeParts
 from services.subscriptions.stripe.recharge_rules import (
     Decision,
@@ -48,8 +51,9 @@ _UNDER_WAY = frozenset({"succeeded", "processing"})
 class AutoRecharges:
     """Rules, and what they buy."""
 
-    def __init__(self, parts: StripeParts, *, pause_seconds: float) -> None:
+    def __init__(self, parts: StripeParts, application: Application, *, pause_seconds: float) -> None:
         self._parts = parts
+        self._application = application
         self._ledger = parts.ledger
         self._pause_seconds = pause_seconds
 
@@ -236,12 +240,15 @@ class AutoRecharges:
         _log.info("credit was bought", account_id=recharge.account_id, payment_intent=made.id)
 
     def _ask_after(self, recharge: Recharge) -> None:
-        """Ask after a payment of which Stripe has told nothing for long: it may have failed after all."""
+        """Ask after a payment of which Stripe has told nothing for long: it may have failed, or nothing is told."""
         client = self._parts.access.client
         with stripe_errors("look at a payment", account_id=recharge.account_id):
             made = client.v1.payment_intents.retrieve(recharge.payment_intent_id)
         if made.status not in _UNDER_WAY:
             self._fail(recharge, f"the payment ended as {made.status}")
+        elif made.status == "succeeded":
+            paid = [Reference(PAYMENT_INTENT, made.id)]
+            self._application.refresh_quietly(recharge.account_id, self._parts.clock(), paid)
 
     def _fail(self, recharge: Recharge, why: str) -> None:
         """Note that a purchase failed, turn the rule off, and raise the alert."""

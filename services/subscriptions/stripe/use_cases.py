@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from services.subscriptions.errors import SubscriptionUnmovable
 from services.subscriptions.settings import Settings
 from services.subscriptions.stripe import mirror_store, request_store
+from services.subscriptions.stripe.application import Application
 from services.subscriptions.stripe.changes import PlanChanges, Wish
 from services.subscriptions.stripe.checkout import Checkout, ReturnUrls
 from services.subscriptions.stripe.invoices import Invoices
@@ -36,14 +37,14 @@ class StripeUseCases:
     metered_items: MeteredItems
 
     @classmethod
-    def over(cls, parts: StripeParts, settings: Settings) -> StripeUseCases:
+    def over(cls, parts: StripeParts, application: Application, settings: Settings) -> StripeUseCases:
         """The use cases over these parts."""
         return cls(
             parts.engine,
             Checkout(parts),
             PlanChanges(parts),
             Invoices(parts),
-            AutoRecharges(parts, pause_seconds=settings.recharge_seconds),
+            AutoRecharges(parts, application, pause_seconds=settings.recharge_seconds),
             MeteredItems(parts),
         )
 

@@ -360,6 +360,23 @@ def test_credit_that_was_bought_arrives_once(told, ledger, database):
     assert told.credit() == 25 * USD
 
 
+def test_credit_that_was_bought_arrives_though_nothing_is_told_of_its_payment(told, ledger, database):
+    told.customer()
+    told.buy(cents=500)
+    told.settle()
+    told.parts.stripe_use_cases.recharges.set(RechargeRule("acme", True, 11 * USD, 20 * USD, 0, True))
+    job = Job(told.parts, ledger, database, "acme")
+    job.look()
+    told.clock.forward(timedelta(minutes=11))
+    job.look()
+    told.deliver()
+    assert told.credit() == 25 * USD
+    job.look()
+    assert job.purchases() == [("granted", 20)]
+    told.settle()
+    assert told.credit() == 25 * USD
+
+
 @pytest.mark.parametrize("is_settled", [True, False])
 @pytest.mark.parametrize("how", ["refund", "dispute"])
 def test_payment_that_is_returned_is_not_made_again(told, ledger, database, how, is_settled):
