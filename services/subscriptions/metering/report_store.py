@@ -310,6 +310,23 @@ def oldest_unreported_seconds(connection: Connection) -> float:
     return float(connection.execute(statement).scalar_one())
 
 
+def has_unreported(connection: Connection, account_id: str, *, within: timedelta) -> bool:
+    """Whether an account has used something, so lately, that its meter has not been told of yet.
+
+    By `usage_events_waiting_of_account`, `usage_minutes_due`, `meter_reports_unsent`.
+    """
+    statement = text(
+        """
+        SELECT EXISTS (SELECT FROM usage_events
+                       WHERE account_id = :account_id AND NOT aggregated AND received_at > now() - :within)
+            OR EXISTS (SELECT FROM usage_minutes WHERE account_id = :account_id AND due_since > now() - :within)
+            OR EXISTS (SELECT FROM meter_reports
+                       WHERE account_id = :account_id AND sent_at IS NULL AND created_at > now() - :within)
+        """
+    )
+    return bool(connection.execute(statement, {"account_id": account_id, "within": within}).scalar_one())
+
+
 def delete_reports(connection: Connection, *, older_than: timedelta, limit: int) -> int:
     """Delete reports sent long ago, at most `limit`; how many. By `meter_reports_sent`."""
     statement = text(

@@ -33,7 +33,7 @@ from services.subscriptions.stripe.current import (
 )
 from services.subscriptions.stripe.ends import end_said, ends_with_period
 from services.subscriptions.stripe.invoices import preview
-from services.subscriptions.stripe.metered_items import Item, exchanged
+from services.subscriptions.stripe.metered_items import Item, exchanged, require_reported
 from services.subscriptions.stripe.moves import Move, Position, begins_period, move
 from services.subscriptions.stripe.parts import StripeParts
 from services.subscriptions.stripe.requests import Answered, Once
@@ -118,7 +118,10 @@ class PlanChanges:
                 ends = ends_with_period(subscription, own_item(subscription).current_period_end)
                 return Settled(subscription.id, *(("none", {}) if ends else ("update", {"cancel_at_period_end": True})))
             # What was used and is not billed yet is billed with the end; what was paid in advance is not given back.
-            return Settled(subscription.id, "cancel", {"invoice_now": bool(metered_items(subscription))})
+            is_metered = bool(metered_items(subscription))
+            if is_metered:
+                require_reported(self._parts.engine, account_id)
+            return Settled(subscription.id, "cancel", {"invoice_now": is_metered})
 
         return self._cancel.make(
             account_id,

@@ -3,6 +3,8 @@
 A move to a cheaper plan leaves the metered items of the dearer one where they are, since what is used until the
 period's end is used under the dearer plan: its included amounts and its overage. Once the next period has begun the
 items are exchanged here, by what Stripe has then; so it does not matter how often, or by how many, that is looked at.
+
+A subscription with metered items ends at once only when Stripe has been told what was used: nothing bills the rest.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import stripe
+from sqlalchemy import Engine
 
 from services.kit.logs import get_logger
-from services.subscriptions.errors import SubscriptionsError
+from services.subscriptions.errors import SubscriptionsError, SubscriptionUnmovable
+from services.subscriptions.metering import report_store
 from services.subscriptions.stripe import names, request_store
 from services.subscriptions.stripe.catalogue_sync import is_ours
 from services.subscriptions.stripe.client import stripe_errors
@@ -29,6 +33,10 @@ _MOST_KEPT = 100_000
 
 _IN_FORCE = frozenset({"active", "trialing", "past_due"})
 
+# How long an end at once waits for what its meters have to be told; what cannot be told is no reason to wait for ever.
+_TOLD_WITHIN = timedelta(hours=1)
+_ASK_AGAIN_SECONDS = 60.0
+
 Item = stripe.params.SubscriptionUpdateParamsItem
 
 
@@ -37,6 +45,17 @@ def exchanged(held: Sequence[stripe.SubscriptionItem], wanted: Sequence[str]) ->
     there = {item.price.id for item in held}
     gone: list[Item] = [{"id": item.id, "deleted": True} for item in held if item.price.id not in wanted]
     return gone + [{"price": price} for price in wanted if price not in there]
+
+
+def require_reported(engine: Engine, account_id: str) -> None:
+    """Check that Stripe has been told of an account's use. Raises SubscriptionUnmovable: to be asked again soon."""
+    with engine.connect() as connection:
+        waits = report_store.has_unreported(connection, account_id, within=_TOLD_WITHIN)
+    if waits:
+        raise SubscriptionUnmovable(
+            "the use of the last minutes has still to be billed: ask again in some minutes, or end it with the period",
+            retry_after_seconds=_ASK_AGAIN_SECONDS,
+        )
 
 
 class MeteredItems:

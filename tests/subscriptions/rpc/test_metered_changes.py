@@ -7,6 +7,8 @@ from subscriptions_peers import USD
 from subscriptions_shop import CENT
 from tollkeeper.subscriptions.v1 import billing_service_pb2 as pb
 
+from services.subscriptions.metering.aggregation import EventAggregator
+
 AGENTS = 10_000_000 * 10  # nanos: $0.10 for each above 5 000 on metered-standard; half of it above 50 000 on enterprise
 
 
@@ -137,6 +139,39 @@ def test_move_to_a_metered_plan_pays_for_the_whole_of_what_it_includes(shop, acm
     use(acme, 50_000)
     shop.later(days=32)
     assert acme.charged()[2:] == [49_900], "what was used is what was paid for"
+
+
+def test_end_now_waits_until_stripe_has_been_told_what_was_used(shop, acme, parts, database):
+    acme.subscribe("metered-standard")
+    run = pb.UsageEvent(id="run-1", metric="agent_executions", quantity=15_000)
+    acme.ask(acme.caller.metering.EmitEvents, pb.EmitEventsRequest(events=[run]))
+    told = parts(**shop.sandbox.settings())
+    not_added_up, not_reported, not_sent = (
+        lambda: None,
+        EventAggregator(told.engine),
+        lambda: database.rows(
+            "WITH due AS (UPDATE usage_minutes SET due_since = NULL RETURNING *) INSERT INTO meter_reports (account_id,"
+            " metric, window_start, sequence, value, stamped_at, customer_id)"
+            " SELECT account_id, metric, minute, 1, emitted, minute, 'cus_x' FROM due"
+        ),
+    )
+    for advance in (not_added_up, not_reported, not_sent):
+        advance()
+        error = acme.refused(acme.billing.CancelSubscription, pb.CancelSubscriptionRequest(now=True))
+        assert (error.reason, acme.subscription.status) == ("SUBSCRIPTION_UNMOVABLE", "active")
+    assert acme.cancel().cancel_at_period_end
+    database.rows("UPDATE meter_reports SET sent_at = now()")
+    assert acme.cancel(now=True).status == "canceled"
+
+
+def test_end_now_waits_no_longer_than_an_hour_for_what_cannot_be_told(acme, database):
+    acme.subscribe("metered-standard")
+    database.rows(
+        "INSERT INTO meter_reports (account_id, metric, window_start, sequence, value, stamped_at, customer_id,"
+        " created_at) VALUES (:a, 'api_calls', now(), 1, 1, now(), 'cus_x', now() - interval '61 minutes')",
+        a=acme.account_id,
+    )
+    assert acme.cancel(now=True).status == "canceled"
 
 
 def test_items_are_exchanged_once_however_often_they_are_looked_at(shop, acme, follow):

@@ -137,7 +137,8 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelSubscription(self, request, context):
-        """Ends it now or with the paid period.
+        """Ends it now or with the paid period. Errors: FAILED_PRECONDITION (SUBSCRIPTION_UNMOVABLE, to be asked again in some
+        minutes) for an end now while use of the last minutes has still to be billed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

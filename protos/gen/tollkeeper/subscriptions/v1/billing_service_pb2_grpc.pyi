@@ -45,7 +45,9 @@ class BillingServiceStub:
     UpdateSubscription: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.UpdateSubscriptionRequest, _resources_pb2.Subscription]
     """Moves to another plan or interval, or resumes one that was to end."""
     CancelSubscription: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.CancelSubscriptionRequest, _resources_pb2.Subscription]
-    """Ends it now or with the paid period."""
+    """Ends it now or with the paid period. Errors: FAILED_PRECONDITION (SUBSCRIPTION_UNMOVABLE, to be asked again in some
+    minutes) for an end now while use of the last minutes has still to be billed.
+    """
     PreviewSubscription: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.PreviewSubscriptionRequest, _resources_pb2.Invoice]
     """What a move to another plan would cost now: the invoice that would follow."""
     CreateCheckout: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.CreateCheckoutRequest, _billing_service_pb2.CreateCheckoutResponse]
@@ -79,7 +81,9 @@ class BillingServiceAsyncStub(BillingServiceStub):
     UpdateSubscription: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.UpdateSubscriptionRequest, _resources_pb2.Subscription]  # type: ignore[assignment]
     """Moves to another plan or interval, or resumes one that was to end."""
     CancelSubscription: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.CancelSubscriptionRequest, _resources_pb2.Subscription]  # type: ignore[assignment]
-    """Ends it now or with the paid period."""
+    """Ends it now or with the paid period. Errors: FAILED_PRECONDITION (SUBSCRIPTION_UNMOVABLE, to be asked again in some
+    minutes) for an end now while use of the last minutes has still to be billed.
+    """
     PreviewSubscription: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.PreviewSubscriptionRequest, _resources_pb2.Invoice]  # type: ignore[assignment]
     """What a move to another plan would cost now: the invoice that would follow."""
     CreateCheckout: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.CreateCheckoutRequest, _billing_service_pb2.CreateCheckoutResponse]  # type: ignore[assignment]
@@ -135,7 +139,9 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.CancelSubscriptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Subscription, _abc.Awaitable[_resources_pb2.Subscription]]:
-        """Ends it now or with the paid period."""
+        """Ends it now or with the paid period. Errors: FAILED_PRECONDITION (SUBSCRIPTION_UNMOVABLE, to be asked again in some
+        minutes) for an end now while use of the last minutes has still to be billed.
+        """
 
     def PreviewSubscription(
         self,
