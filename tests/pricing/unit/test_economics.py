@@ -35,6 +35,11 @@ def test_tier_of_99_before_and_after_the_fee():
     assert tier.annual_price_nanos == 1_009_800_000_000
 
 
+def test_year_costs_whole_cents():
+    assert economics.annual_price_nanos(29_990_000_000, 1_500) == 305_900_000_000  # 305.898
+    assert economics.annual_price_nanos(9_990_000_000, 1_500) == 101_900_000_000  # 101.898
+
+
 def test_5_dollars_of_cost_sell_for_25():
     assert economics.user_price_nanos(5 * USD, 8_000) == 25 * USD
     assert economics.user_price_nanos(5 * USD, 0) == 5 * USD

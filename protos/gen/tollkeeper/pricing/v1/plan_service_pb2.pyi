@@ -396,7 +396,7 @@ class TierEconomics(_message.Message):
     net_margin_basis_points: _builtins.int
     """Net profit ÷ price, in basis points."""
     annual_price_nanos: _builtins.int
-    """Twelve months less the annual discount."""
+    """Twelve months less the annual discount, half-even to a cent."""
     def __init__(
         self,
         *,
