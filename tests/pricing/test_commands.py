@@ -122,10 +122,13 @@ def test_import_by_address(service, map_file):
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        status, out, _ = service("import", f"http://127.0.0.1:{server.server_address[1]}/map.json")
+        address = f"http://127.0.0.1:{server.server_address[1]}/map.json?signature=secret"
+        status, out, _ = service("import", address, "--apply", "--max-move-percent", 75, "--json")
         thread.join()
     assert status == 0
-    assert "1 changed, 1 new" in out
+    found = json.loads(out)
+    assert [one["kind"] for one in found["changes"]][:2] == ["changed", "new"]
+    assert found["version"]["reason"] == "import of map.json"  # which stays for ever: nothing secret
 
 
 NO_MAPS = (

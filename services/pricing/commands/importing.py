@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -46,13 +47,15 @@ def _run(chosen: argparse.Namespace, settings: Callable[[], PricingSettings]) ->
     if not 0 <= chosen.max_move_percent <= ANY_MOVE_PERCENT:
         raise CommandError(f"--max-move-percent must be from 0 to {ANY_MOVE_PERCENT}")
     by_address = chosen.source.partition("://")[0].lower() in ("http", "https")
+    # Of an address no more than its path: what follows that may let in whoever reads it.
+    name = Path(re.split("[?#]", chosen.source)[0] if by_address else chosen.source).name
     order = Order(
         content=b"" if by_address else read_file(Path(chosen.source)),
         url=chosen.source if by_address else "",
         dry_run=not chosen.apply,
         max_move_percent=chosen.max_move_percent,
         author=_author(),
-        reason=chosen.reason or f"import of {Path(chosen.source).name}",
+        reason=chosen.reason or f"import of {name}",
         request_id=secrets.token_hex(16),
     )
     parts = Parts(settings())
