@@ -84,4 +84,15 @@ def route_context(binding: Binding, pool: descriptor_pool.DescriptorPool) -> dic
     for name, fields in below.items():
         if pool.FindMessageTypeByName(name).GetOptions().map_entry:
             below[name] = {MAP_VALUE: fields["value"]}
-    return {"root": message.full_name, "messages": below}
+    return {"root": message.full_name, "messages": below, "in_path": _in_path(binding, message)}
+
+
+def _in_path(binding: Binding, root: Descriptor) -> dict[str, int]:
+    """The fields of a body that the path says, by both their names: which of the path's segments, counted from 1."""
+    inside = f"{binding.body}." if binding.body not in {"", "*"} else ""
+    found = {}
+    for number, segment in enumerate(binding.template.removeprefix("/").split("/"), 1):
+        field = root.fields_by_name.get(segment.strip("{}").removeprefix(inside)) if segment.startswith("{") else None
+        if field is not None:
+            found[field.name] = found[field.json_name] = number
+    return found

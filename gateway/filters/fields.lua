@@ -7,6 +7,9 @@
 -- boolean, "" where any JSON may stand; "[]" stands before it where there may be a list of them. A field "*" is a map's: any
 -- key.
 --
+-- `in_path` are the root's fields that the path says, each with the number of its segment: a body that says one otherwise
+-- is refused. The transcoder would see it in one of a field's two spellings only, and let the path win in the other.
+--
 -- What is not JSON is refused too: the transcoder would take names without quotes and commas before a brace. What else a
 -- value must be stays the transcoder's to say: also that one alone may stand for a list of one.
 
@@ -26,6 +29,14 @@ local function note(search, path, description)
   end
 end
 
+-- Whether the value at `at` is another than the path says. A null says none, and neither does a text without a character.
+local function differs(json, at, said)
+  if json:find("^null", at) then return false end
+  local stop = json:byte(at) == 34 and string_end(json, at + 1)
+  local text = stop and json:sub(at + 1, stop - 1)
+  return text ~= said and text ~= ""
+end
+
 -- The members of an object whose brace is at `at`: the position after it, or nil.
 local function members(json, at, fields, search, path, depth)
   at = json:find("%S", at + 1)
@@ -38,6 +49,8 @@ local function members(json, at, fields, search, path, depth)
     local held = fields and (fields[json:sub(at + 1, stop - 1)] or fields["*"])
     if fields and held == nil then note(search, below, "there is no such field") end
     at = json:match("^%s*:%s*()", stop + 1)
+    local said = depth == 0 and search.said[below]
+    if said and at and differs(json, at, said) then note(search, below, "is another one in the path") end
     at = at and walk(json, at, held or "", search, below, depth + 1)
     at = at and json:find("%S", at)
     if at == nil then return nil end
@@ -116,14 +129,27 @@ local function refuse_wrong(handle, wrong)
   )
 end
 
+-- What the path says of the root's fields, by the name that `members` has for each.
+local function said_in(path, in_path)
+  local segments, said = {}, {}
+  for segment in path:match("^[^?]*"):gmatch("[^/]+") do
+    segments[#segments + 1] = unescape(segment)
+  end
+  for name, number in pairs(in_path) do
+    said[name .. "."] = segments[number]
+  end
+  return said
+end
+
 function envoy_on_request(handle)
   -- Before the body is waited for: after that what was had from `handle` is no longer valid.
   local context = handle:filterContext()
   local root, messages = context:get("root"), context:get("messages")
+  local said = said_in(handle:headers():get(":path"), context:get("in_path"))
   local body = handle:body()
   if body == nil or body:length() == 0 then return end
   local json = body:getBytes(0, body:length())
-  local search = { messages = messages, wrong = {}, values = 0 }
+  local search = { messages = messages, wrong = {}, values = 0, said = said }
   local start = json:find("%S")
   local stop = start and walk(json, start, root, search, "", 0)
   if search.values > MAX_VALUES then

@@ -60,6 +60,29 @@ def test_every_call_with_a_body_refuses_an_unknown_field(gateway, services, bind
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "field"),
+    [
+        ("POST", CREDITS, "accountId"),
+        ("POST", CREDITS, "account_id"),
+        ("POST", f"{KEYS}/key-1/rotate", "keyId"),
+        ("DELETE", f"{KEYS}/key-1", "keyId"),
+        ("PATCH", f"{PLANS}/starter", "planId"),
+    ],
+)
+def test_body_cannot_say_otherwise_what_the_path_says(gateway, services, method, path, field):
+    """The transcoder sees it in one of the two spellings only; in the other the path would win, in silence."""
+    refused(gateway(method, path, {field: "another"}, **KEY), field)
+    assert services.calls == []
+
+
+@pytest.mark.parametrize("field", ["accountId", "account_id"])
+@pytest.mark.parametrize("said", ["acme", None])
+def test_body_may_say_again_what_the_path_says(gateway, services, field, said):
+    assert gateway("POST", CREDITS, {"amountUsd": "5", field: said}, **KEY).status == 200
+    assert services.calls[0].request.account_id == "acme"
+
+
+@pytest.mark.parametrize(
     ("method", "path"),
     [
         ("DELETE", "/api/billing/subscription"),
