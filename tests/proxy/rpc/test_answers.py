@@ -188,9 +188,10 @@ async def test_without_its_settlement_no_answer_is_kept(answers, sql, monkeypatc
     """The transaction breaks between the two; then it is done again."""
     begun = await begin(answers)
     await sql("ALTER TABLE outbox ADD CONSTRAINT broken CHECK (hold_id <> 'call-1')")
-    with monkeypatch.context() as short, pytest.raises(AnswersUnavailable):
+    with monkeypatch.context() as short:
         short.setattr("services.proxy.answers.service._KEEP_SECONDS", 0.3)
-        await begun.keep(ANSWER, settlement())
+        with pytest.raises(AnswersUnavailable):
+            await begun.keep(ANSWER, settlement())
     assert await sql("SELECT state, ciphertext FROM answers") == [("running", None)]
     assert await sql("SELECT * FROM outbox") == []
     await sql("ALTER TABLE outbox DROP CONSTRAINT broken")

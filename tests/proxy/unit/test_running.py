@@ -60,6 +60,7 @@ async def test_client_is_told_where_the_proxy_stops_while_its_request_is_let_go(
         request=SimpleNamespace(model="gpt-4o"),
         provider="openai",
         call_id="call-1",
+        standing=None,
         hold_open=False,
         fingerprint=lambda body: body,
         delivery=Delivery(),
