@@ -193,6 +193,7 @@ usage = Table(
     Column("requests", BigInteger, nullable=False, server_default=text("1")),
     Column("counted_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
     Column("units", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("internal", Boolean, nullable=False, server_default=text("false")),
     # Its place in the usage feed: which writer committed it, and after how many others of that writer.
     Column("feed_slot", SmallInteger, nullable=False, server_default=text("0")),
     Column("feed_position", BigInteger, nullable=False, server_default=text("0")),

@@ -127,6 +127,9 @@ def test_soft_cap_bills_the_overage_that_stripe_counted_and_the_ledger_holds(sui
     assert [call(suite, standard.key).status for _ in range(CALLS)] == [200] * CALLS
     proxied = in_the_ledger(suite, standard.key)
     assert proxied["api_calls"] == CALLS
+    internal = {"accountId": standard.account_id, "name": "our own", "keyType": "internal"}
+    assert call(suite, suite.post("/api/admin/keys", internal, suite.admin_key).body["key"]).status == 200
+    eventually(lambda: in_the_ledger(suite, standard.key)["api_calls"] == CALLS + 1)  # and in nothing of what follows
     expected = {metric: emitted.get(metric, 0) + proxied.get(metric, 0) for metric in STANDARD}
     eventually(lambda: used(suite, standard.key) == expected)
     assert quota_of(metering, standard.account_id, "agent_executions")[:3] == (True, 5_000, 0)

@@ -54,6 +54,7 @@ USAGE: tuple[Column, ...] = (
     _plain(INTEGER, "cost_nanos", "cost"),
     _plain(INTEGER, "billed_nanos", "billed"),
     _plain(BOOLEAN, "billable"),
+    _plain(BOOLEAN, "internal"),
     _plain(BOOLEAN, "estimated"),
     _plain(INTEGER, "price_version"),
     _plain(INTEGER, "duration_milliseconds"),

@@ -48,10 +48,11 @@ class Usage(NamedTuple):
     provider_request_id: str
     service_tier: str
     units: Mapping[str, int]
+    internal: bool
 
 
 # Of a settlement or debit that came without a report.
-NOT_REPORTED = Usage("", "", "", "", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, "ok", False, None, "", "standard", {})
+NOT_REPORTED = Usage("", "", "", "", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, "ok", False, None, "", "standard", {}, False)
 
 
 class UsageRow(NamedTuple):

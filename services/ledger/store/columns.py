@@ -234,6 +234,7 @@ USAGE = Columns(
         ("requests", "bigint", "requests"),
         ("counted_at", "timestamptz", "counted_at"),
         ("units", "jsonb", "usage.units"),
+        ("internal", "boolean", "usage.internal"),
     )
 )
 

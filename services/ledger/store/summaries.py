@@ -54,6 +54,8 @@ _SUMS = (
     ),
     func.count().filter(_USAGE.estimated).label("estimated_requests"),
     func.count().filter(sa.not_(_USAGE.billable)).label("unbilled_requests"),
+    func.count().filter(_USAGE.internal).label("internal_requests"),
+    summed(sa.case((_USAGE.internal, _USAGE.input_tokens + _USAGE.output_tokens), else_=0)).label("internal_tokens"),
 )
 
 

@@ -304,6 +304,8 @@ def summary_message(row: Row[Any]) -> resources.UsageSummary:
         billed_nanos=row.billed,
         estimated_requests=row.estimated_requests,
         unbilled_requests=row.unbilled_requests,
+        internal_requests=row.internal_requests,
+        internal_tokens=row.internal_tokens,
     )
 
 
@@ -353,4 +355,5 @@ def usage_message(row: Row[Any]) -> resources.UsageRecord:
         provider_request_id=row.provider_request_id,
         service_tier=row.service_tier,
         units=row.units,
+        internal=row.internal,
     )

@@ -307,7 +307,7 @@ def _usage(v: Violations, report: resources.UsageReport) -> Usage:
     status = v.one_of("usage.status", report.status or "ok", ("ok", "cut", "failed"))
     started = moment_of(v, "usage.started_at", report.started_at) if report.HasField("started_at") else None
     *names, provider_request_id, service_tier = texts
-    ends = (status, report.estimated, started, provider_request_id, service_tier or "standard", units)
+    ends = (status, report.estimated, started, provider_request_id, service_tier or "standard", units, report.internal)
     return Usage._make((*names, *counts, *ends))
 
 

@@ -209,6 +209,7 @@ def settlement(call: Call, admitted: Admitted, status: str) -> ledger_pb.SettleH
         provider_request_id=reader.provider_request_id,
         service_tier=tier,
         units=_units(cost.parts),
+        internal=not call.key.billable,
     )
     report.started_at.seconds = int(call.started_at.timestamp())
     report.started_at.nanos = 1000 * call.started_at.microsecond

@@ -24,11 +24,14 @@ class UsageFeed(Protocol):
     """The ledger's usage, as a feed and in sums."""
 
     def after(self, cursor: str) -> Iterator[tuple[list[ProxiedCall], str]]:
-        """The calls after a cursor that are there now, in batches, each with the cursor behind it."""
+        """The calls after a cursor that are there now, in batches, each with the cursor behind it.
+
+        Without those of internal keys, which nobody bills.
+        """
         ...
 
     def sums(self, account_id: str, start: datetime, end: datetime) -> dict[str, int]:
-        """Tokens and calls booked in `[start, end)`, by metric."""
+        """Tokens and calls booked in `[start, end)`, by metric; without those of internal keys."""
         ...
 
 
@@ -47,6 +50,7 @@ class LedgerFeed:
                 calls = [
                     ProxiedCall(x.account_id, x.total_tokens, x.created_at.ToDatetime(tzinfo=UTC))
                     for x in answer.records
+                    if not x.internal
                 ]
                 yield calls, answer.cursor
         except grpc.RpcError as error:
@@ -62,6 +66,6 @@ class LedgerFeed:
         except grpc.RpcError as error:
             raise RemoteError.from_rpc(error) from error
         return {
-            TOKENS_METRIC: sum(x.total_tokens for x in answer.summaries),
-            REQUESTS_METRIC: sum(x.requests for x in answer.summaries),
+            TOKENS_METRIC: sum(x.total_tokens - x.internal_tokens for x in answer.summaries),
+            REQUESTS_METRIC: sum(x.requests - x.internal_requests for x in answer.summaries),
         }

@@ -24,7 +24,7 @@ from tests.ledger.support.ledger_clock import Clock, stamp
 USAGE_COLUMNS = (
     "usage_id,account_id,created_at,started_at,key_id,workspace,session,provider,model,endpoint,service_tier,status,"
     "input_tokens,output_tokens,total_tokens,cached_tokens,cache_write_tokens,reasoning_tokens,units,input_cost_nanos,"
-    "output_cost_nanos,cost_nanos,billed_nanos,billable,estimated,price_version,duration_milliseconds,hold_id,"
+    "output_cost_nanos,cost_nanos,billed_nanos,billable,internal,estimated,price_version,duration_milliseconds,hold_id,"
     "transaction_id,provider_request_id"
 )
 TRANSACTION_COLUMNS = (
@@ -138,7 +138,7 @@ async def test_parquet_has_the_same_columns_and_values_with_their_types(busy, wh
             "sequence", "price_version", "duration_milliseconds",
         }  # fmt: skip
         timed = field.name in {"created_at", "started_at"}
-        yes_or_no = field.name in {"billable", "estimated"}
+        yes_or_no = field.name in {"billable", "estimated", "internal"}
         expected = (
             pa.int64() if counted else pa.timestamp("us", "UTC") if timed else pa.bool_() if yes_or_no else pa.string()
         )

@@ -117,7 +117,7 @@ async def test_usage_record_says_what_was_used_and_which_transaction_paid(ledger
         session="s", provider="openai", model="gpt-4o", endpoint="/v1/chat/completions", input_tokens=11,
         output_tokens=7, cached_tokens=3, cache_write_tokens=2, reasoning_tokens=1, input_cost_nanos=5,
         output_cost_nanos=6, cost_nanos=12, price_version=4, duration_milliseconds=321, status="cut", estimated=True,
-        started_at=started, provider_request_id="abc", service_tier="flex", units={"audio_input": 4},
+        started_at=started, provider_request_id="abc", service_tier="flex", units={"audio_input": 4}, internal=True,
     )  # fmt: skip
     settled = await ledger.settle(18, "h1", usage=report, tokens=18)
     (record,) = await ledger.usage()

@@ -24,8 +24,9 @@ async def used(ledger):
     for number, (provider, model, key_id, workspace, read, written, cost, billed) in enumerate(CALLS):
         await ledger.hold(billed, f"h{number}", key_id=key_id, workspace=workspace)
         report = resources.UsageReport(
-            provider=provider, model=model, input_tokens=read, output_tokens=written, cost_nanos=cost
-        )
+            provider=provider, model=model, input_tokens=read, output_tokens=written, cost_nanos=cost,
+            internal=provider == "google",
+        )  # fmt: skip
         await ledger.settle(billed, f"h{number}", usage=report)
     await ledger.open("other", credit=10_000)
     await ledger.hold(5, "h0", "other")
@@ -44,6 +45,7 @@ async def test_sums_by_each_dimension_are_those_of_the_records(used):
 
     (whole,) = await sums()
     assert figures(whole) == (4, 56, 347, 521)
+    assert (whole.internal_requests, whole.internal_tokens) == (1, 12)
     assert {x.provider: figures(x) for x in await sums("provider")} == {
         "google": (1, 12, 7, 11),
         "openai": (3, 44, 340, 510),

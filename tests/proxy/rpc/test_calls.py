@@ -362,6 +362,7 @@ async def test_internal_key_is_recorded_and_not_billed(proxy, ledger):
     assert (hold.billable, hold.amount_nanos, hold.key_id) == (False, 0, made.key_id)
     assert ledger.bills[0].amount_nanos == 0
     assert ledger.usages[0].cost_nanos > 0
+    assert ledger.usages[0].internal
 
 
 async def test_the_provider_gets_the_body_as_it_came(proxy, key, ledger):

@@ -505,6 +505,7 @@ def reconciled(pipeline, ledger):
     pipeline.emit("storage_gb", 120, ago(hours=2))
     for hours in (30, 20, 3):
         ledger.use("acme", 1000, ago(hours=hours))
+    ledger.use("acme", 500, ago(hours=3), internal=True)
     pipeline.report()
     with pipeline.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE meter_reports SET sent_at = now() - interval '1 hour'")
@@ -525,7 +526,7 @@ def test_what_stripe_did_not_count_is_a_difference_and_is_not_corrected(reconcil
 
 def test_what_the_feed_did_not_bring_is_a_difference(reconciled, ledger, database):
     ledger.use("acme", 77, ago(hours=1))
-    database.rows("UPDATE usage_feed SET cursor = '4'")
+    database.rows(f"UPDATE usage_feed SET cursor = '{len(ledger.records)}'")
     reconciled.feeding()
     assert differences(reconciled) == [("ledger", "llm_tokens", 3000, 3077), ("ledger", "api_calls", 3, 4)]
 

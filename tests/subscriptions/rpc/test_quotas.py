@@ -134,6 +134,15 @@ def test_calls_through_the_proxy_count_by_themselves(suite, ledger):
     assert suite.used("llm_tokens") == 200
 
 
+def test_calls_of_internal_keys_count_in_no_quota(suite, ledger):
+    suite.create("metered-standard")
+    now = datetime.now(UTC)
+    ledger.use("acme", 120, now)
+    ledger.use("acme", 1000, now, internal=True)
+    suite.feed()
+    assert (suite.used("llm_tokens"), suite.used("api_calls")) == (120, 1)
+
+
 def test_feed_batch_committed_elsewhere_is_not_added_again(suite, ledger):
     """Two processes read the same batch; whoever finds the cursor moved leaves it."""
     suite.create("metered-standard")

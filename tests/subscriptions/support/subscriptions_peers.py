@@ -238,12 +238,17 @@ class FakeLedger(
             for record in self.records
             if record.account_id == request.account_id and start <= record.created_at.ToDatetime(tzinfo=UTC) < end
         ]
-        tokens = sum(record.total_tokens for record in found)
-        return ledger_resources.UsageSummary(requests=len(found), total_tokens=tokens)
+        internal = [record.total_tokens for record in found if record.internal]
+        return ledger_resources.UsageSummary(
+            requests=len(found),
+            total_tokens=sum(record.total_tokens for record in found),
+            internal_requests=len(internal),
+            internal_tokens=sum(internal),
+        )
 
-    def use(self, account_id, tokens, moment):
+    def use(self, account_id, tokens, moment, *, internal=False):
         """A call through the proxy, as the feed tells of it."""
-        record = ledger_resources.UsageRecord(account_id=account_id, total_tokens=tokens)
+        record = ledger_resources.UsageRecord(account_id=account_id, total_tokens=tokens, internal=internal)
         record.created_at.FromDatetime(moment)
         with self.lock:
             self.records.append(record)

@@ -590,6 +590,7 @@ class UsageReport(_message.Message):
     PROVIDER_REQUEST_ID_FIELD_NUMBER: _builtins.int
     SERVICE_TIER_FIELD_NUMBER: _builtins.int
     UNITS_FIELD_NUMBER: _builtins.int
+    INTERNAL_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """The conversation or job that the call belongs to, as told by the client. At most 200 characters."""
     provider: _builtins.str
@@ -626,6 +627,8 @@ class UsageReport(_message.Message):
     """The provider's own id of the call."""
     service_tier: _builtins.str
     """`standard`, `batch`, `flex` or `priority`. Default `standard`."""
+    internal: _builtins.bool
+    """Made with an internal key: recorded, and billed by nobody, meters included."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When the request arrived. Default: when it is booked."""
@@ -659,10 +662,11 @@ class UsageReport(_message.Message):
         provider_request_id: _builtins.str = ...,
         service_tier: _builtins.str = ...,
         units: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        internal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_write_tokens", b"cache_write_tokens", "cached_tokens", b"cached_tokens", "cost_nanos", b"cost_nanos", "duration_milliseconds", b"duration_milliseconds", "endpoint", b"endpoint", "estimated", b"estimated", "input_cost_nanos", b"input_cost_nanos", "input_tokens", b"input_tokens", "model", b"model", "output_cost_nanos", b"output_cost_nanos", "output_tokens", b"output_tokens", "price_version", b"price_version", "provider", b"provider", "provider_request_id", b"provider_request_id", "reasoning_tokens", b"reasoning_tokens", "service_tier", b"service_tier", "session", b"session", "started_at", b"started_at", "status", b"status", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_write_tokens", b"cache_write_tokens", "cached_tokens", b"cached_tokens", "cost_nanos", b"cost_nanos", "duration_milliseconds", b"duration_milliseconds", "endpoint", b"endpoint", "estimated", b"estimated", "input_cost_nanos", b"input_cost_nanos", "input_tokens", b"input_tokens", "internal", b"internal", "model", b"model", "output_cost_nanos", b"output_cost_nanos", "output_tokens", b"output_tokens", "price_version", b"price_version", "provider", b"provider", "provider_request_id", b"provider_request_id", "reasoning_tokens", b"reasoning_tokens", "service_tier", b"service_tier", "session", b"session", "started_at", b"started_at", "status", b"status", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -724,6 +728,7 @@ class UsageRecord(_message.Message):
     PROVIDER_REQUEST_ID_FIELD_NUMBER: _builtins.int
     SERVICE_TIER_FIELD_NUMBER: _builtins.int
     UNITS_FIELD_NUMBER: _builtins.int
+    INTERNAL_FIELD_NUMBER: _builtins.int
     usage_id: _builtins.str
     """Made by the ledger; unique within the account."""
     account_id: _builtins.str
@@ -735,7 +740,7 @@ class UsageRecord(_message.Message):
     billed_nanos: _builtins.int
     """What the customer paid: the provider's cost × the plan's price multiplier; 0 where not billable."""
     billable: _builtins.bool
-    """Whether it was to be paid for; calls with internal keys are not."""
+    """Whether it was to be paid for from the balance; calls with internal keys are not, nor are those of metered plans."""
     hold_id: _builtins.str
     """The hold it settled. Empty for a debit."""
     transaction_id: _builtins.str
@@ -778,6 +783,8 @@ class UsageRecord(_message.Message):
     """The provider's own id of the call."""
     service_tier: _builtins.str
     """`standard`, `batch`, `flex` or `priority`. Default `standard`."""
+    internal: _builtins.bool
+    """Made with an internal key."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was booked."""
@@ -823,10 +830,11 @@ class UsageRecord(_message.Message):
         provider_request_id: _builtins.str = ...,
         service_tier: _builtins.str = ...,
         units: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        internal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "billable", b"billable", "billed_nanos", b"billed_nanos", "cache_write_tokens", b"cache_write_tokens", "cached_tokens", b"cached_tokens", "cost_nanos", b"cost_nanos", "created_at", b"created_at", "duration_milliseconds", b"duration_milliseconds", "endpoint", b"endpoint", "estimated", b"estimated", "hold_id", b"hold_id", "input_cost_nanos", b"input_cost_nanos", "input_tokens", b"input_tokens", "key_id", b"key_id", "model", b"model", "output_cost_nanos", b"output_cost_nanos", "output_tokens", b"output_tokens", "price_version", b"price_version", "provider", b"provider", "provider_request_id", b"provider_request_id", "reasoning_tokens", b"reasoning_tokens", "service_tier", b"service_tier", "session", b"session", "started_at", b"started_at", "status", b"status", "total_tokens", b"total_tokens", "transaction_id", b"transaction_id", "units", b"units", "usage_id", b"usage_id", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "billable", b"billable", "billed_nanos", b"billed_nanos", "cache_write_tokens", b"cache_write_tokens", "cached_tokens", b"cached_tokens", "cost_nanos", b"cost_nanos", "created_at", b"created_at", "duration_milliseconds", b"duration_milliseconds", "endpoint", b"endpoint", "estimated", b"estimated", "hold_id", b"hold_id", "input_cost_nanos", b"input_cost_nanos", "input_tokens", b"input_tokens", "internal", b"internal", "key_id", b"key_id", "model", b"model", "output_cost_nanos", b"output_cost_nanos", "output_tokens", b"output_tokens", "price_version", b"price_version", "provider", b"provider", "provider_request_id", b"provider_request_id", "reasoning_tokens", b"reasoning_tokens", "service_tier", b"service_tier", "session", b"session", "started_at", b"started_at", "status", b"status", "total_tokens", b"total_tokens", "transaction_id", b"transaction_id", "units", b"units", "usage_id", b"usage_id", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -854,6 +862,8 @@ class UsageSummary(_message.Message):
     BILLED_NANOS_FIELD_NUMBER: _builtins.int
     ESTIMATED_REQUESTS_FIELD_NUMBER: _builtins.int
     UNBILLED_REQUESTS_FIELD_NUMBER: _builtins.int
+    INTERNAL_REQUESTS_FIELD_NUMBER: _builtins.int
+    INTERNAL_TOKENS_FIELD_NUMBER: _builtins.int
     day: _builtins.str
     """`2026-11-21`, where summed by day."""
     month: _builtins.str
@@ -886,6 +896,10 @@ class UsageSummary(_message.Message):
     """Calls whose counts are estimates."""
     unbilled_requests: _builtins.int
     """Calls that were not billable."""
+    internal_requests: _builtins.int
+    """Calls made with internal keys."""
+    internal_tokens: _builtins.int
+    """The part of `total_tokens` that those used."""
     def __init__(
         self,
         *,
@@ -905,10 +919,12 @@ class UsageSummary(_message.Message):
         billed_nanos: _builtins.int = ...,
         estimated_requests: _builtins.int = ...,
         unbilled_requests: _builtins.int = ...,
+        internal_requests: _builtins.int = ...,
+        internal_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["billed_nanos", b"billed_nanos", "cached_tokens", b"cached_tokens", "cost_nanos", b"cost_nanos", "day", b"day", "estimated_requests", b"estimated_requests", "input_tokens", b"input_tokens", "key_id", b"key_id", "model", b"model", "month", b"month", "output_tokens", b"output_tokens", "provider", b"provider", "reasoning_tokens", b"reasoning_tokens", "requests", b"requests", "total_tokens", b"total_tokens", "unbilled_requests", b"unbilled_requests", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["billed_nanos", b"billed_nanos", "cached_tokens", b"cached_tokens", "cost_nanos", b"cost_nanos", "day", b"day", "estimated_requests", b"estimated_requests", "input_tokens", b"input_tokens", "internal_requests", b"internal_requests", "internal_tokens", b"internal_tokens", "key_id", b"key_id", "model", b"model", "month", b"month", "output_tokens", b"output_tokens", "provider", b"provider", "reasoning_tokens", b"reasoning_tokens", "requests", b"requests", "total_tokens", b"total_tokens", "unbilled_requests", b"unbilled_requests", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
