@@ -80,6 +80,7 @@ def test_ledger_and_proxy_of_a_later_moment_take_back_a_move_that_is_lost(made, 
 
 
 def test_account_that_is_lost_is_made_again_on_the_book_that_the_ledger_has(made, clock, ledger, proxy, database):
+    clock.forward(timedelta(days=1) - timedelta(hours=clock().hour, minutes=clock().minute))  # a day's promotion is one
     create(made, "free")
     for table in ("outbox", "accounts"):
         database.rows(f"DELETE FROM {table}")
