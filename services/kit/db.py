@@ -64,6 +64,9 @@ def connection_words(database_url: str, application_name: str, options: str = ""
     the server by settings of the session, as it would else keep the locks of a client that is gone, a leader's among
     them. A server that is there and does not answer is not meant: its statements end by `options`, calls by deadlines.
 
+    A server that takes no writes is refused: after a fail-over a name may still lead to the old primary, a standby by
+    now, which takes connections, shows what is old and lets every process lead.
+
     What the URL says itself wins. Raises DatabaseUrlError.
     """
     asked = dict(parsed_url(database_url).normalized_query)
@@ -76,6 +79,7 @@ def connection_words(database_url: str, application_name: str, options: str = ""
         "keepalives_idle": _PROBE_AFTER_SECONDS,
         "keepalives_interval": _PROBE_EACH_SECONDS,
         "keepalives_count": _PROBES,
+        "target_session_attrs": "read-write",
     }
     return {name: value for name, value in words.items() if name not in asked} | {"options": spoken}
 

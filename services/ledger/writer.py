@@ -171,10 +171,7 @@ class Writer:
         if self._connection is None or self._connection.closed:
             url = self._settings.database_url
             words = connection_words(url, "tollkeeper-ledger-writer", session_options(self._settings))
-            # After a fail-over a name may still lead to what is a standby by now, and whose connections last.
-            self._connection = await Connection.opened(
-                connection_string(url), target_session_attrs="read-write", **words
-            )
+            self._connection = await Connection.opened(connection_string(url), **words)
             self._slot = await take_slot(self._connection)
             # This may be another database, to which not all that was committed has come.
             self._remembered.clear()

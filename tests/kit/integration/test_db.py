@@ -69,6 +69,23 @@ def test_a_pool_that_is_used_up_is_unavailable_storage(settings, monkeypatch):
     engine.dispose()
 
 
+def test_a_database_that_only_reads_is_not_connected_to(settings):
+    """As after a fail-over, where the name still leads to the old primary: a standby takes connections, no writes."""
+    url = connection_string(settings.database_url)
+    engine = sync_engine(settings)
+    with psycopg.connect(url, autocommit=True) as operator:
+        setting = f'ALTER DATABASE "{operator.info.dbname}" %s default_transaction_read_only'
+        operator.execute(f"{setting % 'SET'} = on")
+        with pytest.raises(sa.exc.OperationalError) as caught:
+            engine.connect()
+        operator.execute("SET default_transaction_read_only = off")
+        operator.execute(setting % "RESET")
+    assert type(as_refusal(caught.value, "r")) is StorageUnavailable
+    with engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT 1")) == 1
+    engine.dispose()
+
+
 def test_a_connection_cut_while_idle_is_replaced(settings):
     engine = sync_engine(settings)
     with engine.connect() as connection:

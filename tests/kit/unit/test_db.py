@@ -38,8 +38,10 @@ def test_other_urls_are_refused_without_repeating_them(url, complaint):
 
 def test_what_the_url_says_of_its_connections_wins():
     words = connection_words(
-        "postgresql://h/d?connect_timeout=9&keepalives_idle=60&options=-c%20a%3Db", "named", "-c a=c"
+        "postgresql://h/d?connect_timeout=9&keepalives_idle=60&target_session_attrs=any&options=-c%20a%3Db",
+        "named",
+        "-c a=c",
     )
-    assert words.keys().isdisjoint({"connect_timeout", "keepalives_idle"})
+    assert words.keys().isdisjoint({"connect_timeout", "keepalives_idle", "target_session_attrs"})
     assert (words["application_name"], words["tcp_user_timeout"]) == ("named", 15_000)
     assert words["options"].endswith("-c a=c -c a=b")
