@@ -190,10 +190,10 @@ class StripeUnavailable(SubscriptionsError):
 
 
 class SubscriptionExists(SubscriptionsError):
-    """The account has a subscription; a second one would be paid beside it."""
+    """The account has a subscription: a second one would be paid beside it, and another plan be taken back by it."""
 
     kind, reason = Kind.PRECONDITION, "SUBSCRIPTION_EXISTS"
-    advice = "Change the subscription (PATCH /api/billing/subscription) instead of opening another one."
+    advice = "Change the subscription (PATCH /api/billing/subscription), or end it first."
 
 
 class SubscriptionNotFound(SubscriptionsError):

@@ -18,10 +18,12 @@ from services.subscriptions.errors import (
     IdempotencyConflict,
     PlanNotFound,
     PlanRetired,
+    SubscriptionExists,
 )
 from services.subscriptions.model.account import Account, AccountWords, PlanChange, fresh_revision
 from services.subscriptions.model.delivery import Delivery, opening, plan_terms, with_promotion
 from services.subscriptions.model.plan import Plan
+from services.subscriptions.stripe import mirror_store
 
 _PLAN_FIELD = "plan"
 
@@ -107,7 +109,8 @@ class Customers:
         """Move an account to a plan's newest version and deliver what follows, as far as time allows.
 
         Moving to the plan it is on renews its terms. Raises AccountNotFound, PlanNotFound, PlanRetired,
-        IdempotencyConflict; grpc.RpcError where pricing does not answer.
+        IdempotencyConflict; SubscriptionExists where Stripe says the plan, and would take back what is said here;
+        grpc.RpcError where pricing does not answer.
         """
         with self._engine.connect() as connection:
             change = store.find_plan_change(connection, account_id, request_id)
@@ -119,6 +122,9 @@ class Customers:
             change = change or store.find_plan_change(connection, account_id, request_id)
             if change is None:
                 assert plan is not None
+                mirror = mirror_store.find_mirror(connection, account_id)
+                if mirror is not None and mirror.in_force:
+                    raise SubscriptionExists(f"account {account_id} has a subscription, which says its plan")
                 account = self._moved(connection, account, plan, request_id)
         if change is None:
             return Done(self._delivered(account), replayed=False)

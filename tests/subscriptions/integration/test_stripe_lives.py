@@ -9,6 +9,8 @@ import pytest
 import stripe
 from subscriptions_events import FREE, PROFESSIONAL, STARTER, STARTER_CREDIT, USD, moment
 
+from services.subscriptions.errors import SubscriptionExists
+
 CENT = 10_000_000
 
 
@@ -110,6 +112,18 @@ def test_cancelled_at_the_end_of_the_period_keeps_the_plan_until_then(told):
     told.settle()
     assert told.standing() == FREE
     assert told.credit() == STARTER_CREDIT
+
+
+def test_operator_moves_an_account_beside_no_subscription_which_would_take_it_back(told):
+    made = told.subscribed()
+    with pytest.raises(SubscriptionExists):
+        told.parts.customers.set_plan("acme", "professional", "by-agreement")
+    assert told.standing() == STARTER
+    told.stripe.v1.subscriptions.cancel(made.id)
+    told.settle()
+    told.parts.customers.set_plan("acme", "professional", "by-agreement")
+    told.settle()
+    assert told.account().plan_id == "professional"
 
 
 def test_renewal_gives_the_next_credit_once(told):

@@ -98,7 +98,8 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAccountPlan(self, request, context):
-        """Moves a customer to a plan without Stripe (prepaid, or by agreement).
+        """Moves a customer to a plan without Stripe (prepaid, or by agreement). Errors: NOT_FOUND (ACCOUNT_NOT_FOUND,
+        PLAN_NOT_FOUND), FAILED_PRECONDITION (PLAN_RETIRED; SUBSCRIPTION_EXISTS, as it is Stripe that says the plan then).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

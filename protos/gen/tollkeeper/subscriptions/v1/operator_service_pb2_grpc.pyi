@@ -46,7 +46,9 @@ class CustomerServiceStub:
     GetAccountStats: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetAccountStatsRequest, _operator_service_pb2.AccountStats]
     """One customer's figures. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE (ACCOUNT_NOT_PROVISIONED)."""
     SetAccountPlan: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.SetAccountPlanRequest, _resources_pb2.CustomerAccount]
-    """Moves a customer to a plan without Stripe (prepaid, or by agreement)."""
+    """Moves a customer to a plan without Stripe (prepaid, or by agreement). Errors: NOT_FOUND (ACCOUNT_NOT_FOUND,
+    PLAN_NOT_FOUND), FAILED_PRECONDITION (PLAN_RETIRED; SUBSCRIPTION_EXISTS, as it is Stripe that says the plan then).
+    """
 
 @_typing.type_check_only
 class CustomerServiceAsyncStub(CustomerServiceStub):
@@ -64,7 +66,9 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     GetAccountStats: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetAccountStatsRequest, _operator_service_pb2.AccountStats]  # type: ignore[assignment]
     """One customer's figures. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE (ACCOUNT_NOT_PROVISIONED)."""
     SetAccountPlan: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.SetAccountPlanRequest, _resources_pb2.CustomerAccount]  # type: ignore[assignment]
-    """Moves a customer to a plan without Stripe (prepaid, or by agreement)."""
+    """Moves a customer to a plan without Stripe (prepaid, or by agreement). Errors: NOT_FOUND (ACCOUNT_NOT_FOUND,
+    PLAN_NOT_FOUND), FAILED_PRECONDITION (PLAN_RETIRED; SUBSCRIPTION_EXISTS, as it is Stripe that says the plan then).
+    """
 
 class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Customers' accounts, for operators."""
@@ -104,7 +108,9 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_service_pb2.SetAccountPlanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.CustomerAccount, _abc.Awaitable[_resources_pb2.CustomerAccount]]:
-        """Moves a customer to a plan without Stripe (prepaid, or by agreement)."""
+        """Moves a customer to a plan without Stripe (prepaid, or by agreement). Errors: NOT_FOUND (ACCOUNT_NOT_FOUND,
+        PLAN_NOT_FOUND), FAILED_PRECONDITION (PLAN_RETIRED; SUBSCRIPTION_EXISTS, as it is Stripe that says the plan then).
+        """
 
 def add_CustomerServiceServicer_to_server(servicer: CustomerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
