@@ -37,7 +37,8 @@ def service(name: str, addresses: Sequence[Address], options: Options) -> Json:
             _HTTP_OPTIONS: {
                 "@type": "type.googleapis.com/" + _HTTP_OPTIONS,
                 "explicit_http_config": {
-                    "http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}},
+                    # As long as services give each other (services/kit/channels.py): who is busy is not dead.
+                    "http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "10s"}},
                 },
             }
         },

@@ -57,11 +57,12 @@ def _path_match(binding: Binding) -> Json:
 
 
 def _route(binding: Binding, fields: Mapping[str, object] | None, options: Options, *, key_in_query: bool) -> Json:
-    # A stream may last; a model call is as slow as its provider.
-    lasting = binding.streaming or binding.wire is not Wire.API
     # What the proxy streams, and so keeps open, is model calls, /api/ai among them. A unary one says nothing until its
-    # end, and it is the proxy that ends one, whatever ends it.
-    of_a_model = binding.wire is not Wire.API or (binding.streaming and binding.service == "proxy")
+    # end, and it is the proxy that ends one, whatever ends it. What is asked of models by GET is no call of one.
+    is_listing = binding.wire is not Wire.API and binding.method == "GET"
+    of_a_model = not is_listing and (binding.wire is not Wire.API or (binding.streaming and binding.service == "proxy"))
+    # A stream may last; a model call is as slow as its provider.
+    lasting = of_a_model or (binding.streaming and not is_listing)
     idle_seconds = options.model_call_seconds if of_a_model else STREAM_IDLE_SECONDS
     return {
         "name": binding.rpc,

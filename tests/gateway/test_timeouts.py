@@ -41,6 +41,11 @@ def seconds(duration):
     return float(duration.removesuffix("s"))
 
 
+def asked_by(route):
+    [method] = [header for header in route["match"]["headers"] if header["name"] == ":method"]
+    return method["string_match"]["exact"]
+
+
 def test_it_is_the_proxy_that_ends_a_model_call():
     proxy = {name: field.default for name, field in ProxySettings.model_fields.items()}
     # Its provider's time, then the bill: after three waits for the ledger a settlement is the outbox's.
@@ -49,11 +54,15 @@ def test_it_is_the_proxy_that_ends_a_model_call():
     document = render.configuration(listen=render.Address("127.0.0.1", 8080), admin=None, services=services)
     [edge] = document["static_resources"]["listeners"]
     manager = edge["filter_chains"][0]["filters"][0]["typed_config"]
-    calls = [
-        route["route"]
+    routes = [
+        route
         for route in manager["route_config"]["virtual_hosts"][0]["routes"]
         if route.get("name", "").startswith("tollkeeper.proxy.v1.WireService.")
     ]
+    listings = [route["route"]["timeout"] for route in routes if asked_by(route) == "GET"]
+    assert len(listings) > 3
+    assert set(listings) == {"30s"}, "of a proxy that hangs, too, its models are not asked for without end"
+    calls = [route["route"] for route in routes if asked_by(route) == "POST"]
     assert len(calls) > 8
     for route in calls:
         assert route["timeout"] == "0s"
