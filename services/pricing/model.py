@@ -90,14 +90,22 @@ class PriceBook:
 
     def in_force(self, provider: str, model: str, at: datetime, known_by: int = MAX_INT64) -> PublishedPrice | None:
         """A model's price at a moment, of those known by a version; None where it has none, or was withdrawn."""
+        found = self._said(provider, model, at, known_by)
+        return None if found is None or found.withdrawn else found
+
+    def is_withdrawn(self, provider: str, model: str, at: datetime) -> bool:
+        """Whether a model had a price and has none at a moment, since it was taken from sale."""
+        found = self._said(provider, model, at, MAX_INT64)
+        return found is not None and found.withdrawn
+
+    def _said(self, provider: str, model: str, at: datetime, known_by: int) -> PublishedPrice | None:
         history = self._by_moment.get((provider, model))
         if history is None:
             return None
         number = bisect_right(self._moments[provider, model], at)
         while number and history[number - 1].version > known_by:
             number -= 1
-        found = history[number - 1] if number else None
-        return None if found is None or found.withdrawn else found
+        return history[number - 1] if number else None
 
     def of_version(self, provider: str, model: str, version: int) -> PublishedPrice | None:
         """A model's price as the catalogue stood with `version`: the last one published by then, whenever in force."""

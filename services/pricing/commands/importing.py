@@ -18,7 +18,7 @@ from services.kit.errors import ServiceError
 from services.pricing.assembly import Parts
 from services.pricing.commands.catalogues import read_file
 from services.pricing.commands.terminal import console, dollars, print_json, table
-from services.pricing.litellm.diff import ANY_MOVE_PERCENT, CHANGED, GONE, NEW, PriceChange, moves
+from services.pricing.litellm.diff import ANY_MOVE_PERCENT, CHANGED, GONE, NEW, WITHDRAWN, PriceChange, moves
 from services.pricing.litellm.importing import DEFAULT_MAX_MOVE_PERCENT, Imported, Order
 from services.pricing.litellm.mapping import PriceMap
 from services.pricing.litellm.wire import imported_to_proto
@@ -82,10 +82,12 @@ def _author() -> str:
 
 def _show(imported: Imported, order: Order, most: int | None) -> None:
     out = console()
-    by_kind = {kind: [one for one in imported.changes if one.kind == kind] for kind in (CHANGED, NEW, GONE)}
-    changed, new, gone = by_kind[CHANGED], by_kind[NEW], by_kind[GONE]
+    changed, new, withdrawn, gone = (
+        [one for one in imported.changes if one.kind == kind] for kind in (CHANGED, NEW, WITHDRAWN, GONE)
+    )
     _print(out, "Changed, largest moves first", _CHANGED, [row for one in changed for row in _changed_rows(one)], most)
     _print(out, "New", _NEW, [_new_row(one) for one in new], most)
+    _print(out, "Withdrawn here; they stay so", _MODEL, [_model(one) for one in withdrawn], most)
     _print(out, "In the catalogue, not in the map; their prices stay", _MODEL, [_model(one) for one in gone], most)
     assert imported.price_map is not None, "a new request is no repeat"
     _show_map(out, imported.price_map, most)

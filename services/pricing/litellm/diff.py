@@ -11,8 +11,8 @@ from services.pricing.model import BASIS_POINTS, MAX_INT64, PriceBook, Published
 from services.rating import STANDARD, PriceCard
 from services.rating.card import fallbacks
 
-NEW, CHANGED, GONE = "new", "changed", "gone"
-_KINDS = (CHANGED, NEW, GONE)
+NEW, CHANGED, GONE, WITHDRAWN = "new", "changed", "gone", "withdrawn"
+_KINDS = (CHANGED, NEW, WITHDRAWN, GONE)
 
 # A move from free to any price: more than any percentage.
 FROM_FREE = MAX_INT64
@@ -21,7 +21,10 @@ ANY_MOVE_PERCENT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class PriceChange:
-    """One difference: `before` is None for a new price, `after` for one that is gone, which keeps its price."""
+    """One difference: `before` is None for a new price, `after` for one that is gone, which keeps its price.
+
+    Of a model that was withdrawn both are None: it stays so, whatever a map says.
+    """
 
     kind: str
     provider: str
@@ -41,7 +44,7 @@ class PriceChange:
 
 
 def compare(price_map: PriceMap, book: PriceBook, at: datetime) -> list[PriceChange]:
-    """What a map has otherwise than the catalogue at a moment: largest moves first, then new, then gone.
+    """What a map has otherwise than the catalogue at a moment: largest moves first, then new, withdrawn, gone.
 
     Gone is what the catalogue prices and the map does not name, of the providers that the map names. It is told, not
     withdrawn: that a map is silent on a model is no price, and a map cut short would take every model from customers.
@@ -57,12 +60,15 @@ def compare(price_map: PriceMap, book: PriceBook, at: datetime) -> list[PriceCha
 
 
 def changes_of(prices: Iterable[PublishedPrice], book: PriceBook, at: datetime) -> list[PriceChange]:
-    """What these prices change of the catalogue at a moment: changed ones, largest moves first, then new ones."""
+    """What these prices change of the catalogue at a moment: changed, largest moves first, then new, then withdrawn."""
     found = []
     for price in prices:
         before = book.in_force(price.provider, price.model, at)
         if before is None:
-            found.append(PriceChange(NEW, price.provider, price.model, None, price))
+            if book.is_withdrawn(price.provider, price.model, at):
+                found.append(PriceChange(WITHDRAWN, price.provider, price.model, None, None))
+            else:
+                found.append(PriceChange(NEW, price.provider, price.model, None, price))
             continue
         after = _keeping(before, price)
         if not _same(before, after):

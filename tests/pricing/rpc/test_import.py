@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import grpc
 import pytest
 from tollkeeper.pricing.v1 import pricing_service_pb2 as pb
-from tollkeeper.pricing.v1.resources_pb2 import Usage
+from tollkeeper.pricing.v1.resources_pb2 import Price, Rate, Usage
 
 from services.pricing.litellm.fetching import BadAddressError, FetchError, fetch
 
@@ -110,6 +110,20 @@ def test_applied_import_publishes_what_is_new_and_changed_as_one_version(pricing
     assert cost_of(pricing, "same").price_version == 2
     assert cost_of(pricing, "gone").cost_nanos == USD  # told, not withdrawn
     assert cost_of(pricing, "added", service_tier="batch").cost_nanos == USD
+
+
+def test_model_that_was_withdrawn_stays_so_whatever_a_map_says(pricing, admin, refused):
+    admin.prices.ImportPrices(ordered(content(kept={INPUT: 1e-06}, banned={INPUT: 1e-06})))
+    withdrawal = Price(provider="acme", model="banned", withdrawn=True)
+    admin.prices.PublishPrices(pb.PublishPricesRequest(prices=[withdrawal], request_id="p1"))
+    response = admin.prices.ImportPrices(ordered(content(kept={INPUT: 1e-06}, banned={INPUT: 9e-06}), "r2"))
+    assert told(response) == [("withdrawn", "banned")]
+    assert not response.HasField("version")
+    assert refused(lambda _: cost_of(pricing, "banned"), None).reason == "PRICE_NOT_FOUND"
+    rates = [Rate(component="input", nanos_per_million=USD)]
+    back = Price(provider="acme", model="banned", mode="chat", rates=rates)
+    admin.prices.PublishPrices(pb.PublishPricesRequest(prices=[back], request_id="p2"))
+    assert cost_of(pricing, "banned").cost_nanos == USD
 
 
 def test_map_that_differs_in_nothing_publishes_nothing(admin):

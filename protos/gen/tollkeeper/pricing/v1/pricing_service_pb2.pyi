@@ -585,7 +585,7 @@ class PriceChange(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     LARGEST_MOVE_BASIS_POINTS_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """`new`, `changed` or `gone`."""
+    """`new`, `changed`, `gone` from the map, or `withdrawn` here: that stays so until a price of it is published."""
     provider: _builtins.str
     """Which provider."""
     model: _builtins.str
@@ -594,11 +594,11 @@ class PriceChange(_message.Message):
     """The largest move of any of its rates, in basis points."""
     @_builtins.property
     def before(self) -> _resources_pb2.Price:
-        """What it was. Unset for `new`."""
+        """What it was. Unset for `new` and `withdrawn`."""
 
     @_builtins.property
     def after(self) -> _resources_pb2.Price:
-        """What it becomes. Unset for `gone`."""
+        """What it becomes. Unset for `gone` and `withdrawn`."""
 
     def __init__(
         self,
