@@ -237,6 +237,6 @@ def usage(**words):
     names = ["input_cost", "output_cost", "cost", "price_version", "duration_milliseconds"]
     names += [f"{kind}_tokens" for kind in ("input", "output", "cached", "cache_write", "reasoning")]
     texts = ("session", "provider", "model", "endpoint", "provider_request_id")
-    values = dict.fromkeys(names, 0) | dict.fromkeys(texts, "")
-    values |= {"status": "ok", "estimated": False, "started_at": None, "service_tier": "standard", "units": {}}
+    values = dict.fromkeys(names, 0) | dict.fromkeys(texts, "") | {"estimated": False, "internal": False}
+    values |= {"status": "ok", "started_at": None, "service_tier": "standard", "units": {}}
     return Usage(**values | words)
