@@ -18,10 +18,11 @@ from services.kit.errors import ServiceError
 from services.pricing.assembly import Parts
 from services.pricing.commands.catalogues import read_file
 from services.pricing.commands.terminal import console, dollars, print_json, table
-from services.pricing.litellm.diff import ANY_MOVE_PERCENT, CHANGED, GONE, NEW, WITHDRAWN, PriceChange, moves
+from services.pricing.litellm.diff import CHANGED, GONE, NEW, WITHDRAWN, PriceChange
 from services.pricing.litellm.importing import DEFAULT_MAX_MOVE_PERCENT, Imported, Order
 from services.pricing.litellm.mapping import PriceMap
 from services.pricing.litellm.wire import imported_to_proto
+from services.pricing.moves import ANY_MOVE_PERCENT, moves
 from services.pricing.settings import PricingSettings
 from services.rating import STANDARD, PriceCard
 

@@ -7,16 +7,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from services.pricing.litellm.mapping import PriceMap
-from services.pricing.model import BASIS_POINTS, MAX_INT64, PriceBook, PublishedPrice
-from services.rating import STANDARD, PriceCard
-from services.rating.card import fallbacks
+from services.pricing.model import BASIS_POINTS, PriceBook, PublishedPrice
+from services.pricing.moves import ANY_MOVE_PERCENT, moves, told_basis_points
 
 NEW, CHANGED, GONE, WITHDRAWN = "new", "changed", "gone", "withdrawn"
 _KINDS = (CHANGED, NEW, WITHDRAWN, GONE)
-
-# A move from free to any price: more than any percentage.
-FROM_FREE = MAX_INT64
-ANY_MOVE_PERCENT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,70 +72,6 @@ def changes_of(prices: Iterable[PublishedPrice], book: PriceBook, at: datetime) 
             largest = max((move.basis_points for move in moves(before.card, after.card)), default=0)
             found.append(PriceChange(CHANGED, price.provider, price.model, before, after, largest))
     return sorted(found, key=_largest_first)
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """What a call pays for one component, in a tier and above a threshold: before and after; None: not priced."""
-
-    component: str
-    service_tier: str
-    above_tokens: int
-    was: int | None
-    becomes: int | None
-
-    @property
-    def basis_points(self) -> int:
-        """How far it moves, up or down, rounded up: just above a limit is not at it. 0 where one side is not priced."""
-        if self.was is None or self.becomes is None or self.was == self.becomes:
-            return 0
-        if self.was == 0:
-            return FROM_FREE
-        return min(-(-abs(self.becomes - self.was) * BASIS_POINTS // self.was), FROM_FREE - 1)
-
-    @property
-    def told_rate(self) -> str:
-        """Which rate, for a person: `input, batch, above 200,000`."""
-        tier = f", {self.service_tier}" if self.service_tier != STANDARD else ""
-        return self.component + tier + (f", above {self.above_tokens:,}" if self.above_tokens else "")
-
-    @property
-    def told(self) -> str:
-        """How far, for a person: `+33.34 %`, `from free`, `new` or `gone`."""
-        if self.was is None:
-            return "new"
-        if self.becomes is None:
-            return "gone"
-        return ("-" if self.becomes < self.was else "+") * (self.was > 0) + told_basis_points(self.basis_points)
-
-
-def moves(before: PriceCard, after: PriceCard) -> list[Move]:
-    """Every rate that is not the same on both sides, largest moves first.
-
-    What is compared is the rate that a call takes, not the one that stands there: where a rate of its own is dropped, a
-    part goes over to that of the tokens it is part of, with their thresholds.
-    """
-    priced = {(rate.component, rate.service_tier) for card in (before, after) for rate in card.rates}
-    asked = {(*part, above) for part in priced for card in (before, after) for above in _thresholds(card, *part)}
-    found = [
-        Move(component, tier, above, before.rate(component, tier, above + 1), after.rate(component, tier, above + 1))
-        for component, tier, above in sorted(asked)
-    ]
-    return sorted((move for move in found if move.was != move.becomes), key=lambda move: -move.basis_points)
-
-
-def _thresholds(card: PriceCard, component: str, service_tier: str) -> list[int]:
-    """Above which thresholds a part has rates: its own, or those of the tokens that it takes its rate from."""
-    for name in fallbacks(component):
-        own = [rate.above_tokens for rate in card.rates if (rate.component, rate.service_tier) == (name, service_tier)]
-        if own:
-            return own
-    return []
-
-
-def told_basis_points(basis_points: int) -> str:
-    """A move for a person: `33.34 %`, or `from free`."""
-    return "from free" if basis_points == FROM_FREE else f"{basis_points // 100}.{basis_points % 100:02d} %"
 
 
 def _keeping(before: PublishedPrice, after: PublishedPrice) -> PublishedPrice:

@@ -6,10 +6,11 @@ from tollkeeper.pricing.v1 import pricing_service_pb2 as pb
 
 from services.kit.validation import Violations
 from services.pricing import wire
-from services.pricing.litellm.diff import ANY_MOVE_PERCENT, PriceChange
+from services.pricing.litellm.diff import PriceChange
 from services.pricing.litellm.fetching import BadAddressError, check_address
 from services.pricing.litellm.importing import DEFAULT_MAX_MOVE_PERCENT, Imported, Order
 from services.pricing.litellm.reading import MAX_MAP_BYTES
+from services.pricing.moves import ANY_MOVE_PERCENT
 
 _MAX_REASON_CHARS = 500
 

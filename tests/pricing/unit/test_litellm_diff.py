@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.pricing.litellm.diff import ANY_MOVE_PERCENT, FROM_FREE, compare, moves
+from services.pricing.litellm.diff import compare
 from services.pricing.litellm.mapping import PriceMap, read_price_map
 from services.pricing.model import PriceBook, PublishedPrice
+from services.pricing.moves import ANY_MOVE_PERCENT, FROM_FREE, moves
 from services.rating import PriceCard, Rate
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
