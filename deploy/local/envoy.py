@@ -66,6 +66,8 @@ def program(configuration_file: Path) -> Program:
             "--disable-hot-restart",  # which would share memory with any other Envoy of this user
             "--log-level",
             "warning",
+            "--file-flush-interval-msec",
+            "500",  # so that who looks into the log sees what has just happened, not what did ten seconds ago
         ),
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
         cwd=configuration_file.parent,
