@@ -79,13 +79,14 @@ class ResponsesRequest(Request):
         tools = body.get("tools")
         if isinstance(tools, list):
             violations.count("tools", tools, at_most=reading.MAX_TOOLS)
-        for value in (tools, body.get("text"), *_tools_brought_along(body.get("input"))):
+        brought_along = list(_tools_brought_along(body.get("input")))
+        for value in (tools, body.get("text"), *brought_along):
             if value:
                 count.definitions(value)
         if body.get("context_management"):
             count.twice()  # by a compaction
         violations.raise_if_any()
-        for some in (tools, *_tools_brought_along(body.get("input"))):
+        for some in (tools, *brought_along):
             reading.refuse_billed_tools(some, _PLAIN_TOOLS)
         if body.get("multi_agent"):
             raise reading.not_priced("multi_agent")  # any number of agents, each with a context of its own
