@@ -147,6 +147,12 @@ class Metering:
         use, _ = self._use(account_id, in_minutes(cycle))
         return [Quota(terms, use[terms.metric], cycle.end) for terms in found]
 
+    def counted(self, account_id: str) -> dict[str, int]:
+        """What is used of each metric in the present cycle, as meters are told. Raises AccountNotFound."""
+        cycle = self._customers.get(account_id).cycle_at(self._clock())
+        use, _ = self._use(account_id, in_minutes(cycle))
+        return {metric: found.used for metric, found in use.items()}
+
     def emitted(self, account_id: str) -> dict[str, int]:
         """What was emitted in the present cycle of the metrics that the ledger counts, beside what it has counted.
 

@@ -11,6 +11,9 @@ _NANOS_PER_CENT = 10_000_000
 _MONTHS_PER_YEAR = 12
 _DEFAULT_WARN_PERCENT = 80
 
+# The kind of plan that is billed by what is used.
+METERED = "metered"
+
 TOKENS_METRIC = "llm_tokens"
 REQUESTS_METRIC = "api_calls"
 

@@ -20,12 +20,24 @@ from services.subscriptions.model.credits import (
     RecommendationView,
     UsageSums,
 )
-from services.subscriptions.model.plan import METRIC_OF_UNIT, Plan, allowance, billed_nanos, provider_cost_nanos
+from services.subscriptions.model.plan import (
+    METERED,
+    METRIC_OF_UNIT,
+    REQUESTS_METRIC,
+    TOKENS_METRIC,
+    Plan,
+    allowance,
+    billed_nanos,
+    provider_cost_nanos,
+)
 from services.subscriptions.service.customers import Customers
 
 
-class EmittedUse(Protocol):
-    """What is asked of metering."""
+class MeteredUse(Protocol):
+    """What is asked of metering, of the present cycle."""
+
+    def counted(self, account_id: str) -> dict[str, int]:
+        """What is billed by, by metric: without calls of internal keys."""
 
     def emitted(self, account_id: str) -> dict[str, int]:
         """What was emitted in the present cycle beside what the ledger has counted, by metric."""
@@ -40,7 +52,7 @@ class Billing:
         plans: PlanCatalogue,
         pricing: PricingClient,
         ledger: LedgerClient,
-        metering: EmittedUse,
+        metering: MeteredUse,
         *,
         clock: Clock = utc_now,
     ) -> None:
@@ -88,7 +100,7 @@ class Billing:
         account = self._customers.get(account_id)
         plan = self.plan_of(account)
         balance = self._ledger.balance(account_id)
-        used = self._cycle_use(account_id, balance.cycle_start).tokens
+        used = self._billed_use(account_id, plan, balance.cycle_start).tokens
         included = allowance(plan, "tokens")
         quote = OverageQuote(0, 0) if included is None else self._pricing.quote_token_overage(plan, used)
         return OverageView(account, included or 0, used, quote, balance.cycle_end)
@@ -98,7 +110,7 @@ class Billing:
         account = self._customers.get(account_id)
         plan = self.plan_of(account)
         balance = self._ledger.balance(account_id)
-        use = self._cycle_use(account_id, balance.cycle_start)
+        use = self._billed_use(account_id, plan, balance.cycle_start)
         spent = balance.cycle_spent_nanos
         advice = self._pricing.recommend(
             plan, balance, cost_nanos=provider_cost_nanos(plan, spent), tokens=use.tokens, requests=use.requests
@@ -122,6 +134,16 @@ class Billing:
     def plan_of(self, account: Account) -> Plan:
         """The plan an account is on, in its own version."""
         return self._plans.version(account.plan_id, account.plan_version)
+
+    def _billed_use(self, account_id: str, plan: Plan, cycle_start: datetime) -> CycleUse:
+        """Tokens and requests of the cycle that a plan's overage counts.
+
+        A metered plan's are those that its meters count; the ledger's limits count calls of internal keys too.
+        """
+        if plan.kind != METERED:
+            return self._cycle_use(account_id, cycle_start)
+        counted = self._metering.counted(account_id)
+        return CycleUse(counted[TOKENS_METRIC], counted[REQUESTS_METRIC])
 
     def _cycle_use(self, account_id: str, cycle_start: datetime) -> CycleUse:
         """Tokens and requests of the cycle: as the plan's limits have counted them, else from the usage records.

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from services.subscriptions.clients import PlanCatalogue
 from services.subscriptions.errors import PlanNotFound, StripeRefused
 from services.subscriptions.model.account import DEFAULT_PLAN, Account
-from services.subscriptions.model.plan import Plan
+from services.subscriptions.model.plan import METERED, Plan
 from services.subscriptions.stripe.events import CHARGE, CREDITED, INVOICE, PAYMENT_INTENT, SESSION, Reference
 from services.subscriptions.stripe.grants import plans_named
 from services.subscriptions.stripe.model import PaidInvoice, PaidSource, PlanKey, ReturnedCharge, SubscriptionState
-from services.subscriptions.stripe.moves import METERED, is_kept
+from services.subscriptions.stripe.moves import is_kept
 from services.subscriptions.stripe.reading import MissingObjectError, StripeReader, UnreadableObjectError
 
 FREE_METERED_PLAN = "metered-free"

@@ -21,10 +21,8 @@ from datetime import datetime
 from enum import Enum
 
 from services.subscriptions.errors import SubscriptionUnmovable
-from services.subscriptions.model.plan import Plan
+from services.subscriptions.model.plan import METERED, Plan
 from services.subscriptions.stripe.names import MONTH, YEAR
-
-METERED = "metered"
 
 
 class Move(Enum):

@@ -9,6 +9,7 @@ import redis
 from sqlalchemy import text
 from subscriptions_peers import USD, eventually
 from tollkeeper.subscriptions.v1 import billing_service_pb2 as pb
+from tollkeeper.subscriptions.v1 import credits_service_pb2 as credits_pb
 from tollkeeper.subscriptions.v1 import operator_service_pb2 as operator_pb
 
 from services.kit.errors import RemoteError
@@ -400,6 +401,22 @@ def test_counter_worked_out_before_a_change_is_not_believed_after_it(cache, redi
     assert writer.read("acme", Cycle(cycle.end, cycle.end + timedelta(days=31)))[1] is None, "of another cycle"
     for counters in (reader, writer):
         counters.close()
+
+
+def test_overage_of_a_metered_plan_is_what_its_meters_count(suite, ledger, pricing):
+    """Calls with internal keys are billed by nobody; the ledger's limits count them."""
+    suite.create("metered-standard")
+    suite.emit("llm_tokens", 1_000_000)
+    ledger.use("acme", 40_000, datetime.now(UTC))
+    ledger.use("acme", 900_000, datetime.now(UTC), internal=True)
+    suite.feed()
+    ledger.books["acme"]["used"] = {"plan::tokens:cycle": 940_000, "plan::requests:cycle": 2}
+    shown = suite.service(suite.service.credits.GetOverage, credits_pb.GetOverageRequest(account_id="acme"))
+    assert (shown.tokens_included, shown.tokens_used) == (1_000_000, 1_040_000)
+    assert pricing.named("QuoteOverage")[0].used == {"llm_tokens": suite.used("llm_tokens")}
+    advice = credits_pb.GetRecommendationRequest(account_id="acme")
+    suite.service(suite.service.credits.GetRecommendation, advice)
+    assert [(asked.tokens, asked.requests) for asked in pricing.named("RecommendPlan")] == [(1_040_000, 1)]
 
 
 # The ledger's limits
