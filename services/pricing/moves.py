@@ -79,12 +79,17 @@ def told_basis_points(basis_points: int) -> str:
     return "from free" if basis_points == FROM_FREE else f"{basis_points // 100}.{basis_points % 100:02d} %"
 
 
+def is_too_large(basis_points: int, max_percent: int) -> bool:
+    """Whether a move, up or down, is by more percent than allowed; ANY_MOVE_PERCENT lets all pass, also from free."""
+    return max_percent < ANY_MOVE_PERCENT and basis_points * 100 > max_percent * BASIS_POINTS
+
+
 def too_large_moves(
     prices: Sequence[PublishedPrice], book: PriceBook, at: datetime, max_move_percent: int
 ) -> list[Fault]:
     """What moves by more percent than allowed, up or down, by its field in the request; measured as an import is.
 
-    From free to any price is more than any percentage. What was not priced before, or is not any more, does not move.
+    What was not priced before, or is not any more, does not move.
     """
     found = []
     for number, price in enumerate(prices):
@@ -98,7 +103,7 @@ def too_large_moves(
 def _too_large(before: PriceCard, after: PriceCard, max_move_percent: int, at: str, name: str) -> Iterator[Fault]:
     places = {(rate.component, rate.service_tier, rate.above_tokens): n for n, rate in enumerate(after.rates)}
     for move in moves(before, after):
-        if move.basis_points * 100 > max_move_percent * BASIS_POINTS:
+        if is_too_large(move.basis_points, max_move_percent):
             place = places.get((move.component, move.service_tier, move.above_tokens))
             # Where a rate is left out, a part goes over to that of the tokens it is part of.
             field = f"{at}.rates" if place is None else f"{at}.rates[{place}].nanos_per_million"

@@ -20,6 +20,7 @@ from services.pricing import wire
 from services.pricing.costing import Call, Costing, Counts
 from services.pricing.litellm.wire import imported_to_proto, order_from_proto
 from services.pricing.model import MILLION, PublishedPrice
+from services.pricing.moves import ANY_MOVE_PERCENT
 from services.pricing.override_service import OverrideService
 from services.pricing.override_servicer import OverrideRpcs
 from services.pricing.repricing import MAX_PERIOD, Repricer
@@ -31,7 +32,6 @@ from services.rating.wire import card_from_proto, cost_to_proto, usage_from_prot
 
 MAX_BATCH = 10_000
 MAX_MULTIPLIER_MILLIONTHS = 1000 * MILLION
-MAX_MOVE_PERCENT = 1_000_000
 
 _R = TypeVar("_R")
 
@@ -222,7 +222,7 @@ def _publication(request: pb.PublishPricesRequest) -> Publication:
     v = Violations()
     v.identifier("request_id", request.request_id)
     v.text("reason", request.reason, max_length=wire.MAX_REASON_CHARS)
-    v.between("max_move_percent", request.max_move_percent, 0, MAX_MOVE_PERCENT)
+    v.between("max_move_percent", request.max_move_percent, 0, ANY_MOVE_PERCENT)
     v.count("prices", request.prices, at_least=1, at_most=MAX_BATCH)
     v.raise_if_any()
     first: dict[tuple[str, str], int] = {}

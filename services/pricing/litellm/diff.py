@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from services.pricing.litellm.mapping import PriceMap
-from services.pricing.model import BASIS_POINTS, PriceBook, PublishedPrice
-from services.pricing.moves import ANY_MOVE_PERCENT, moves, told_basis_points
+from services.pricing.model import PriceBook, PublishedPrice
+from services.pricing.moves import is_too_large, moves, told_basis_points
 
 NEW, CHANGED, GONE, WITHDRAWN = "new", "changed", "gone", "withdrawn"
 _KINDS = (CHANGED, NEW, WITHDRAWN, GONE)
@@ -34,8 +34,8 @@ class PriceChange:
         return told_basis_points(self.largest_move_basis_points)
 
     def moves_more_than(self, percent: int) -> bool:
-        """Whether any of its rates moves by more; ANY_MOVE_PERCENT lets all pass, also what was free."""
-        return percent < ANY_MOVE_PERCENT and self.largest_move_basis_points * 100 > percent * BASIS_POINTS
+        """Whether any of its rates moves by more than an import may."""
+        return is_too_large(self.largest_move_basis_points, percent)
 
 
 def compare(price_map: PriceMap, book: PriceBook, at: datetime) -> list[PriceChange]:

@@ -126,6 +126,13 @@ def test_move_above_the_limit_is_refused_up_and_down(pricing, admin, refused):
     assert cost_of(pricing).cost_nanos == 6 * USD
 
 
+def test_any_move_may_be_allowed_as_in_an_import_also_from_free(pricing, admin, refused):
+    admin.prices.PublishPrices(publish(price("m", usd=0)))
+    short = publish(price("m", usd=3), request_id="r2", max_move_percent=999_999)
+    assert refused(admin.prices.PublishPrices, short).reason == "PRICE_MOVE_TOO_LARGE"
+    admin.prices.PublishPrices(publish(price("m", usd=3), request_id="r2", max_move_percent=1_000_000))
+
+
 def test_move_is_measured_on_what_a_call_pays_also_where_a_rate_is_left_out(pricing, admin, refused):
     plain = [Rate(component="input", nanos_per_million=3 * USD), Rate(component="output", nanos_per_million=15 * USD)]
     cached = [*plain, Rate(component="cache_read", nanos_per_million=3 * USD // 10)]

@@ -442,7 +442,7 @@ class PublishPricesRequest(_message.Message):
     """Idempotency key."""
     max_move_percent: _builtins.int
     """Refuse where what a call pays for any part moves by more than this many percent, also where a rate is left out and
-    the part takes that of the plain tokens. 0: any move is meant.
+    the part takes that of the plain tokens. 0, or 1 000 000: any move is meant.
     """
     @_builtins.property
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Price]:
@@ -542,7 +542,7 @@ class ImportPricesRequest(_message.Message):
     dry_run: _builtins.bool
     """False: publish. Default true: only compare."""
     max_move_percent: _builtins.int
-    """Refuse where any rate moves by more than this many percent. Default 20."""
+    """Refuse where any rate moves by more than this many percent. Default 20; 1 000 000: any move is meant."""
     reason: _builtins.str
     """Why. At most 500 characters."""
     request_id: _builtins.str
