@@ -247,6 +247,13 @@ class Ledger:
         async with self._reading(account_id) as (_, rows):
             return await rows.usage_sums(wanted, group_by)
 
+    async def workspaces(
+        self, account_id: str, wanted: SummaryFilter, *, after: str | None, count: int
+    ) -> Sequence[Row[Any]]:
+        """Sums of an account's usage by workspace, of those after this name. Raises AccountNotFound."""
+        async with self._reading(account_id) as (_, rows):
+            return await rows.workspaces(wanted, after=after, count=count)
+
     async def all_summaries(self, wanted: SummaryFilter, group_by: Sequence[str]) -> Sequence[Row[Any]]:
         """Sums of all accounts' usage."""
         return await self._reads.usage_sums(wanted, group_by)

@@ -19,7 +19,7 @@ from services.ledger.servicer.base import MAX_FILTER_CHARS, Context, Servicer, p
 from services.ledger.servicer.filters import common_filter, dimensions, period
 from services.ledger.store.exports import WHAT
 from services.ledger.store.reads import TransactionFilter, UsageFilter
-from services.ledger.store.summaries import DIMENSIONS, SummaryFilter
+from services.ledger.store.summaries import DIMENSIONS, MAX_SUMMARIES, SummaryFilter
 from services.ledger.wire import answers, requests
 
 
@@ -82,11 +82,18 @@ class JournalServicer(Servicer, contract.JournalServiceServicer):
     async def ListWorkspaces(self, request: pb.ListWorkspacesRequest, context: Context) -> pb.ListWorkspacesResponse:
         v = Violations()
         v.identifier("account_id", request.account_id)
-        start, end = v.month("month", request.month)
+        size = v.page_size("page_size", request.page_size, default=MAX_SUMMARIES, most=MAX_SUMMARIES)
+        position = page_position(v, request, str, str)
+        # Where none is asked for, the pages stay in the month in which the first was given.
+        start, end = v.month("month", position[0] if position else request.month)
         v.raise_if_any()
-        rows = await self._ledger.summaries(request.account_id, SummaryFilter(start, end), ["workspace"])
+        after = position[1] if position else None
+        rows = await self._ledger.workspaces(request.account_id, SummaryFilter(start, end), after=after, count=size + 1)
+        month = f"{start:%Y-%m}"
         return pb.ListWorkspacesResponse(
-            month=f"{start:%Y-%m}", workspaces=[answers.summary_message(row) for row in rows]
+            month=month,
+            workspaces=[answers.summary_message(row) for row in rows[:size]],
+            next_page_token=page_token(request, month, rows[size - 1].by_workspace) if len(rows) > size else "",
         )
 
     async def SummarizeUsage(self, request: pb.SummarizeUsageRequest, context: Context) -> pb.SummarizeUsageResponse:

@@ -219,6 +219,13 @@ class AccountReads:
         """Sums of the account's usage."""
         return await self._account.rows(self._own(summaries.usage_sums(wanted, group_by), tables.usage))
 
+    async def workspaces(self, wanted: SummaryFilter, *, after: str | None, count: int) -> Sequence[Row[Any]]:
+        """Sums of the account's usage by workspace, by name; of those after this one, None: from the first."""
+        query = self._own(summaries.usage_sums(wanted, ["workspace"]), tables.usage)
+        if after is not None:
+            query = query.where(tables.usage.c.workspace > after)
+        return await self._account.rows(query.limit(count))
+
     async def counted(self, limit: SetLimit, since: datetime, through: int) -> int:
         """What a limit of the account counts since a moment, by records up to number `through`; in its unit.
 

@@ -7,6 +7,7 @@ import pytest
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from tollkeeper.ledger.v1 import resources_pb2 as resources
 
+from services.kit import validation
 from tests.ledger.support.ledger_client import refused
 
 CALLS = (
@@ -16,6 +17,14 @@ CALLS = (
     ("openai", "gpt-4-turbo", "k1", "", 1, 1, 40, 60),
     ("google", "gemini-1.5-pro", "k1", "app", 3, 9, 7, 11),
 )
+
+
+class Later(datetime):
+    """The time when the month is over."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2099, 1, 1, tzinfo=tz)
 
 
 @pytest.fixture
@@ -66,6 +75,25 @@ async def test_workspaces_of_a_month_include_calls_of_none(used):
     assert {x.workspace: x.billed_nanos for x in answer.workspaces} == {"": 60, "app": 11, "web": 450}
     earlier = await used.ListWorkspaces(pb.ListWorkspacesRequest(account_id="acme", month="2020-12"))
     assert (earlier.month, list(earlier.workspaces)) == ("2020-12", [])
+
+
+async def test_workspaces_come_page_by_page_each_once_and_all_of_the_month_that_the_first_page_is_of(used, monkeypatch):
+    found, token = [], ""
+    while True:
+        answer = await used.ListWorkspaces(pb.ListWorkspacesRequest(account_id="acme", page_size=1, page_token=token))
+        found += [(answer.month, x.workspace, x.requests) for x in answer.workspaces]
+        if not (token := answer.next_page_token):
+            break
+        # What is used meanwhile, in a workspace that has been given, moves nothing.
+        await used.hold(1, f"meanwhile-{len(found)}")
+        await used.settle(1, f"meanwhile-{len(found)}")
+    month = f"{datetime.now(UTC):%Y-%m}"
+    assert found == [(month, "", 1), (month, "app", 1), (month, "web", 2)]
+    first = await used.ListWorkspaces(pb.ListWorkspacesRequest(account_id="acme", page_size=1))
+    monkeypatch.setattr(validation, "datetime", Later)
+    rest = pb.ListWorkspacesRequest(account_id="acme", page_token=first.next_page_token)
+    answer = await used.ListWorkspaces(rest)
+    assert (answer.month, [x.workspace for x in answer.workspaces]) == (month, ["app", "web"])
 
 
 async def test_sums_over_all_accounts(used):

@@ -1747,19 +1747,27 @@ class ListWorkspacesRequest(_message.Message):
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     MONTH_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Whose."""
     month: _builtins.str
     """`2026-11`. Default: this month."""
+    page_size: _builtins.int
+    """At most 10 000, which is also the default."""
+    page_token: _builtins.str
+    """From the previous answer."""
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         month: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "month", b"month"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "month", b"month", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1773,8 +1781,11 @@ class ListWorkspacesResponse(_message.Message):
 
     MONTH_FIELD_NUMBER: _builtins.int
     WORKSPACES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     month: _builtins.str
     """The month summed."""
+    next_page_token: _builtins.str
+    """For the next page; empty on the last."""
     @_builtins.property
     def workspaces(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.UsageSummary]:
         """One for each workspace with use, and one with an empty name for calls of none. By name."""
@@ -1784,10 +1795,11 @@ class ListWorkspacesResponse(_message.Message):
         *,
         month: _builtins.str = ...,
         workspaces: _abc.Iterable[_resources_pb2.UsageSummary] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["month", b"month", "workspaces", b"workspaces"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["month", b"month", "next_page_token", b"next_page_token", "workspaces", b"workspaces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
