@@ -1,5 +1,6 @@
 """Each alert is about metrics that exist, fires when it should, and has a runbook that says what to do."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from deploy_manifests import of_kind, rendered
 
 ROOT = Path(__file__).parents[2]
 RULES = sorted((ROOT / "deploy/kubernetes/observability/base/rules").glob("*.yaml"))
+DASHBOARDS = sorted((ROOT / "deploy/kubernetes/observability/base/dashboards").glob("*.json"))
 FILES = [path for path in RULES if path.name != "kustomization.yaml"]
 SCENARIOS = sorted((Path(__file__).parent / "rules").glob("*.yaml"))
 METRICS = (ROOT / "docs/reference/metrics.md").read_text()
@@ -74,6 +76,19 @@ def test_alert_mixes_no_place_with_another_and_says_whose_it_is(page, rule):
         return
     assert not re.search(r"\b(sum|max|min|avg|count|group) ?\(", expression)
     assert all("namespace" in grouping for grouping in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression))
+
+
+def test_the_least_of_what_workers_measure_is_asked_of_workers():
+    """A server has the same gauges, and nobody sets them there: its 0 would always be the least."""
+    table = (ROOT / "docs/operating/ledger.md").read_text()
+    workers = set(re.findall(r"^\| `(\w+)` \| worker \|", table, re.MULTILINE))
+    panels = [panel for file in DASHBOARDS for panel in json.loads(file.read_text())["panels"]]
+    expressions = [rule["expr"] for _, rule in ALERTS]
+    expressions += [target["expr"] for panel in panels for target in panel["targets"]]
+    least = [re.findall(r"\bmin(?: by \([^)]*\))? ?\((\w+)(\{[^}]*\})?", expression) for expression in expressions]
+    asked = [(name, selector) for found in least for name, selector in found if name in workers]
+    assert [name for name, _ in asked] == ["tollkeeper_ledger_months_ahead"] * 2
+    assert all('app_kubernetes_io_component="work"' in selector for _, selector in asked), asked
 
 
 def test_no_runbook_is_left_over():
