@@ -202,13 +202,11 @@ class _AioChannel(_CarryingChannel, grpc.aio.Channel):
         await self.close()
 
 
-def aio_channel(
-    address: str, settings: ServiceSettings, *, name: str = "", timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
-) -> grpc.aio.Channel:
+def aio_channel(address: str, settings: ServiceSettings, *, name: str = "") -> grpc.aio.Channel:
     """A channel for an aio service to `address` (host:port, or any gRPC target). Make it inside the event loop.
 
-    `name`: what the peer is called, and its certificate is for, where the address is that of one replica.
-    `timeout_seconds` is for unary calls that name none; a call that has to outlast the one being served names its own.
+    `name`: what the peer is called, and its certificate is for, where the address is that of one replica. A unary call
+    that has to outlast the one being served names a timeout of its own.
     """
     credentials, options = channel_credentials(settings), _options(settings, name)
     inner = (
@@ -216,7 +214,7 @@ def aio_channel(
         if credentials is None
         else grpc.aio.secure_channel(address, credentials, options=options)
     )
-    return _AioChannel(inner, settings, timeout_seconds)
+    return _AioChannel(inner, settings, DEFAULT_TIMEOUT_SECONDS)
 
 
 def unary_channel(address: str, settings: ServiceSettings, *, name: str = "") -> grpc.aio.Channel:
@@ -238,7 +236,7 @@ def unary_channel(address: str, settings: ServiceSettings, *, name: str = "") ->
 def sync_channel(
     address: str, settings: ServiceSettings, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
 ) -> grpc.Channel:
-    """A channel for a sync service; see `aio_channel`."""
+    """A channel for a sync service; see `aio_channel`. `timeout_seconds` is for unary calls that name none."""
     credentials, options = channel_credentials(settings), _options(settings)
     inner = (
         grpc.insecure_channel(address, options=options)

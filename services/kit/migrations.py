@@ -18,7 +18,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from psycopg.errors import RaiseException
-from sqlalchemy import Connection, MetaData, NullPool, create_engine, text
+from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from services.kit.db import connection_words, parsed_url
@@ -96,13 +96,13 @@ def require_head(database_url: str, script_location: Path, *, how: str = "run it
     raise MigrationError(f"database {name} is at revision {found or 'none'}, this release needs {wanted}: {how}")
 
 
-def run_environment(target_metadata: MetaData | None = None) -> None:
+def run_environment() -> None:
     """What a service's `migrations/env.py` calls: runs the migrations on the connection `upgrade` opened."""
     connection = context.config.attributes.get("connection")
     if connection is None:
         raise MigrationError("run migrations with `python -m services.<service> migrate`, not with the alembic command")
     # Each migration commits by itself: one that fails leaves those before it done, and no lock is held over all.
-    context.configure(connection=connection, target_metadata=target_metadata, transaction_per_migration=True)
+    context.configure(connection=connection, transaction_per_migration=True)
     with context.begin_transaction():
         context.run_migrations()
 

@@ -43,10 +43,10 @@ class Shipped:
     plans: tuple[Plan, ...]
 
 
-def load_shipped(folder: Path = FOLDER) -> Shipped:
-    """The catalogue and plans in a folder. Raises CatalogueFileError."""
-    effective_from, reason, prices = load_prices(folder / "prices.toml")
-    return Shipped(effective_from, reason, prices, load_plans(folder / "plans.toml"))
+def load_shipped() -> Shipped:
+    """The catalogue and plans that come with this release. Raises CatalogueFileError."""
+    effective_from, reason, prices = load_prices(FOLDER / "prices.toml")
+    return Shipped(effective_from, reason, prices, load_plans(FOLDER / "plans.toml"))
 
 
 def load_prices(file: Path) -> tuple[datetime, str, tuple[PublishedPrice, ...]]:

@@ -47,7 +47,7 @@ def card_from_proto(price: resources_pb2.Price) -> PriceCard:
     )
 
 
-def card_to_proto(card: PriceCard, *, display_name: str = "", withdrawn: bool = False) -> resources_pb2.Price:
+def card_to_proto(card: PriceCard, *, display_name: str = "") -> resources_pb2.Price:
     """A card's message."""
     price = resources_pb2.Price(
         provider=card.provider,
@@ -57,7 +57,6 @@ def card_to_proto(card: PriceCard, *, display_name: str = "", withdrawn: bool = 
         max_input_tokens=card.max_input_tokens,
         max_output_tokens=card.max_output_tokens,
         version=card.version,
-        withdrawn=withdrawn,
         display_name=display_name,
     )
     if card.effective_from is not None:

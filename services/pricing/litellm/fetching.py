@@ -47,8 +47,8 @@ def check_address(url: str) -> None:
         raise BadAddressError("must not hold a password")
 
 
-def fetch(url: str, *, timeout_seconds: float = 20, max_bytes: int = MAX_MAP_BYTES) -> bytes:
-    """What stands at an address, within `timeout_seconds` in all and `max_bytes`. Raises FetchError.
+def fetch(url: str, *, timeout_seconds: float = 20) -> bytes:
+    """What stands at an address, within `timeout_seconds` in all and MAX_MAP_BYTES. Raises FetchError.
 
     Link-local addresses are refused, since cloud machines keep their credentials there; others of a private network may
     hold a company's own copy of the map.
@@ -73,7 +73,7 @@ def fetch(url: str, *, timeout_seconds: float = 20, max_bytes: int = MAX_MAP_BYT
     watchdog.start()
     try:
         with opener.open(request, timeout=timeout_seconds) as answer:
-            found = _read(answer, max_bytes)
+            found = _read(answer)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _told(error, in_time=not connections.were_cut) from error
     finally:
@@ -94,10 +94,10 @@ def _told(error: Exception, *, in_time: bool) -> FetchError:
     return FetchError(_LATE if isinstance(reason, TimeoutError) else f"could not be fetched: {reason or type(reason)}")
 
 
-def _read(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    found = answer.read(max_bytes + 1)
-    if len(found) > max_bytes:
-        raise TooLargeError(f"is larger than {max_bytes} bytes")
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    found = answer.read(MAX_MAP_BYTES + 1)
+    if len(found) > MAX_MAP_BYTES:
+        raise TooLargeError(f"is larger than {MAX_MAP_BYTES} bytes")
     if answer.length:
         raise FetchError("could not be fetched: the answer was cut short")
     return found

@@ -8,7 +8,6 @@ takes are skipped by the others; a batch of the feed is added by whoever finds t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import grpc
 from prometheus_client import Counter
@@ -48,25 +47,17 @@ class EventAggregator:
 class FeedAggregator:
     """Adds the calls of the ledger's usage feed to the aggregates."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        feed: UsageFeed,
-        counters: UseCounters,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, engine: Engine, feed: UsageFeed, counters: UseCounters) -> None:
         self._engine = engine
         self._feed = feed
         self._counters = counters
-        self._monotonic = monotonic
-        self._begun = monotonic()
+        self._begun = time.monotonic()
         self._caught_up_at: float | None = None
 
     @property
     def lag_seconds(self) -> float:
         """How long ago the feed had been read to its end, or since this process tries to."""
-        return self._monotonic() - (self._begun if self._caught_up_at is None else self._caught_up_at)
+        return time.monotonic() - (self._begun if self._caught_up_at is None else self._caught_up_at)
 
     @property
     def is_caught_up(self) -> bool:
@@ -79,7 +70,7 @@ class FeedAggregator:
         A cursor that the ledger does not know (it was restored, or what follows is archived) is logged as an error and
         kept: beginning anew would count everything twice, so somebody has to decide.
         """
-        begun = self._monotonic()
+        begun = time.monotonic()
         with self._engine.connect() as connection:
             cursor = store.feed_cursor(connection)
         try:

@@ -200,29 +200,20 @@ def _minute_report(due: DueMinute, customer_id: str) -> list[MeterEvent]:
 class ReportSender:
     """Sends what was committed, each report until it has arrived."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        reporter: MeterReporter,
-        *,
-        threads: int,
-        clock: Clock,
-        reports_at_once: int = _REPORTS_AT_ONCE,
-    ) -> None:
+    def __init__(self, engine: Engine, reporter: MeterReporter, *, threads: int, clock: Clock) -> None:
         self._engine = engine
         self._reporter = reporter
         self._threads = threads
         self._clock = clock
-        self._reports_at_once = reports_at_once
 
     def __call__(self) -> bool:
         """Send the reports longest due; whether there may be more."""
         with self._engine.begin() as connection:
-            claimed = report_store.claim_reports(connection, limit=self._reports_at_once, lease_seconds=_LEASE_SECONDS)
+            claimed = report_store.claim_reports(connection, limit=_REPORTS_AT_ONCE, lease_seconds=_LEASE_SECONDS)
         if claimed:
             with ThreadPoolExecutor(self._threads, thread_name_prefix="report") as pool:
                 list(pool.map(self._send, claimed))
-        return len(claimed) == self._reports_at_once
+        return len(claimed) == _REPORTS_AT_ONCE
 
     def _send(self, claimed: Claimed) -> None:
         event = claimed.event

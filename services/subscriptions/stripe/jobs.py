@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Engine
 
 from services.subscriptions import store
-from services.subscriptions.clock import Clock, utc_now
+from services.subscriptions.clock import Clock
 from services.subscriptions.gauges import leaders_gauge
 from services.subscriptions.settings import Settings
 from services.subscriptions.stripe import events_store, mirror_store
@@ -27,7 +27,7 @@ _FAILED = leaders_gauge("tollkeeper_subscriptions_stripe_events_failed", "Stripe
 class DueGrants:
     """Grants what was paid for a year, at each cycle's start."""
 
-    def __init__(self, engine: Engine, *, clock: Clock = utc_now) -> None:
+    def __init__(self, engine: Engine, *, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
 
