@@ -240,7 +240,7 @@ _LONGEST_KEY: Final = 40
 _LONGEST_VALUE: Final = 500
 
 
-def merged_metadata(old: Mapping[str, str], given: Any, path: str = "metadata") -> dict[str, str]:
+def merged_metadata(old: Mapping[str, str], given: Any) -> dict[str, str]:
     """`old` with `given` laid over it: an empty value takes its key away, an empty `given` all keys.
 
     Raises:
@@ -250,20 +250,20 @@ def merged_metadata(old: Mapping[str, str], given: Any, path: str = "metadata") 
         return {}
     merged = {name: value for name, value in ({**old, **(given or {})}).items() if value != ""}
     if len(merged) > _MOST_KEYS:
-        raise invalid(f"Metadata can have at most {_MOST_KEYS} keys.", path)
+        raise invalid(f"Metadata can have at most {_MOST_KEYS} keys.", "metadata")
     for name, value in merged.items():
         if len(name) > _LONGEST_KEY:
             raise Refusal(
                 400,
                 f"Metadata keys must be under {_LONGEST_KEY} characters. The key {name!r} has {len(name)} characters.",
-                param=path,
+                param="metadata",
                 code="parameter_invalid_string_too_long",
             )
         if len(value) > _LONGEST_VALUE:
             raise invalid(
                 f"Metadata values must be under {_LONGEST_VALUE} characters. "
                 f"The value of the key {name!r} has {len(value)} characters.",
-                f"{path}[{name}]",
+                f"metadata[{name}]",
                 "parameter_invalid_string_too_long",
             )
     return merged

@@ -52,7 +52,7 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
     return Refusal(HTTPStatus.BAD_REQUEST, message, param=param, code=code)
 
 
-def not_built(what: str, param: str | None = None) -> Refusal:
+def not_built(what: str, param: str) -> Refusal:
     """A 400 for what Stripe has and this sandbox has not; never to be mistaken for Stripe's own refusal."""
     return Refusal(
         HTTPStatus.BAD_REQUEST,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Final
 
-from deploy.local.sandbox.stripe import cards, money
+from deploy.local.sandbox.stripe import cards
 from deploy.local.sandbox.stripe.engine import invoicing, lines, payments, subscriptions
 from deploy.local.sandbox.stripe.engine.clock import job
 from deploy.local.sandbox.stripe.engine.events import emit
@@ -142,18 +141,7 @@ def _pay_by_invoice(world: World, session: Obj, method: str) -> None:
     customer = world.get("customer", session["customer"])
     now = world.now(customer["test_clock"])
     for item in session["_lines"]:
-        price = world.get("price", item["_price"])
-        lines.invoice_item(
-            world,
-            customer=customer,
-            amount=money.total(price, Decimal(item["quantity"])),
-            currency=price["currency"],
-            description=item["description"],
-            period=(now, now),
-            quantity=item["quantity"],
-            price=price,
-            unit_amount=price["unit_amount_decimal"],
-        )
+        _one_time(world, customer, item, world.get("price", item["_price"]))
     contents = invoicing.pending_lines(world, customer["id"], None)
     made = invoicing.draft(world, customer=customer, reason="manual", contents=contents, period=(now, now))
     invoicing.collect(world, made["id"], method=method, off_session=False)
