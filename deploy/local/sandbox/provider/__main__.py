@@ -9,8 +9,8 @@ import sys
 
 from aiohttp import web
 
-from .keys import Keyring
-from .server import SandboxProvider
+from deploy.local.sandbox.provider.keys import Keyring
+from deploy.local.sandbox.provider.server import SandboxProvider
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

@@ -11,10 +11,10 @@ from enum import Enum, auto
 
 import orjson
 
-from . import tokens
-from .behaviour import IGNORE_CAP, NO_USAGE, Behaviour, DirectiveError
-from .prompt import Prompt, Tool
-from .sample import sample
+from deploy.local.sandbox.provider import tokens
+from deploy.local.sandbox.provider.behaviour import IGNORE_CAP, NO_USAGE, Behaviour, DirectiveError
+from deploy.local.sandbox.provider.prompt import Prompt, Tool
+from deploy.local.sandbox.provider.sample import sample
 
 
 class Finish(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, Final
 
-from .refusal import Dialect, Provider, Refusal
+from deploy.local.sandbox.provider.refusal import Dialect, Provider, Refusal
 
 _CREATED: Final = 1_767_225_600  # 2026-01-01, as the shipped price catalogue
 _CREATED_TEXT: Final = "2026-01-01T00:00:00Z"

@@ -11,11 +11,19 @@ from typing import Final
 
 from aiohttp import web
 
-from .answer import Answer
-from .behaviour import CUT_EVENT, CUT_STREAM, HANG, ODD_CHUNKS, RESET, STREAM_ERROR, Behaviour
-from .refusal import Dialect, Refusal
-from .request_log import Call
-from .wire.base import JSON, Chunk, Wire
+from deploy.local.sandbox.provider.answer import Answer
+from deploy.local.sandbox.provider.behaviour import (
+    CUT_EVENT,
+    CUT_STREAM,
+    HANG,
+    ODD_CHUNKS,
+    RESET,
+    STREAM_ERROR,
+    Behaviour,
+)
+from deploy.local.sandbox.provider.refusal import Dialect, Refusal
+from deploy.local.sandbox.provider.request_log import Call
+from deploy.local.sandbox.provider.wire.base import JSON, Chunk, Wire
 
 _ODD_SIZES: Final = (1, 2, 3, 5, 7, 11, 64, 13, 1, 200)
 # A stream without pauses yields now and then, so that other calls get their turn and a client that left is noticed.

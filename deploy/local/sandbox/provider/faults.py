@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from deploy.local.sandbox.armed import Armed, ArmedFault, ArmingError, times, wished
-
-from .behaviour import DirectiveError, Settings, parse
-from .refusal import Provider
+from deploy.local.sandbox.provider.behaviour import DirectiveError, Settings, parse
+from deploy.local.sandbox.provider.refusal import Provider
 
 _MATCHED: Final = ("provider", "model", "api_key", "stream")
 

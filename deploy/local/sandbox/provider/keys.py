@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from . import sigv4
-from .refusal import Dialect, Refusal
+from deploy.local.sandbox.provider import sigv4
+from deploy.local.sandbox.provider.refusal import Dialect, Refusal
 
 _GOOGLE_SERVICE: Final = "generativelanguage.googleapis.com"
 

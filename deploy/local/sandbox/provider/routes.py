@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
-from .refusal import Dialect, Provider
+from deploy.local.sandbox.provider.refusal import Dialect, Provider
 
 
 class Endpoint(StrEnum):

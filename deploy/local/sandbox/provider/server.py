@@ -16,24 +16,23 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from deploy.local.sandbox.armed import ArmingError
-
-from . import catalogue, refusal
-from .answer import compose
-from .behaviour import STREAM_ERROR, Behaviour, DirectiveError, build, parse, parse_message
-from .delivery import Delivery
-from .faults import Faults
-from .keys import Keyring, Presented
-from .prompt import Prompt
-from .refusal import Dialect, Provider, Refusal
-from .request_log import Call, RequestLog
-from .routes import Endpoint, Route, provider_of_model, resolve
-from .wire.anthropic_messages import Messages
-from .wire.base import JSON, Wire
-from .wire.bedrock import Converse
-from .wire.gemini import GenerateContent
-from .wire.openai_chat import ChatCompletions
-from .wire.openai_embeddings import Embeddings
-from .wire.openai_responses import Responses
+from deploy.local.sandbox.provider import catalogue, refusal
+from deploy.local.sandbox.provider.answer import compose
+from deploy.local.sandbox.provider.behaviour import STREAM_ERROR, Behaviour, DirectiveError, build, parse, parse_message
+from deploy.local.sandbox.provider.delivery import Delivery
+from deploy.local.sandbox.provider.faults import Faults
+from deploy.local.sandbox.provider.keys import Keyring, Presented
+from deploy.local.sandbox.provider.prompt import Prompt
+from deploy.local.sandbox.provider.refusal import Dialect, Provider, Refusal
+from deploy.local.sandbox.provider.request_log import Call, RequestLog
+from deploy.local.sandbox.provider.routes import Endpoint, Route, provider_of_model, resolve
+from deploy.local.sandbox.provider.wire.anthropic_messages import Messages
+from deploy.local.sandbox.provider.wire.base import JSON, Wire
+from deploy.local.sandbox.provider.wire.bedrock import Converse
+from deploy.local.sandbox.provider.wire.gemini import GenerateContent
+from deploy.local.sandbox.provider.wire.openai_chat import ChatCompletions
+from deploy.local.sandbox.provider.wire.openai_embeddings import Embeddings
+from deploy.local.sandbox.provider.wire.openai_responses import Responses
 
 SERVER_NAME: Final = "tollkeeper-sandbox-provider"
 _LARGEST_BODY: Final = 64 * 1024 * 1024

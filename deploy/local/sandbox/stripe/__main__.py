@@ -13,9 +13,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from .server import SandboxStripe
-from .store import Store
-from .world import Settings
+from deploy.local.sandbox.stripe.server import SandboxStripe
+from deploy.local.sandbox.stripe.store import Store
+from deploy.local.sandbox.stripe.world import Settings
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

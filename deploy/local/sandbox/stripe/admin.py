@@ -12,13 +12,12 @@ import orjson
 from aiohttp import web
 
 from deploy.local.sandbox.armed import ArmingError
-
-from .delivery import Deliverer
-from .engine import deliveries, disputes
-from .faults import Faults
-from .refusal import Obj, Refusal, invalid, no_such
-from .rendering import render
-from .world import World
+from deploy.local.sandbox.stripe.delivery import Deliverer
+from deploy.local.sandbox.stripe.engine import deliveries, disputes
+from deploy.local.sandbox.stripe.faults import Faults
+from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid, no_such
+from deploy.local.sandbox.stripe.rendering import render
+from deploy.local.sandbox.stripe.world import World
 
 _LONGEST_DRAIN_SECONDS: Final = 60.0
 _MOST_COPIES: Final = 10

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from typing import Final
 
-from .refusal import Obj
+from deploy.local.sandbox.stripe.refusal import Obj
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from typing import Final
 import aiohttp
 import orjson
 
-from .engine import deliveries
-from .refusal import Obj
-from .store import Store
-from .world import Settings
+from deploy.local.sandbox.stripe.engine import deliveries
+from deploy.local.sandbox.stripe.refusal import Obj
+from deploy.local.sandbox.stripe.store import Store
+from deploy.local.sandbox.stripe.world import Settings
 
 _PATIENCE_SECONDS: Final = 20.0
 _LONGEST_SLEEP: Final = 1.0

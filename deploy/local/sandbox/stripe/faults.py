@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from deploy.local.sandbox.armed import Armed, ArmedFault, ArmingError, times, whole_number, wished
-
-from .refusal import Obj
+from deploy.local.sandbox.stripe.refusal import Obj
 
 _LONGEST_OUTAGE_SECONDS: Final = 3600.0
 _LONGEST_DELAY_MS: Final = 600_000

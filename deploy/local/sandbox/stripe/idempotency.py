@@ -11,8 +11,8 @@ from typing import Final
 
 import orjson
 
-from .refusal import Obj, Refusal
-from .store import Transaction
+from deploy.local.sandbox.stripe.refusal import Obj, Refusal
+from deploy.local.sandbox.stripe.store import Transaction
 
 KEPT: Final = "_replay"
 _KEPT_SECONDS: Final = 24 * 3600

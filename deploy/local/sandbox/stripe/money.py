@@ -6,7 +6,7 @@ import dataclasses
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal
 from typing import Final
 
-from .refusal import Obj
+from deploy.local.sandbox.stripe.refusal import Obj
 
 _PLACES: Final = 12
 

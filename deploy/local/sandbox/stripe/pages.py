@@ -11,16 +11,25 @@ from urllib.parse import quote
 import orjson
 from aiohttp import web
 
-from . import cards, pdf
-from .engine import cancellation, collecting, invoicing, items, lines, payments, standing, subscriptions
-from .engine.events import change
-from .money import dollars
-from .objects import checkout_completion, payment_methods
-from .objects.portal import KIND as CONFIGURATION
-from .objects.subscriptions import change_items
-from .refusal import Obj, Refusal, invalid
-from .rendering import render
-from .world import World
+from deploy.local.sandbox.stripe import cards, pdf
+from deploy.local.sandbox.stripe.engine import (
+    cancellation,
+    collecting,
+    invoicing,
+    items,
+    lines,
+    payments,
+    standing,
+    subscriptions,
+)
+from deploy.local.sandbox.stripe.engine.events import change
+from deploy.local.sandbox.stripe.money import dollars
+from deploy.local.sandbox.stripe.objects import checkout_completion, payment_methods
+from deploy.local.sandbox.stripe.objects.portal import KIND as CONFIGURATION
+from deploy.local.sandbox.stripe.objects.subscriptions import change_items
+from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid
+from deploy.local.sandbox.stripe.rendering import render
+from deploy.local.sandbox.stripe.world import World
 
 _STYLE: Final = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:3rem auto;padding:0 1rem;color:#1a1a1a}"

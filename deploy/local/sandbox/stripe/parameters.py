@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Union
 import typing_extensions
 from stripe._request_options import RequestOptions
 
-from .refusal import Obj, Refusal, invalid, not_built
+from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid, not_built
 
 _MOST_PAIRS: Final = 5000
 _DEEPEST: Final = 8

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from .refusal import Obj, invalid, no_such
-from .world import World
+from deploy.local.sandbox.stripe.refusal import Obj, invalid, no_such
+from deploy.local.sandbox.stripe.world import World
 
 _DEEPEST_EXPANSION: Final = 4
 _LARGEST_PAGE: Final = 100

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from .refusal import Obj
-from .rendering import Listing
-from .world import World
+from deploy.local.sandbox.stripe.refusal import Obj
+from deploy.local.sandbox.stripe.rendering import Listing
+from deploy.local.sandbox.stripe.world import World
 
 Result = Obj | Listing
 

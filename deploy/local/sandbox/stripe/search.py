@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from .refusal import Obj, invalid
-from .rendering import Listing, page
-from .routes import Call
+from deploy.local.sandbox.stripe.refusal import Obj, invalid
+from deploy.local.sandbox.stripe.rendering import Listing, page
+from deploy.local.sandbox.stripe.routes import Call
 
 _CLAUSE: Final = re.compile(
     r"""\s*(?P<not>-)?(?P<field>[a-z_.]+)(\[(?P<q1>["'])(?P<key>.*?)(?P=q1)\])?\s*(?P<op>[:~<>]=?)\s*"""

@@ -14,20 +14,20 @@ from urllib.parse import parse_qsl, unquote
 import orjson
 from aiohttp import web
 
-from . import idempotency, pages, routes, v2
-from .admin import Admin
-from .delivery import Deliverer
-from .engine import clock, deliveries, metering
-from .engine.events import API_VERSION
-from .faults import Fault, Faults
-from .identifiers import random_text
-from .objects import ALL as _RESOURCES
-from .parameters import check, decode, require_built
-from .refusal import Obj, Refusal
-from .rendering import answer
-from .routes import Call, Route
-from .store import Store
-from .world import Settings, World
+from deploy.local.sandbox.stripe import idempotency, pages, routes, v2
+from deploy.local.sandbox.stripe.admin import Admin
+from deploy.local.sandbox.stripe.delivery import Deliverer
+from deploy.local.sandbox.stripe.engine import clock, deliveries, metering
+from deploy.local.sandbox.stripe.engine.events import API_VERSION
+from deploy.local.sandbox.stripe.faults import Fault, Faults
+from deploy.local.sandbox.stripe.identifiers import random_text
+from deploy.local.sandbox.stripe.objects import ALL as _RESOURCES
+from deploy.local.sandbox.stripe.parameters import check, decode, require_built
+from deploy.local.sandbox.stripe.refusal import Obj, Refusal
+from deploy.local.sandbox.stripe.rendering import answer
+from deploy.local.sandbox.stripe.routes import Call, Route
+from deploy.local.sandbox.stripe.store import Store
+from deploy.local.sandbox.stripe.world import Settings, World
 
 SERVER_NAME: Final = "tollkeeper-sandbox-stripe"
 _LARGEST_BODY: Final = 1024 * 1024

@@ -10,7 +10,7 @@ from typing import Final
 
 import orjson
 
-from .refusal import Obj
+from deploy.local.sandbox.stripe.refusal import Obj
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS object (

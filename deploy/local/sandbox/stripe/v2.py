@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import orjson
 
-from .engine import metering
-from .identifiers import random_text
-from .refusal import Obj, Refusal, invalid
-from .world import World
+from deploy.local.sandbox.stripe.engine import metering
+from deploy.local.sandbox.stripe.identifiers import random_text
+from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid
+from deploy.local.sandbox.stripe.world import World
 
 STREAM_PATH: Final = "/v2/billing/meter_event_stream"
 _SESSION: Final = "_meter_event_session"

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
-from .refusal import Obj, no_such
-from .store import Transaction
+from deploy.local.sandbox.stripe.refusal import Obj, no_such
+from deploy.local.sandbox.stripe.store import Transaction
 
 AGENDA: Final = "_agenda"
 

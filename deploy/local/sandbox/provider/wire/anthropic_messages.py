@@ -13,8 +13,7 @@ from deploy.local.sandbox.provider.answer import Answer, Finish, Usage, groups
 from deploy.local.sandbox.provider.prompt import Prompt, Tool
 from deploy.local.sandbox.provider.refusal import Dialect, Refusal, stream_error
 from deploy.local.sandbox.provider.routes import Route
-
-from .base import SSE, Body, Chunk, sse
+from deploy.local.sandbox.provider.wire.base import SSE, Body, Chunk, sse
 
 _STOP_REASONS: Final = {
     Finish.STOP: "end_turn",

@@ -13,9 +13,8 @@ from deploy.local.sandbox.provider.answer import Answer, Finish, Usage, groups
 from deploy.local.sandbox.provider.prompt import Prompt, Tool
 from deploy.local.sandbox.provider.refusal import Dialect, Refusal, bedrock_exception, stream_error
 from deploy.local.sandbox.provider.routes import Endpoint, Route
-
-from .base import Body, Chunk
-from .bedrock_rules import check, invalid
+from deploy.local.sandbox.provider.wire.base import Body, Chunk
+from deploy.local.sandbox.provider.wire.bedrock_rules import check, invalid
 
 _STOP_REASONS: Final = {
     Finish.STOP: "end_turn",

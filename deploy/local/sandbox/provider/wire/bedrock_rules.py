@@ -12,8 +12,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from deploy.local.sandbox.provider.refusal import Refusal
-
-from .base import Body
+from deploy.local.sandbox.provider.wire.base import Body
 
 _IMAGE_FORMATS: Final = ("gif", "jpeg", "png", "webp")
 _FIRST: Final = (

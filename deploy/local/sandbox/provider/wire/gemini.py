@@ -15,8 +15,7 @@ from deploy.local.sandbox.provider.answer import Answer, Finish, groups
 from deploy.local.sandbox.provider.prompt import Prompt, Tool
 from deploy.local.sandbox.provider.refusal import Dialect, Refusal, stream_error
 from deploy.local.sandbox.provider.routes import Endpoint, Route
-
-from .base import JSON, Body, Chunk
+from deploy.local.sandbox.provider.wire.base import JSON, Body, Chunk
 
 _FINISH: Final = {
     Finish.STOP: "STOP",

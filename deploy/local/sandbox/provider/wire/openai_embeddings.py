@@ -18,9 +18,8 @@ from deploy.local.sandbox.provider.prompt import Prompt
 from deploy.local.sandbox.provider.refusal import Dialect, Refusal
 from deploy.local.sandbox.provider.refusal import body as error_body
 from deploy.local.sandbox.provider.routes import Route
-
-from . import openai_fields as fields
-from .base import JSON, Body, Chunk
+from deploy.local.sandbox.provider.wire import openai_fields as fields
+from deploy.local.sandbox.provider.wire.base import JSON, Body, Chunk
 
 _USUAL_DIMENSIONS: Final = 1536
 _DIMENSIONS: Final = {"text-embedding-3-large": 3072}

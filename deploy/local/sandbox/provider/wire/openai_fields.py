@@ -9,8 +9,7 @@ from typing import Any
 from deploy.local.sandbox.provider import tokens
 from deploy.local.sandbox.provider.prompt import Tool
 from deploy.local.sandbox.provider.refusal import Refusal
-
-from .base import Body
+from deploy.local.sandbox.provider.wire.base import Body
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> Refusal:

@@ -12,9 +12,8 @@ from deploy.local.sandbox.provider.answer import Answer, Finish, Usage, groups
 from deploy.local.sandbox.provider.prompt import Prompt, Tool
 from deploy.local.sandbox.provider.refusal import Dialect, Refusal, stream_error
 from deploy.local.sandbox.provider.routes import Route
-
-from . import openai_fields as fields
-from .base import SSE, Body, Chunk, sse
+from deploy.local.sandbox.provider.wire import openai_fields as fields
+from deploy.local.sandbox.provider.wire.base import SSE, Body, Chunk, sse
 
 _ROLES: Final = ("assistant", "system", "developer", "user")
 _LEAST_CAP: Final = 16

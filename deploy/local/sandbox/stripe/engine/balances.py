@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from deploy.local.sandbox.stripe.engine.events import change
 from deploy.local.sandbox.stripe.identifiers import new_id
 from deploy.local.sandbox.stripe.refusal import Obj
 from deploy.local.sandbox.stripe.world import World
-
-from .events import change
 
 
 def move(

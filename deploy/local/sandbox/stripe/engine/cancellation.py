@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from deploy.local.sandbox.stripe.engine import changes, invoicing, items, standing, subscriptions
+from deploy.local.sandbox.stripe.engine.clock import job
 from deploy.local.sandbox.stripe.refusal import Obj, invalid
 from deploy.local.sandbox.stripe.world import World
-
-from . import changes, invoicing, items, standing, subscriptions
-from .clock import job
 
 
 def cancel(

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from deploy.local.sandbox.stripe import money
+from deploy.local.sandbox.stripe.engine import invoicing, items, lines, periods, proration, subscriptions
+from deploy.local.sandbox.stripe.engine.events import change, emit
 from deploy.local.sandbox.stripe.parameters import merged_metadata
 from deploy.local.sandbox.stripe.refusal import Obj, invalid, no_such
 from deploy.local.sandbox.stripe.world import World
-
-from . import invoicing, items, lines, periods, proration, subscriptions
-from .events import change, emit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,11 @@ import traceback
 from collections.abc import Callable
 from typing import Final
 
+from deploy.local.sandbox.stripe.engine import periods
+from deploy.local.sandbox.stripe.engine.events import emit
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid
 from deploy.local.sandbox.stripe.store import Store
 from deploy.local.sandbox.stripe.world import AGENDA, Settings, World
-
-from . import periods
-from .events import emit
 
 Job = Callable[[World, str, int], None]
 JOBS: Final[dict[str, Job]] = {}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.local.sandbox.stripe import cards
+from deploy.local.sandbox.stripe.engine import balances, payments, standing
+from deploy.local.sandbox.stripe.engine.clock import job
+from deploy.local.sandbox.stripe.engine.events import change, emit
 from deploy.local.sandbox.stripe.refusal import Obj, invalid
 from deploy.local.sandbox.stripe.world import World
-
-from . import balances, payments, standing
-from .clock import job
-from .events import change, emit
 
 _DAY: Final = 86_400
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from deploy.local.sandbox.stripe.engine import balances, collecting, payments
+from deploy.local.sandbox.stripe.engine.events import change, emit
 from deploy.local.sandbox.stripe.identifiers import new_id
 from deploy.local.sandbox.stripe.refusal import Obj, invalid
 from deploy.local.sandbox.stripe.rendering import embedded_list
 from deploy.local.sandbox.stripe.world import World
-
-from . import balances, collecting, payments
-from .events import change, emit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from deploy.local.sandbox.stripe.engine.events import change, emit
 from deploy.local.sandbox.stripe.identifiers import new_id
 from deploy.local.sandbox.stripe.refusal import Obj, invalid
 from deploy.local.sandbox.stripe.world import World
-
-from .events import change, emit
 
 _FEE_CENTS: Final = 1500
 _DAYS_TO_ANSWER: Final = 9

@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Final
 
+from deploy.local.sandbox.stripe.engine import deliveries
 from deploy.local.sandbox.stripe.identifiers import new_id
 from deploy.local.sandbox.stripe.refusal import Obj
 from deploy.local.sandbox.stripe.rendering import render
 from deploy.local.sandbox.stripe.world import World
-
-from . import deliveries
 
 API_VERSION: Final = "2026-10-28.endive"
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from deploy.local.sandbox.stripe import cards
+from deploy.local.sandbox.stripe.engine import balances, collecting, lines, payments, standing, usage_lines
+from deploy.local.sandbox.stripe.engine.clock import job
+from deploy.local.sandbox.stripe.engine.events import emit
 from deploy.local.sandbox.stripe.identifiers import new_id, random_text
 from deploy.local.sandbox.stripe.refusal import Obj, invalid
 from deploy.local.sandbox.stripe.rendering import embedded_list, includes, render
 from deploy.local.sandbox.stripe.world import World
-
-from . import balances, collecting, lines, payments, standing, usage_lines
-from .clock import job
-from .events import emit
 
 _DAY: Final = 86_400
 # Stripe charges no less in dollars; a smaller due is added to the customer's balance.

@@ -5,12 +5,11 @@ from __future__ import annotations
 from decimal import Decimal
 
 from deploy.local.sandbox.stripe import money
+from deploy.local.sandbox.stripe.engine import periods
 from deploy.local.sandbox.stripe.identifiers import new_id
 from deploy.local.sandbox.stripe.refusal import Obj, invalid, not_built
 from deploy.local.sandbox.stripe.rendering import embeds, render
 from deploy.local.sandbox.stripe.world import World
-
-from . import periods
 
 MOST_ITEMS = 20
 

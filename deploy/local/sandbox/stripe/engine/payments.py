@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.local.sandbox.stripe import cards
+from deploy.local.sandbox.stripe.engine import disputes
+from deploy.local.sandbox.stripe.engine.events import change, emit
 from deploy.local.sandbox.stripe.identifiers import new_id, random_text
 from deploy.local.sandbox.stripe.money import dollars
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid
 from deploy.local.sandbox.stripe.rendering import render
 from deploy.local.sandbox.stripe.world import World
-
-from . import disputes
-from .events import change, emit
 
 _NO_ADDRESS: Final = dict.fromkeys(("city", "country", "line1", "line2", "postal_code", "state"))
 # Stripe's fee for a card: 2.9 % and 30 cents.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from deploy.local.sandbox.stripe.engine import standing, subscriptions
+from deploy.local.sandbox.stripe.engine.clock import job
+from deploy.local.sandbox.stripe.engine.events import emit
 from deploy.local.sandbox.stripe.refusal import Obj
 from deploy.local.sandbox.stripe.world import World
-
-from . import standing, subscriptions
-from .clock import job
-from .events import emit
 
 
 @job("upcoming")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from deploy.local.sandbox.stripe.engine.events import change, emit
 from deploy.local.sandbox.stripe.refusal import Obj
 from deploy.local.sandbox.stripe.world import World
-
-from .events import change, emit
 
 ENDED = ("canceled", "incomplete_expired")
 

@@ -7,13 +7,22 @@ from decimal import Decimal
 from typing import Final
 
 from deploy.local.sandbox.stripe import cards
+from deploy.local.sandbox.stripe.engine import (
+    collecting,
+    invoicing,
+    items,
+    lines,
+    payments,
+    periods,
+    proration,
+    standing,
+    usage_lines,
+)
+from deploy.local.sandbox.stripe.engine.clock import job
+from deploy.local.sandbox.stripe.engine.events import change, emit
 from deploy.local.sandbox.stripe.identifiers import new_id
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal
 from deploy.local.sandbox.stripe.world import World
-
-from . import collecting, invoicing, items, lines, payments, periods, proration, standing, usage_lines
-from .clock import job
-from .events import change, emit
 
 _DAY: Final = 86_400
 _TRIAL_NOTICE: Final = 3 * _DAY

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from deploy.local.sandbox.stripe.engine import lines, metering
 from deploy.local.sandbox.stripe.refusal import Obj
 from deploy.local.sandbox.stripe.world import World
-
-from . import lines, metering
 
 
 def of_item(world: World, subscription: Obj, item: Obj, period: tuple[int, int]) -> list[Obj]:

@@ -1,6 +1,6 @@
 """Owns Stripe's resources, one module each: their shape, and the requests that read and change them."""
 
-from . import (
+from deploy.local.sandbox.stripe.objects import (
     account,
     charges,
     checkout_completion,

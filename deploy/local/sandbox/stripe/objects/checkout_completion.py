@@ -8,10 +8,9 @@ from deploy.local.sandbox.stripe import cards
 from deploy.local.sandbox.stripe.engine import invoicing, lines, payments, subscriptions
 from deploy.local.sandbox.stripe.engine.clock import job
 from deploy.local.sandbox.stripe.engine.events import emit
+from deploy.local.sandbox.stripe.objects import customers, payment_methods, setup_intents
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid
 from deploy.local.sandbox.stripe.world import World
-
-from . import customers, payment_methods, setup_intents
 
 _DAY: Final = 86_400
 

@@ -12,14 +12,13 @@ from stripe.params.checkout._session_retrieve_params import SessionRetrieveParam
 from stripe.params.checkout._session_update_params import SessionUpdateParams
 
 from deploy.local.sandbox.stripe.identifiers import new_id
+from deploy.local.sandbox.stripe.objects import checkout_completion as checkout
+from deploy.local.sandbox.stripe.objects.subscriptions import price_amount, refuse_tax, wanted_item
 from deploy.local.sandbox.stripe.parameters import merged_metadata
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid
 from deploy.local.sandbox.stripe.rendering import Listing, embedded_list, embeds, includes, page, render, within
 from deploy.local.sandbox.stripe.routes import Call, route
 from deploy.local.sandbox.stripe.world import World
-
-from . import checkout_completion as checkout
-from .subscriptions import price_amount, refuse_tax, wanted_item
 
 _DAY: Final = 86_400
 _SHORTEST_SECONDS: Final = 30 * 60

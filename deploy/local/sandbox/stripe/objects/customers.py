@@ -14,14 +14,13 @@ from stripe.params._customer_update_params import CustomerUpdateParams
 from deploy.local.sandbox.stripe.engine import balances, invoicing, standing
 from deploy.local.sandbox.stripe.engine.events import change, emit
 from deploy.local.sandbox.stripe.identifiers import new_id
+from deploy.local.sandbox.stripe.objects import payment_methods
 from deploy.local.sandbox.stripe.parameters import merged_metadata
 from deploy.local.sandbox.stripe.refusal import Obj, invalid
 from deploy.local.sandbox.stripe.rendering import Listing, embedded_list, includes, page, render, within
 from deploy.local.sandbox.stripe.routes import Call, route
 from deploy.local.sandbox.stripe.search import results
 from deploy.local.sandbox.stripe.world import World
-
-from . import payment_methods
 
 _FIELDS = (
     "address balance description email invoice_prefix "

@@ -28,15 +28,14 @@ from deploy.local.sandbox.stripe.engine import (
     subscriptions,
 )
 from deploy.local.sandbox.stripe.engine.events import change, emit
+from deploy.local.sandbox.stripe.objects import payment_methods
+from deploy.local.sandbox.stripe.objects.subscriptions import change_items, open_for
 from deploy.local.sandbox.stripe.parameters import merged_metadata
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid
 from deploy.local.sandbox.stripe.rendering import Listing, page, within
 from deploy.local.sandbox.stripe.routes import Call, route
 from deploy.local.sandbox.stripe.search import results
 from deploy.local.sandbox.stripe.world import World
-
-from . import payment_methods
-from .subscriptions import change_items, open_for
 
 _DAY = 86_400
 _ITEM = " ".join(

@@ -15,14 +15,13 @@ from stripe.params._payment_intent_update_params import PaymentIntentUpdateParam
 from deploy.local.sandbox.stripe.engine import payments
 from deploy.local.sandbox.stripe.engine.events import emit
 from deploy.local.sandbox.stripe.engine.invoicing import SMALLEST_CHARGE
+from deploy.local.sandbox.stripe.objects import payment_methods
 from deploy.local.sandbox.stripe.parameters import merged_metadata
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid
 from deploy.local.sandbox.stripe.rendering import Listing, page, within
 from deploy.local.sandbox.stripe.routes import Call, route
 from deploy.local.sandbox.stripe.search import results
 from deploy.local.sandbox.stripe.world import World
-
-from . import payment_methods
 
 _LARGEST: Final = 99_999_999
 _FINAL: Final = ("succeeded", "canceled")

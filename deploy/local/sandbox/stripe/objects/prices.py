@@ -15,14 +15,13 @@ from deploy.local.sandbox.stripe import money
 from deploy.local.sandbox.stripe.engine import periods
 from deploy.local.sandbox.stripe.engine.events import change, emit
 from deploy.local.sandbox.stripe.identifiers import new_id
+from deploy.local.sandbox.stripe.objects import products
 from deploy.local.sandbox.stripe.parameters import merged_metadata
 from deploy.local.sandbox.stripe.refusal import Obj, invalid
 from deploy.local.sandbox.stripe.rendering import Listing, includes, page, within
 from deploy.local.sandbox.stripe.routes import Call, route
 from deploy.local.sandbox.stripe.search import results
 from deploy.local.sandbox.stripe.world import World
-
-from . import products
 
 _LONGEST_LOOKUP_KEY = 200
 _MOST_LOOKUP_KEYS = 10

@@ -11,14 +11,13 @@ from stripe.params._product_update_params import ProductUpdateParams
 
 from deploy.local.sandbox.stripe.engine.events import change, emit
 from deploy.local.sandbox.stripe.identifiers import new_id
+from deploy.local.sandbox.stripe.objects import prices
 from deploy.local.sandbox.stripe.parameters import merged_metadata
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid
 from deploy.local.sandbox.stripe.rendering import Listing, page, within
 from deploy.local.sandbox.stripe.routes import Call, route
 from deploy.local.sandbox.stripe.search import results
 from deploy.local.sandbox.stripe.world import World
-
-from . import prices
 
 _FIELDS = (
     "active description images marketing_features metadata name shippable statement_descriptor tax_code unit_label url"

@@ -12,13 +12,12 @@ from deploy.local.sandbox.stripe import cards
 from deploy.local.sandbox.stripe.engine import payments
 from deploy.local.sandbox.stripe.engine.events import emit
 from deploy.local.sandbox.stripe.identifiers import new_id, random_text
+from deploy.local.sandbox.stripe.objects import payment_methods
 from deploy.local.sandbox.stripe.parameters import merged_metadata
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid
 from deploy.local.sandbox.stripe.rendering import Listing, page, within
 from deploy.local.sandbox.stripe.routes import Call, route
 from deploy.local.sandbox.stripe.world import World
-
-from . import payment_methods
 
 
 @route(

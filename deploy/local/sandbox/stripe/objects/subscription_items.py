@@ -9,12 +9,11 @@ from stripe.params._subscription_item_retrieve_params import SubscriptionItemRet
 from stripe.params._subscription_item_update_params import SubscriptionItemUpdateParams
 
 from deploy.local.sandbox.stripe.engine import invoicing, subscriptions
+from deploy.local.sandbox.stripe.objects.subscriptions import change_items
 from deploy.local.sandbox.stripe.parameters import merged_metadata
 from deploy.local.sandbox.stripe.refusal import Obj, no_such
 from deploy.local.sandbox.stripe.rendering import Listing, page
 from deploy.local.sandbox.stripe.routes import Call, route
-
-from .subscriptions import change_items
 
 _FIELDS = "price price_data quantity metadata proration_behavior proration_date"
 

@@ -25,14 +25,13 @@ from deploy.local.sandbox.stripe.engine import (
     subscriptions,
 )
 from deploy.local.sandbox.stripe.engine.events import change, emit
+from deploy.local.sandbox.stripe.objects import payment_methods, prices
 from deploy.local.sandbox.stripe.parameters import merged_metadata
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid, not_built
 from deploy.local.sandbox.stripe.rendering import Listing, page, within
 from deploy.local.sandbox.stripe.routes import Call, route
 from deploy.local.sandbox.stripe.search import results
 from deploy.local.sandbox.stripe.world import World
-
-from . import payment_methods, prices
 
 _DAY: Final = 86_400
 _MOST_TRIAL_SECONDS: Final = 730 * _DAY

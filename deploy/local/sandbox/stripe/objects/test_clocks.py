@@ -13,12 +13,11 @@ from stripe.params.test_helpers._test_clock_retrieve_params import TestClockRetr
 from deploy.local.sandbox.stripe.engine import clock
 from deploy.local.sandbox.stripe.engine.events import emit
 from deploy.local.sandbox.stripe.identifiers import new_id
+from deploy.local.sandbox.stripe.objects import customers
 from deploy.local.sandbox.stripe.refusal import Obj
 from deploy.local.sandbox.stripe.rendering import Listing, page
 from deploy.local.sandbox.stripe.routes import Call, route
 from deploy.local.sandbox.stripe.world import AGENDA
-
-from . import customers
 
 _KEPT_SECONDS: Final = 30 * 86_400
 
