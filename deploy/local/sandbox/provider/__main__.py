@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 
 from aiohttp import web
 
+from deploy.local.sandbox import command
 from deploy.local.sandbox.provider.keys import Keyring
 from deploy.local.sandbox.provider.server import SandboxProvider
-
-
-def _new_event_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop  # noqa: PLC0415  (the sandbox works without it, at more CPU time a call)
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 def main() -> None:
@@ -27,9 +19,7 @@ def main() -> None:
         prog="python -m deploy.local.sandbox.provider",
         description="SANDBOX model provider: answers in the wire formats of five providers without calling any model.",
     )
-    parser.add_argument(
-        "--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="port 0 takes a free one (default)"
-    )
+    command.add_listen(parser)
     parser.add_argument(
         "--api-key",
         action="append",
@@ -50,13 +40,11 @@ def main() -> None:
         help="how long calls under way may go on after SIGTERM (default 10)",
     )
     arguments = parser.parse_args()
-    host, _, port = arguments.listen.rpartition(":")
-    if not port.isdigit():
-        parser.error(f"--listen must be HOST:PORT, not {arguments.listen!r}")
+    host, port = command.host_and_port(parser, arguments.listen)
     keyring = Keyring(frozenset(arguments.api_key), arguments.aws_secret_key)
-    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=command.new_event_loop) as runner:
         try:
-            runner.run(_serve(host.strip("[]") or "127.0.0.1", int(port), keyring, arguments.grace_seconds))
+            runner.run(_serve(host, port, keyring, arguments.grace_seconds))
         except OSError as error:
             sys.exit(f"SANDBOX provider: cannot listen on {arguments.listen}: {error.strerror or error}")
 
@@ -64,10 +52,7 @@ def main() -> None:
 async def _serve(host: str, port: int, keyring: Keyring, grace_seconds: float) -> None:
     provider = SandboxProvider(keyring)
     runner = web.ServerRunner(provider.server(), shutdown_timeout=grace_seconds)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = command.on_signal()
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port, backlog=1024).start()

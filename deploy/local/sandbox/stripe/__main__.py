@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import signal
 import socket
 import sqlite3
 import sys
@@ -13,17 +12,10 @@ from pathlib import Path
 
 from aiohttp import web
 
+from deploy.local.sandbox import command
 from deploy.local.sandbox.stripe.server import SandboxStripe
 from deploy.local.sandbox.stripe.store import Store
 from deploy.local.sandbox.stripe.world import Settings
-
-
-def _new_event_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop  # noqa: PLC0415  (the sandbox works without it, at more CPU time a call)
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,9 +23,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m deploy.local.sandbox.stripe",
         description="SANDBOX Stripe: answers as Stripe's API does, and moves no money.",
     )
-    parser.add_argument(
-        "--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="port 0 takes a free one (default)"
-    )
+    command.add_listen(parser)
     parser.add_argument(
         "--api-key",
         action="append",
@@ -71,9 +61,7 @@ def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     parser = _parser()
     arguments = parser.parse_args()
-    host, _, port = arguments.listen.rpartition(":")
-    if not port.isdigit():
-        parser.error(f"--listen must be HOST:PORT, not {arguments.listen!r}")
+    host, port = command.host_and_port(parser, arguments.listen)
     if bool(arguments.webhook_url) != bool(arguments.webhook_secret):
         parser.error("--webhook-url and --webhook-secret go together")
     days = arguments.retry_days.split(",") if arguments.retry_days else []
@@ -87,12 +75,12 @@ def main() -> None:
         webhook_secret=arguments.webhook_secret,
     )
     keys = frozenset(arguments.api_key or ["sk_test_sandbox"])
-    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=command.new_event_loop) as runner:
         try:
             runner.run(
                 _serve(
-                    host.strip("[]") or "127.0.0.1",
-                    int(port),
+                    host,
+                    port,
                     settings,
                     keys,
                     state=arguments.state,
@@ -116,10 +104,7 @@ async def _serve(
     store = Store(state)
     sandbox = SandboxStripe(store, dataclasses.replace(settings, base_url=settings.base_url or address), keys)
     runner = web.AppRunner(sandbox.application(), access_log=None, shutdown_timeout=grace_seconds)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = command.on_signal()
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from typing import Final
 
-from deploy.local.sandbox.stripe.refusal import Obj
+from deploy.local.sandbox.stripe.refusal import Obj, invalid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +124,18 @@ _NAMED: Final = {
 def by_number(number: str) -> Card | None:
     """The test card of a number, spaces aside; None where there is none: real cards are never taken."""
     return CARDS.get(number.replace(" ", "").replace("-", ""))
+
+
+def entered(number: str) -> Card:
+    """The test card whose number somebody gives.
+
+    Raises:
+        Refusal: it is no test card's.
+    """
+    card = by_number(number)
+    if card is None:
+        raise invalid("Your card number is incorrect: use one of Stripe's test cards.", "card", "incorrect_number")
+    return card
 
 
 def by_name(name: str) -> Card | None:

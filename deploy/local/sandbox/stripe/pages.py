@@ -201,10 +201,7 @@ def _cancel(world: World, subscription: Obj, feature: Obj, ends: bool) -> None: 
 
 
 def _new_card(world: World, customer: str, number: str) -> None:
-    card = cards.by_number(number)
-    if card is None:
-        raise invalid("Your card number is incorrect: use one of Stripe's test cards.", "card", "incorrect_number")
-    method = payment_methods.new_method(world, card)["id"]
+    method = payment_methods.new_method(world, cards.entered(number))["id"]
     payment_methods.attach_to(world, method, customer)
     with change(world, "customer", customer, "customer.updated") as edited:
         edited["invoice_settings"]["default_payment_method"] = method
@@ -234,7 +231,7 @@ def _portal_page(world: World, session: Obj) -> web.Response:
         names = ", ".join(_text(lines.product_name(world, price)) for _, price in items.of(world, subscription))
         ends = subscription["cancel_at_period_end"]
         parts.append(
-            f"<h2>{names}</h2><p>{_text(subscription['status'])}, until {_day(subscription['_period_end'])}</p>"
+            f"<h2>{names}</h2><p>{_text(subscription['status'])}, until {lines.on_day(subscription['_period_end'])}</p>"
         )
         if subscription["status"] not in standing.ENDED:
             action, words = ("resume", "Do not cancel") if ends else ("cancel", "Cancel")
@@ -286,9 +283,7 @@ def _invoice(
 
 
 def _pay_invoice(world: World, invoice: Obj, number: str) -> None:
-    card = cards.by_number(number)
-    if card is None:
-        raise invalid("Your card number is incorrect: use one of Stripe's test cards.", "card", "incorrect_number")
+    card = cards.entered(number)
     method = payment_methods.new_method(world, card)["id"]
     if card.decline is None:
         payment_methods.attach_to(world, method, invoice["customer"])
@@ -304,7 +299,7 @@ def _as_text(invoice: Obj) -> list[str]:
         "SANDBOX: this is no real invoice; nothing was charged.",
         "",
         f"Invoice {invoice['number']}",
-        f"Date {_day(invoice['created'])}",
+        f"Date {lines.on_day(invoice['created'])}",
         f"Bill to {invoice['customer_name'] or invoice['customer_email'] or invoice['customer']}",
         f"Status {invoice['status']}",
         "",
@@ -333,10 +328,6 @@ def _page(title: str, body: str, status: int = HTTPStatus.OK) -> web.Response:
 
 def _text(value: Any) -> str:
     return markup.escape(str(value if value is not None else ""))
-
-
-def _day(moment: int) -> str:
-    return lines.on_day(moment)
 
 
 def _json(value: Obj, status: int = HTTPStatus.OK) -> web.Response:

@@ -14,14 +14,19 @@ from urllib.parse import parse_qsl, unquote
 import orjson
 from aiohttp import web
 
-from deploy.local.sandbox.stripe import idempotency, pages, routes, v2
+from deploy.local.sandbox.stripe import (
+    idempotency,
+    objects,  # noqa: F401 (importing it fills the table of routes)
+    pages,
+    routes,
+    v2,
+)
 from deploy.local.sandbox.stripe.admin import Admin
 from deploy.local.sandbox.stripe.delivery import Deliverer
 from deploy.local.sandbox.stripe.engine import clock, deliveries, metering
 from deploy.local.sandbox.stripe.engine.events import API_VERSION
 from deploy.local.sandbox.stripe.faults import Fault, Faults
 from deploy.local.sandbox.stripe.identifiers import random_text
-from deploy.local.sandbox.stripe.objects import ALL as _RESOURCES
 from deploy.local.sandbox.stripe.parameters import check, decode, require_built
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal
 from deploy.local.sandbox.stripe.rendering import answer
@@ -34,7 +39,6 @@ _LARGEST_BODY: Final = 1024 * 1024
 _TICK_SECONDS: Final = 0.5
 _FORGET_SECONDS: Final = 600.0
 _HANGING_POLL_SECONDS: Final = 0.05
-assert _RESOURCES  # importing them is what fills the table of routes
 
 _FAULT_WORDS: Final = {
     429: ("invalid_request_error", "rate_limit", "Request rate limit exceeded. SANDBOX: an armed fault."),
