@@ -13,7 +13,8 @@ from stripe.params.checkout._session_update_params import SessionUpdateParams
 
 from deploy.local.sandbox.stripe.identifiers import new_id
 from deploy.local.sandbox.stripe.objects import checkout_completion as checkout
-from deploy.local.sandbox.stripe.objects.subscriptions import price_amount, refuse_tax, wanted_item
+from deploy.local.sandbox.stripe.objects.subscriptions import refuse_tax
+from deploy.local.sandbox.stripe.objects.wanted_items import price_amount, wanted_item
 from deploy.local.sandbox.stripe.parameters import merged_metadata
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid
 from deploy.local.sandbox.stripe.rendering import Listing, embedded_list, embeds, includes, page, render, within

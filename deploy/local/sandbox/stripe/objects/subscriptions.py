@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Final
 
 from stripe.params._subscription_cancel_params import SubscriptionCancelParams
@@ -13,19 +12,19 @@ from stripe.params._subscription_retrieve_params import SubscriptionRetrievePara
 from stripe.params._subscription_search_params import SubscriptionSearchParams
 from stripe.params._subscription_update_params import SubscriptionUpdateParams
 
-from deploy.local.sandbox.stripe import cards, money
+from deploy.local.sandbox.stripe import cards
 from deploy.local.sandbox.stripe.engine import (
     cancellation,
     changes,
     collecting,
     invoicing,
-    lines,
     payments,
     standing,
     subscriptions,
 )
-from deploy.local.sandbox.stripe.engine.events import change, emit
-from deploy.local.sandbox.stripe.objects import payment_methods, prices
+from deploy.local.sandbox.stripe.engine.events import change
+from deploy.local.sandbox.stripe.objects import payment_methods
+from deploy.local.sandbox.stripe.objects.wanted_items import add_invoice_items, price_of, wanted_item
 from deploy.local.sandbox.stripe.parameters import merged_metadata
 from deploy.local.sandbox.stripe.refusal import Obj, Refusal, invalid, not_built
 from deploy.local.sandbox.stripe.rendering import Listing, page, within
@@ -81,7 +80,7 @@ def open_for(world: World, customer: Obj, params: Obj) -> tuple[Obj, Obj]:
     refuse_tax(params)
     options = _options(world, customer, params)
     found = [wanted_item(world, item, position) for position, item in enumerate(params.get("items") or [])]
-    _invoice_items(world, customer, params, None)
+    add_invoice_items(world, customer, params, None)
     return subscriptions.open_subscription(world, customer, found, options)
 
 
@@ -89,33 +88,6 @@ def refuse_tax(params: Obj) -> None:
     """Say that taxes are not computed, where a request wants them."""
     if (params.get("automatic_tax") or {}).get("enabled"):
         raise not_built("automatic tax", "automatic_tax[enabled]")
-
-
-def wanted_item(world: World, item: Obj, position: int) -> tuple[Obj, int | None, dict[str, str]]:
-    """The price, quantity and metadata of one of a request's items."""
-    path = f"items[{position}]"
-    price = _price_of(world, item, path)
-    if price is None:
-        raise invalid(f"Missing required param: {path}[price].", f"{path}[price]", "parameter_missing")
-    quantity = item.get("quantity")
-    if quantity is not None and quantity < 0:
-        raise invalid("Invalid non-negative integer", f"{path}[quantity]", "parameter_invalid_integer")
-    if quantity is not None and (price["recurring"] or {}).get("usage_type") == "metered":
-        raise invalid("Quantity should not be specified where usage_type is `metered`.", f"{path}[quantity]")
-    return price, quantity, merged_metadata({}, item.get("metadata"))
-
-
-def _price_of(world: World, item: Obj, path: str) -> Obj | None:
-    if "price" in item and "price_data" in item:
-        raise invalid("You may only specify one of these parameters: price, price_data.", path)
-    if "price_data" in item:
-        return prices.inline(world, item["price_data"])
-    if "price" not in item:
-        return None
-    found = world.need("price", item["price"], f"{path}[price]")
-    if not found["active"]:
-        raise invalid("The price specified is inactive. This field only accepts active prices.", f"{path}[price]")
-    return found
 
 
 def _options(world: World, customer: Obj, params: Obj) -> Obj:
@@ -149,35 +121,6 @@ def _future(moment: int, now: int, name: str) -> int:
     if not now < moment <= now + _MOST_TRIAL_SECONDS:
         raise invalid(f"`{name}` must be in the future, and at most two years ahead.", name)
     return moment
-
-
-def _invoice_items(world: World, customer: Obj, params: Obj, subscription: str | None) -> None:
-    for position, item in enumerate(params.get("add_invoice_items") or []):
-        path = f"add_invoice_items[{position}]"
-        price = _price_of(world, item, path)
-        if price is None or price["recurring"] is not None:
-            raise invalid("An invoice item takes a one-time price.", f"{path}[price]")
-        now = world.now(customer["test_clock"])
-        quantity = item.get("quantity", 1)
-        made = lines.invoice_item(
-            world,
-            customer=customer,
-            amount=price_amount(price, quantity),
-            currency=price["currency"],
-            description=lines.product_name(world, price),
-            period=(now, now),
-            quantity=quantity,
-            price=price,
-            unit_amount=price["unit_amount_decimal"],
-            subscription=subscription,
-            metadata=merged_metadata({}, item.get("metadata")),
-        )
-        emit(world, "invoiceitem.created", made)
-
-
-def price_amount(price: Obj, quantity: int) -> int:
-    """What so many units of a price cost, in cents."""
-    return money.total(price, Decimal(quantity))
 
 
 @route(
@@ -218,7 +161,7 @@ def change_items(world: World, identifier: str, params: Obj) -> Obj | None:
     found = world.get("subscription", identifier)
     now = world.now(found["test_clock"])
     customer = world.get("customer", found["customer"])
-    _invoice_items(world, customer, params, identifier)
+    add_invoice_items(world, customer, params, identifier)
     ends_trial = params.get("trial_end") == "now" and found["status"] == "trialing"
     resets = (params.get("billing_cycle_anchor") or {}).get("type") == "now" or ends_trial
     if ends_trial:
@@ -239,7 +182,7 @@ def change_items(world: World, identifier: str, params: Obj) -> Obj | None:
 def _change(world: World, subscription: Obj, item: Obj, position: int) -> changes.Change:
     path = f"items[{position}]"
     identifier = item.get("id")
-    price = _price_of(world, item, path)
+    price = price_of(world, item, path)
     quantity = item.get("quantity")
     if identifier is None and price is None:
         raise invalid(f"Missing required param: {path}[price].", f"{path}[price]", "parameter_missing")
