@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from deploy.local.home import Home
@@ -62,18 +61,3 @@ class Credentials:
     def service_token(self, subject: str) -> str:
         """The token in that file."""
         return self.service_token_file(subject).read_text()
-
-
-def write_dev_env(home: Home, lines: Iterable[tuple[str, str, str]]) -> Path:
-    """Write `dev.env`, for `set -a; . dev.env` and for tools that read such files: (comment, name, value) each."""
-    text = "# The local suite, as `make up` left it. For this machine only; it holds keys.\n"
-    for comment, name, value in lines:
-        text += f"# {comment}\n{name}={_quoted(value)}\n"
-    return home.write_private("dev.env", text)
-
-
-def _quoted(value: str) -> str:
-    """Bare where a shell takes it so, else in single quotes."""
-    if all(character.isalnum() or character in "_-.:/@%+,=" for character in value):
-        return value
-    return "'" + value.replace("'", "'\\''") + "'"

@@ -39,7 +39,7 @@ class Part:
     # Whether it serves. Asked often, so it answers within a second or two.
     ready: Callable[[], bool]
     # Writes what the program reads at start; called before each start.
-    prepare: Callable[[], None] = _nothing
+    prepare: Callable[[], object] = _nothing
     # Whether a failed start is worth another try.
     transient: Callable[[StartFailedError], bool] = _never
     # What else it was started with, for telling whether it has to be started again: a configuration's text.

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from deploy.local import envoy, peers, postgres
-from deploy.local.credentials import DEVELOPER, Credentials, write_dev_env
+from deploy.local import dev_env, envoy, peers, postgres
+from deploy.local.credentials import DEVELOPER, Credentials
 from deploy.local.home import REPOSITORY, Home
 from deploy.local.launcher import Job, Launcher, Part
 from deploy.local.ports import HOST, PortBook, answers, is_free, occupant
@@ -45,24 +45,9 @@ ORDER = (
     ),
     "envoy",
 )
-# What a suite may be given instead of its sandbox provider, by name.
-PROVIDERS = peers.PROVIDERS
 # Settings of the launcher and what it writes to dev.env: made anew for each process, so not handed down from a shell
 # that has read another suite's.
-_OURS = {
-    "TOLLKEEPER_HOME",
-    "TOLLKEEPER_GATEWAY_PORT",
-    "TOLLKEEPER_URL",
-    "TOLLKEEPER_ADMIN_KEY",
-    "TOLLKEEPER_DEMO_KEY",
-    "TOLLKEEPER_SERVICE_TOKEN",
-    "TOLLKEEPER_DATABASE_URL",
-    "TOLLKEEPER_REDIS_URL",
-    "TOLLKEEPER_SANDBOX_STRIPE_URL",
-    "TOLLKEEPER_SANDBOX_PROVIDER_URL",
-    "STRIPE_WEBHOOK_SECRET",
-    *(f"TOLLKEEPER_{service.upper()}_ADDR" for service in SERVICES),
-}
+_OURS = {"TOLLKEEPER_HOME", "TOLLKEEPER_GATEWAY_PORT", *dev_env.VARIABLES}
 # Settings of the launcher's own, without their prefix.
 _SETTINGS = (
     "HOME",
@@ -237,12 +222,12 @@ class Suite:
             name=name,
             port=None,
             program=self._python(name, settings, f"services.{service}", "work"),
-            ready=lambda: self._has_run_for(name, WORKER_START_SECONDS),
+            ready=lambda: self._has_started(name),
         )
 
-    def _has_run_for(self, name: str, seconds: float) -> bool:
+    def _has_started(self, name: str) -> bool:
         record = self.home.record(name)
-        return record is not None and record.alive() and time.time() - record.started_at > seconds
+        return record is not None and record.alive() and time.time() - record.started_at > WORKER_START_SECONDS
 
     def _envoy(self) -> Part:
         admin = self.port("envoy-admin")
@@ -254,12 +239,9 @@ class Suite:
             port=self.gateway_port,
             program=envoy.program(self.home.path("envoy.json")),
             ready=lambda: envoy.ready(self.gateway_port, admin),
-            prepare=lambda: self._write("envoy.json", configuration),
+            prepare=lambda: self.home.write_private("envoy.json", configuration),
             configuration=configuration,
         )
-
-    def _write(self, name: str, text: str) -> None:
-        self.home.write_private(name, text)
 
     # ---- how it is set
 
@@ -365,37 +347,19 @@ class Suite:
 
     def write_dev_env(self) -> Path:
         """Write what a developer's shell and the tests need to know."""
-        kept = self.credentials
-        addresses = [
-            (f"The {service} service, gRPC.", f"TOLLKEEPER_{service.upper()}_ADDR", f"{HOST}:{self.port(service)}")
-            for service in SERVICES
-        ]
-        return write_dev_env(
-            self.home,
-            [
-                ("The gateway.", "TOLLKEEPER_URL", self.url),
-                ("An admin's API key.", "TOLLKEEPER_ADMIN_KEY", kept.get("admin_key") or ""),
-                ("The API key of a funded prepaid account.", "TOLLKEEPER_DEMO_KEY", kept.get("demo_key") or ""),
-                *addresses,
-                ("A bearer token for direct gRPC calls, role SERVICE.", "TOLLKEEPER_SERVICE_TOKEN", self._token()),
-                ("The Postgres server, as its superuser.", "TOLLKEEPER_DATABASE_URL", self.servers.admin_url),
-                ("Redis.", "TOLLKEEPER_REDIS_URL", self.servers.redis_url),
-                ("Signs Stripe's webhooks to this suite.", "STRIPE_WEBHOOK_SECRET", self.stripe.webhook_secret),
-                (
-                    "The sandbox Stripe; empty where a real secret key is given.",
-                    "TOLLKEEPER_SANDBOX_STRIPE_URL",
-                    self.stripe.url,
-                ),
-                (
-                    "The sandbox model provider; empty where real provider keys are given.",
-                    "TOLLKEEPER_SANDBOX_PROVIDER_URL",
-                    self.providers.url,
-                ),
-            ],
-        )
-
-    def _token(self) -> str:
-        return self.credentials.service_token(DEVELOPER)
+        values = {
+            "TOLLKEEPER_URL": self.url,
+            "TOLLKEEPER_ADMIN_KEY": self.credentials.get("admin_key") or "",
+            "TOLLKEEPER_DEMO_KEY": self.credentials.get("demo_key") or "",
+            "TOLLKEEPER_SERVICE_TOKEN": self.credentials.service_token(DEVELOPER),
+            "TOLLKEEPER_DATABASE_URL": self.servers.admin_url,
+            "TOLLKEEPER_REDIS_URL": self.servers.redis_url,
+            "STRIPE_WEBHOOK_SECRET": self.stripe.webhook_secret,
+            "TOLLKEEPER_SANDBOX_STRIPE_URL": self.stripe.url,
+            "TOLLKEEPER_SANDBOX_PROVIDER_URL": self.providers.url,
+        }
+        values |= {f"TOLLKEEPER_{service.upper()}_ADDR": f"{HOST}:{self.port(service)}" for service in SERVICES}
+        return dev_env.write(self.home, values)
 
 
 def serving(port: int) -> bool:

@@ -13,7 +13,7 @@ import grpc
 from tollkeeper.proxy.v1 import entitlement_service_pb2 as entitlement_pb
 from tollkeeper.proxy.v1.entitlement_service_pb2_grpc import EntitlementServiceStub
 
-from deploy.local import bootstrap, suite
+from deploy.local import bootstrap, peers, suite
 from deploy.local.home import Home
 from deploy.local.ports import HOST, free_port
 from tests.bench.gateway import calls
@@ -72,7 +72,7 @@ def running(folder: Path, upstream_port: int, more: Mapping[str, str]) -> Iterat
     """The suite for the length of a `with` block, its provider the upstream; `more` are further settings."""
     environment = {
         # Real providers' keys of whoever runs this are none of the bench's.
-        **{variable: "" for _, variable in suite.PROVIDERS.values()},
+        **{variable: "" for _, variable in peers.PROVIDERS.values()},
         "TOLLKEEPER_HOME": str(folder / "home"),
         "TOLLKEEPER_GATEWAY_PORT": str(free_port()),
         "TOLLKEEPER_PROXY_OPENAI_BASE_URL": f"http://{HOST}:{upstream_port}/v1",
