@@ -83,7 +83,7 @@ class BillingServicer(BillingServiceServicer):
             v.add("plan", "give plan, interval or resume")
         request_id = v.identifier("request_id", request.request_id, required=False)
         v.raise_if_any()
-        return _subscription(self._stripe.changes.update(account_id, wish, request_id), context)
+        return _subscription(self._stripe.update(account_id, wish, request_id), context)
 
     def CancelSubscription(self, request: pb.CancelSubscriptionRequest, context: Any) -> resources.Subscription:
         """See the contract."""
@@ -91,7 +91,7 @@ class BillingServicer(BillingServiceServicer):
         account_id = v.identifier("account_id", request.account_id)
         request_id = v.identifier("request_id", request.request_id, required=False)
         v.raise_if_any()
-        return _subscription(self._stripe.changes.cancel(account_id, now=request.now, request_id=request_id), context)
+        return _subscription(self._stripe.cancel(account_id, now=request.now, request_id=request_id), context)
 
     def PreviewSubscription(self, request: pb.PreviewSubscriptionRequest, context: Any) -> resources.Invoice:
         """See the contract."""

@@ -218,13 +218,15 @@ class Application:
             self.refresh_quietly(account_id, now)
         return len(due) == limit
 
-    def refresh_quietly(self, account_id: str, now: datetime, references: Collection[Reference] = ()) -> bool:
+    def refresh_quietly(
+        self, account_id: str, now: datetime, references: Collection[Reference] = (), *, within_seconds: float = 0
+    ) -> bool:
         """Apply what Stripe says now, of these objects too; where that cannot be done now, log it and put it off.
 
         Whether it was done.
         """
         try:
-            if self.refresh(account_id, references):
+            if self.refresh(account_id, references, within_seconds=within_seconds):
                 return True
         except (ServiceError, grpc.RpcError, *LASTING_FAULTS) as error:
             _log.warning("subscription not looked at", account_id=account_id, error=_said(error))

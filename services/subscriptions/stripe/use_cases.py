@@ -6,20 +6,25 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
+from services.subscriptions.clock import Clock
 from services.subscriptions.errors import SubscriptionUnmovable
 from services.subscriptions.settings import Settings
 from services.subscriptions.stripe import mirror_store, request_store
 from services.subscriptions.stripe.application import Application
 from services.subscriptions.stripe.changes import PlanChanges, Wish
 from services.subscriptions.stripe.checkout import Checkout, ReturnUrls
+from services.subscriptions.stripe.current import SubscriptionView
 from services.subscriptions.stripe.invoices import Invoices
 from services.subscriptions.stripe.metered_items import MeteredItems
 from services.subscriptions.stripe.model import Mirror
 from services.subscriptions.stripe.names import MONTH
 from services.subscriptions.stripe.parts import StripeParts
 from services.subscriptions.stripe.recharge import AutoRecharges
+from services.subscriptions.stripe.requests import Answered
 from services.subscriptions.worker import ScheduledJob
 
+# How long who asks for a change waits for another one that applies something to the account.
+_APPLIED_WITHIN_SECONDS = 2.0
 _DELETED_AT_ONCE = 1000
 _UPKEEP_SECONDS = 60.0
 _FOLLOW_SECONDS = 30.0
@@ -30,6 +35,8 @@ class StripeUseCases:
     """Pages, changes, invoices, auto-recharge."""
 
     engine: Engine
+    clock: Clock
+    application: Application
     checkout: Checkout
     changes: PlanChanges
     invoices: Invoices
@@ -41,6 +48,8 @@ class StripeUseCases:
         """The use cases over these parts."""
         return cls(
             parts.engine,
+            parts.clock,
+            application,
             Checkout(parts),
             PlanChanges(parts),
             Invoices(parts),
@@ -53,6 +62,23 @@ class StripeUseCases:
         with self.engine.connect() as connection:
             return mirror_store.find_mirror(connection, account_id)
 
+    def update(self, account_id: str, wish: Wish, request_id: str) -> Answered[SubscriptionView]:
+        """Move a subscription, or take its end back; what follows holds here too. Raises as `PlanChanges.update`."""
+        return self._applied(account_id, self.changes.update(account_id, wish, request_id))
+
+    def cancel(self, account_id: str, *, now: bool, request_id: str) -> Answered[SubscriptionView]:
+        """End a subscription; what follows holds here too. Raises as `PlanChanges.cancel`."""
+        return self._applied(account_id, self.changes.cancel(account_id, now=now, request_id=request_id))
+
+    def _applied(self, account_id: str, answered: Answered[SubscriptionView]) -> Answered[SubscriptionView]:
+        """Apply what Stripe has done, so that the next command finds the account where this one has left it.
+
+        Where that cannot be done now, the event that tells of it does it.
+        """
+        if not answered.replayed:
+            self.application.refresh_quietly(account_id, self.clock(), within_seconds=_APPLIED_WITHIN_SECONDS)
+        return answered
+
     def upgrade(self, account_id: str, plan_id: str, interval: str, urls: ReturnUrls) -> str:
         """Where to go on with an upgrade: a page to subscribe at, or the invoice of the move that was made.
 
@@ -63,7 +89,7 @@ class StripeUseCases:
             return self.checkout.subscribe(account_id, plan_id, interval or MONTH, urls, "").answer.url
         if not upgrades:
             raise SubscriptionUnmovable(f"{plan_id} is no upgrade: change the subscription instead")
-        moved = self.changes.update(account_id, Wish(plan_id, interval), "").answer
+        moved = self.update(account_id, Wish(plan_id, interval), "").answer
         return self.changes.latest_invoice_url(moved.subscription_id)
 
     def jobs(self, settings: Settings, *, configured: bool) -> list[ScheduledJob]:

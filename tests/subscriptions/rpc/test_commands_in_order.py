@@ -1,0 +1,56 @@
+"""Commands that follow one another at once: each finds the account where the one before it has left it."""
+
+import pytest
+from tollkeeper.subscriptions.v1 import billing_service_pb2 as pb
+from tollkeeper.subscriptions.v1 import operator_service_pb2 as operator_pb
+
+
+@pytest.fixture
+def told(parts, shop):
+    """`told(acme)`: what Stripe has of an account is applied, as a worker does that an event wakes."""
+    application = parts(**shop.sandbox.settings()).stripe_events.application
+    return lambda acme: application.refresh(acme.account_id, within_seconds=5)
+
+
+def put_on(shop, acme, plan):
+    """The operator's word; the plan that the account is on then."""
+    request = operator_pb.SetAccountPlanRequest(account_id=acme.account_id, plan=plan, request_id=f"to-{plan}")
+    return shop.operator(shop.operator.customers.SetAccountPlan, request).plan
+
+
+def plan_of(shop, acme):
+    request = operator_pb.GetCustomerRequest(account_id=acme.account_id)
+    return shop.operator(shop.operator.customers.GetCustomer, request).plan
+
+
+def test_account_whose_subscription_was_ended_is_put_on_a_plan_at_once_and_stays_there(shop, told):
+    acme = shop.customer()
+    acme.subscribe("starter")
+    told(acme)
+    assert plan_of(shop, acme) == "starter"
+    acme.cancel(now=True)
+    assert plan_of(shop, acme) == "free"
+    assert put_on(shop, acme, "payg") == "payg"
+    told(acme)
+    assert plan_of(shop, acme) == "payg", "the end that is told of later was before"
+
+
+def test_move_that_was_paid_is_seen_at_once(shop, told):
+    acme = shop.customer()
+    acme.subscribe("starter")
+    told(acme)
+    acme.update(plan="professional")
+    assert acme.ask(acme.billing.GetSubscription, pb.GetSubscriptionRequest()).plan == "professional"
+    assert plan_of(shop, acme) == "professional"
+
+
+def test_end_is_answered_while_another_one_applies_something(shop, told, database):
+    acme = shop.customer()
+    acme.subscribe("starter")
+    told(acme)
+    database.rows("UPDATE stripe_leases SET leased_until = now() + interval '1 hour'")
+    assert acme.cancel(now=True).status == "canceled"
+    assert plan_of(shop, acme) == "starter"
+    database.rows("UPDATE stripe_leases SET leased_until = now()")
+    told(acme)
+    assert plan_of(shop, acme) == "free"
