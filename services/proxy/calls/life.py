@@ -333,7 +333,8 @@ class Life:
         outgoing = call.request.outgoing(cap, provider, call.asked.headers)
         deadline = call.arrived + settings.upstream_total_seconds
         try:
-            async with self._parts.upstreams.post(provider, outgoing, deadline=deadline) as raw:
+            account = call.key.account_id
+            async with self._parts.upstreams.post(provider, outgoing, deadline=deadline, account=account) as raw:
                 answer = answer_of(raw, outgoing, call.request.model)
                 call.reader.served_in(raw.service_tier)
                 if call.request.stream and answer.is_events:

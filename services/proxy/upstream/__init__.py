@@ -1,7 +1,7 @@
 """Owns the way to model providers over HTTP: addresses, credentials, retries, circuits, and what their failures mean.
 
 `configuration` says which providers there are, `credentials` which of their keys is used next (by the rule of
-`breaker`), `attempt` sends one request once (`outgoing`, signed by `signing` for AWS), `client` does so until there is
+`breaker`, for all accounts and for each by `standing`), `attempt` sends one request once (`outgoing`, signed by `signing` for AWS), `client` does so until there is
 an answer or nothing is left to try, and `answer` is what came back.
 """
 

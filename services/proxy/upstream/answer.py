@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 import time
 import zlib
 from collections.abc import AsyncGenerator
@@ -12,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 
 import orjson
-from pyreqwest.exceptions import PoolTimeoutError, PyreqwestError, ReadTimeoutError, RequestTimeoutError
+from pyreqwest.exceptions import PoolTimeoutError, PyreqwestError, ReadTimeoutError, RequestError, RequestTimeoutError
 from pyreqwest.response import Response
 
 from services.kit.errors import ServiceError
@@ -27,6 +28,7 @@ MAX_ERROR_BYTES = 1024 * 1024
 _END_BYTES = 64 * 1024
 _MOST_BYTES = 1024 * 1024 * 1024
 _MAX_RETRY_AFTER_SECONDS = 10_000_000.0
+_DURATION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?s")
 
 _GZIP = 16 + zlib.MAX_WBITS  # how zlib is told that a header of gzip comes first
 
@@ -216,9 +218,16 @@ def timed_out(error: PyreqwestError) -> bool:
     """Whether the provider was reached and then silent for too long."""
     if not isinstance(error, RequestTimeoutError) or isinstance(error, PoolTimeoutError):
         return False
-    # The client's class for it is a connect timeout also where the connection stood and no answer came.
-    causes = error.details.get("causes") or ()
-    return not any("(Connect)" in cause["message"] for cause in causes)
+    return not unreached(error)
+
+
+def unreached(error: PyreqwestError) -> bool:
+    """Whether there was no connection at all.
+
+    The client's classes for that are also for a connection that stood, where no answer came or it broke.
+    """
+    causes = error.details.get("causes") or () if isinstance(error, RequestError) else ()
+    return any("(Connect)" in cause["message"] for cause in causes)
 
 
 def failure(provider: str, error: PyreqwestError) -> ServiceError:
@@ -247,16 +256,28 @@ def _json(body: bytes) -> object:
         return None
 
 
+def googles_retry_after(body: bytes) -> str:
+    """What Google says in an error's details in place of a Retry-After, in the form of one; empty where nothing."""
+    for detail in _google_details(body):
+        delay = detail.get("retryDelay")
+        if isinstance(delay, str) and _DURATION.fullmatch(delay):
+            return str(math.ceil(float(delay[:-1])))
+    return ""
+
+
 def _google_reasons(body: bytes) -> set[str]:
-    """The reasons in the details of a Google error, which its OpenAI form wraps in a list."""
+    """The reasons in the details of a Google error."""
+    return {str(detail.get("reason")) for detail in _google_details(body)}
+
+
+def _google_details(body: bytes) -> list[dict[str, object]]:
+    """The details of a Google error, which its OpenAI form wraps in a list."""
     told = _json(body)
     if isinstance(told, list):
         told = told[0] if told else None
     error = told.get("error") if isinstance(told, dict) else None
     details = error.get("details") if isinstance(error, dict) else None
-    if not isinstance(details, list):
-        return set()
-    return {str(detail.get("reason")) for detail in details if isinstance(detail, dict)}
+    return [one for one in details if isinstance(one, dict)] if isinstance(details, list) else []
 
 
 def _openai_code(body: bytes) -> str:

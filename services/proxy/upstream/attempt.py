@@ -11,7 +11,12 @@ from functools import cache, lru_cache
 
 from prometheus_client import Counter, Histogram
 from pyreqwest.client import Client, ClientBuilder
-from pyreqwest.exceptions import ClientClosedError, PoolTimeoutError, PyreqwestError, ReadError
+from pyreqwest.exceptions import (
+    ClientClosedError,
+    PoolTimeoutError,
+    PyreqwestError,
+    ReadError,
+)
 from pyreqwest.http import Url
 from pyreqwest.request import StreamRequest
 from pyreqwest.response import Response
@@ -28,10 +33,12 @@ from services.proxy.upstream.answer import (
     ProviderRefusalError,
     UnreadAnswerError,
     failure,
+    googles_retry_after,
     header_of,
     meaning_of,
     retry_after_seconds,
     timed_out,
+    unreached,
 )
 from services.proxy.upstream.configuration import Authentication, Base, Provider
 from services.proxy.upstream.credentials import Credential
@@ -112,9 +119,9 @@ class Sender:
         await self._client.close()
 
     async def send(
-        self, provider: Provider, outgoing: Outgoing, credential: Credential[Key], deadline: float
+        self, provider: Provider, outgoing: Outgoing, credential: Credential[Key], deadline: float, account: str
     ) -> Opened | Failed:
-        """Send a request once and wait for the first piece of its answer; the credential is told how it went.
+        """Send a request once and wait for the first piece of its answer; the credential is told how `account` fared.
 
         A caller that is cancelled while no byte of the answer has come lets go at once; the connection closes with the
         second piece that comes, or when the time for that is over.
@@ -127,7 +134,7 @@ class Sender:
             response = await request.__aenter__()
             opened = Opened(request, Answer(response, self._idle_seconds))
             try:
-                result = await self._begun(provider, outgoing, credential, opened=opened, response=response)
+                result = await self._begun(provider, outgoing, credential, account, opened=opened, response=response)
             except BaseException:
                 await opened.close()
                 raise
@@ -139,12 +146,12 @@ class Sender:
                 _first_byte(provider.name).observe(time.monotonic() - begun)
         except PyreqwestError as error:
             outcome = "timeout" if timed_out(error) else "unreachable"
-            return _broken(provider, credential, error, deadline)
+            return _broken(provider, credential, account, error, deadline)
         else:
             return result
         finally:
             if outcome == "abandoned":
-                credential.abandoned()
+                credential.abandoned(account)
             _attempts(provider.name, outcome).inc()
             if span is not None:
                 end_outgoing_span(span, outcome, failed=outcome != "answered")
@@ -154,16 +161,17 @@ class Sender:
         provider: Provider,
         outgoing: Outgoing,
         credential: Credential[Key],
+        account: str,
         *,
         opened: Opened,
         response: Response,
     ) -> Opened | Failed:
         """What the answer is, its first piece read. Raises PyreqwestError where that does not come."""
         if response.status not in _SERVED:
-            return _judged(provider, outgoing.model, credential, response, await _words(opened.answer))
+            return _judged(provider, outgoing.model, credential, account, response, await _words(opened.answer))
         if not await opened.answer.read_ahead() and outgoing.stream:
             raise ReadError("the stream ended before it began", {"causes": None})
-        credential.answered(time.monotonic())
+        credential.answered(time.monotonic(), outgoing.model, account)
         return opened
 
     def _built(self, provider: Provider, outgoing: Outgoing, key: Key, seconds: float) -> StreamRequest:
@@ -235,42 +243,51 @@ async def _words(answer: Answer) -> bytes:
         return b""
 
 
-def _judged(provider: Provider, model: str, credential: Credential[Key], response: Response, body: bytes) -> Failed:
+def _judged(  # noqa: PLR0917 (what was asked of whom, for whom, and what came)
+    provider: Provider, model: str, credential: Credential[Key], account: str, response: Response, body: bytes
+) -> Failed:
     """What an error answer comes to. A provider's words about our credential go no further than this."""
     status, now = response.status, time.monotonic()
     if status < _REFUSED:
         _log.error("the provider answered something that is no answer", provider=provider.name, status=status)
-        credential.answered(now)
+        credential.answered(now, model, account)
         return Failed(
             ProviderUnavailable("the provider's answer was not understood", provider=provider.name), Meaning.FINAL
         )
     aws_exception = header_of(response, "x-amzn-errortype")
     meaning = meaning_of(status, body, aws_exception)
     if meaning in {Meaning.REJECTED, Meaning.DENIED}:
-        (credential.rejected if meaning is Meaning.REJECTED else credential.denied)(now, status)
+        (credential.rejected if meaning is Meaning.REJECTED else credential.denied)(now, status, account)
         return Failed(ProviderCredentialRefused("the provider cannot be called now", provider=provider.name), meaning)
-    if meaning is Meaning.FAILED:
-        credential.failed(now)
-    else:
-        credential.answered(now)
-    retry_after = header_of(response, "retry-after")
+    retry_after = header_of(response, "retry-after") or googles_retry_after(body)
     rest = retry_after_seconds(retry_after)
-    if rest and status == TOO_MANY:
-        credential.limited(now, model, rest)
-    elif rest and meaning is not Meaning.FINAL:
-        credential.rested(now, rest)
+    if status == TOO_MANY:
+        credential.busy(now, account)
+        if rest != 0:
+            credential.limited(now, model, rest, account)
+    elif meaning is Meaning.FAILED:
+        credential.failed(now, account)
+    else:
+        credential.answered(now, model, account)
+    if rest and status != TOO_MANY and meaning is not Meaning.FINAL:
+        credential.rested(now, rest, account)
     content_type = header_of(response, "content-type") or _JSON
     return Failed(ProviderRefusalError(status, content_type, body, retry_after, aws_exception), meaning)
 
 
-def _broken(provider: Provider, credential: Credential[Key], error: PyreqwestError, deadline: float) -> Failed:
-    """What a transport failure comes to."""
+def _broken(
+    provider: Provider, credential: Credential[Key], account: str, error: PyreqwestError, deadline: float
+) -> Failed:
+    """What a transport failure comes to. One to connect is no request's fault; a silence or a break may be."""
     told = failure(provider.name, error)
     if isinstance(error, PoolTimeoutError | ClientClosedError):
-        credential.abandoned()  # too many calls here, or none any more: nothing that the provider has done
+        credential.abandoned(account)  # too many calls here, or none any more: nothing that the provider has done
         return Failed(told, Meaning.FINAL)
     if timed_out(error) and time.monotonic() >= deadline:
-        credential.abandoned()  # the call had no more time, which may have been little
-    else:
+        credential.abandoned(account)  # the call had no more time, which may have been little
+    elif unreached(error):
+        credential.abandoned(account)
         credential.failed(time.monotonic())
+    else:
+        credential.failed(time.monotonic(), account)
     return Failed(told, Meaning.FAILED)

@@ -33,6 +33,7 @@ class _Course:
 
     deadline: float
     model: str
+    account: str
     attempts: int = 0
     tried: set[Credential[Key]] = field(default_factory=set)
     passed_over: set[Credential[Key]] = field(default_factory=set)
@@ -94,23 +95,24 @@ class Upstreams:
         for credentials in self._credentials.values():
             credentials.close()
 
-    def post(self, provider: Provider, outgoing: Outgoing, *, deadline: float) -> Posted:
+    def post(self, provider: Provider, outgoing: Outgoing, *, deadline: float, account: str = "") -> Posted:
         """Send a request, again where that may help; the answer's body is read inside the context that this gives.
 
         The context begins when the first piece of the body has come. `deadline` (in `time.monotonic` seconds) is for
-        all attempts together and for the reading of the answer.
+        all attempts together and for the reading of the answer. `account` is whose call it is: what it meets counts for
+        others where theirs have met the like (`credentials.py`).
 
         Entering it raises ProviderRefusalError for a provider's error answer about the request or, where that was its
         last word, about its own state; ProviderCredentialRefused where it takes none of our credentials;
         ProviderTimeout and ProviderUnavailable where there was no answer, the latter without a call while all circuits
         are open; ProviderRateLimited, without a call, while all credentials are over the provider's limit on the model.
         """
-        return Posted(self._open(provider, outgoing, _Course(deadline, outgoing.model)))
+        return Posted(self._open(provider, outgoing, _Course(deadline, outgoing.model, account)))
 
     async def _open(self, provider: Provider, outgoing: Outgoing, course: _Course) -> Opened:
         """Try until an answer begins or nothing is left to try. Raises what `post` does."""
         while (credential := await self._next(provider, course)) is not None:
-            outcome = await self._sender.send(provider, outgoing, credential, course.deadline)
+            outcome = await self._sender.send(provider, outgoing, credential, course.deadline, course.account)
             if isinstance(outcome, Opened):
                 return outcome
             if outcome.meaning in {Meaning.REJECTED, Meaning.DENIED}:
@@ -136,10 +138,10 @@ class Upstreams:
         if course.attempts >= self._settings.upstream_attempts or now >= course.deadline:
             return None
         credentials = self._credentials[provider.name]
-        fresh = credentials.take(now, course.model, course.tried | course.passed_over)
+        fresh = credentials.take(now, course.model, course.tried | course.passed_over, course.account)
         if fresh is not None or not course.tried:
             return fresh
-        ready_in = credentials.ready_in(now, course.model, course.passed_over)
+        ready_in = credentials.ready_in(now, course.model, course.passed_over, course.account)
         if ready_in is None or ready_in > self._settings.upstream_retry_after_seconds:
             return None
         # Where a rest was asked for, others wait for the same moment too: hence the backoff on top of it.
@@ -147,19 +149,19 @@ class Upstreams:
         if now + wait >= course.deadline:
             return None
         await asyncio.sleep(wait)
-        return credentials.take(time.monotonic(), course.model, course.passed_over)
+        return credentials.take(time.monotonic(), course.model, course.passed_over, course.account)
 
     def _refuse_without_call(self, provider: Provider, course: _Course) -> NoReturn:
         now = time.monotonic()
         if now >= course.deadline:
             raise ProviderTimeout("no time was left to call the provider", provider=provider.name)
         credentials = self._credentials[provider.name]
-        wait = credentials.ready_in(now, course.model)
-        if credentials.all_refused:
+        wait = credentials.ready_in(now, course.model, account=course.account)
+        if credentials.all_refused(course.account):
             raise ProviderCredentialRefused(
                 "the provider cannot be called now", provider=provider.name, retry_after_seconds=wait
             )
-        if limited_for := credentials.limited_for(now, course.model):
+        if limited_for := credentials.limited_for(now, course.model, course.account):
             raise ProviderRateLimited(
                 "the provider takes no more calls for this model now",
                 provider=provider.name,

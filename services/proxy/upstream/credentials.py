@@ -1,27 +1,32 @@
-"""Owns a provider's credentials: which of them is called next, what an attempt says about it, and what is logged."""
+"""Owns a provider's credentials: which of them is called next, what an attempt says about it, and what is logged.
+
+What one account's call meets may be due to what it asks: a header or a body that a provider answers with 401, a request
+that makes it fail. So it counts for that account alone, until calls of three accounts have met the like with no answer
+to anybody between them: then it counts for all. A provider that cannot be reached is so for everyone, at once.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from prometheus_client import Gauge
 
 from services.kit.logs import get_logger
 from services.proxy.settings import ProxySettings
 from services.proxy.upstream.breaker import Breaker, State
+from services.proxy.upstream.standing import Standing
 
 _log = get_logger(__name__)
 
-# A provider that asks for a longer rest than this is asked again all the same.
-_LONGEST_REST_SECONDS = 300.0
-# Models that rest at one credential: of more, those that end first are forgotten, and asked for again.
-_MOST_LIMITS = 1024
+_WITNESSES = 3
+# Accounts with something of their own: of more, the one that was noted first is forgotten.
+_MOST_ACCOUNTS = 1024
 
 _STATE = Gauge(
     "tollkeeper_proxy_upstream_circuit",
-    "A credential's circuit: 0 closed, 1 half-open, 2 open; credentials are numbered as configured",
+    "A credential's circuit for all accounts: 0 closed, 1 half-open, 2 open; credentials are numbered as configured",
     ["provider", "credential"],
 )
 
@@ -34,106 +39,145 @@ _LIMITED = Gauge(
 _K = TypeVar("_K")
 
 
-class _Limit(NamedTuple):
-    """A model's rest at a credential: until when it is not called, and until when the provider has asked for that."""
-
-    until: float
-    said_until: float
-
-
 class Credential(Generic[_K]):
-    """One credential and its circuit. `number` is its place in the configuration, from 1: all that is told of it."""
+    """One credential and its circuit. `number` is its place in the configuration, from 1: all that is told of it.
+
+    `account` is whose call it is; empty: nobody's in particular, so that what it meets counts for all.
+    """
 
     def __init__(self, provider: str, number: int, key: _K, settings: ProxySettings) -> None:
         self.key = key
         self.number = number
         self._provider = provider
+        self._settings = settings
         self._refused_seconds = settings.upstream_credential_rest_seconds
-        self._breaker = Breaker(
-            threshold=settings.upstream_breaker_failures, cool_down_seconds=settings.upstream_breaker_seconds
-        )
+        self._for_all = self._new()
+        self._own: dict[str, Standing] = {}  # by account
+        self._witnesses: dict[tuple[str, str], set[str]] = {}  # accounts, by what their calls have met, of which model
         self._known = State.CLOSED
         self._told = False  # that the provider refuses it
-        self.refused = False  # by the provider's last word on it
-        self._doubted_until = 0.0
-        self._limits: dict[str, _Limit] = {}  # by model
-        _STATE.labels(provider, str(number)).set_function(lambda: self._breaker.state(time.monotonic()))
+        _STATE.labels(provider, str(number)).set_function(lambda: self._for_all.breaker.state(time.monotonic()))
         _LIMITED.labels(provider, str(number)).set_function(lambda: self._limited_models(time.monotonic()))
 
-    def ready_in(self, now: float, model: str) -> float:
+    def _new(self) -> Standing:
+        settings = self._settings
+        return Standing(
+            Breaker(threshold=settings.upstream_breaker_failures, cool_down_seconds=settings.upstream_breaker_seconds)
+        )
+
+    def _of(self, account: str) -> tuple[Standing, ...]:
+        """What a call of this account goes by."""
+        own = self._own.get(account) if self._own else None
+        return (self._for_all,) if own is None else (own, self._for_all)
+
+    def _met(self, what: str, account: str, model: str = "") -> tuple[Standing, ...]:
+        """Note what a call of this account has met; for whom it counts."""
+        if not account:
+            return (self._for_all,)
+        witnesses = self._witnesses.setdefault((what, model), set())
+        if len(witnesses) < _WITNESSES:
+            witnesses.add(account)
+        if account not in self._own:
+            if len(self._own) >= _MOST_ACCOUNTS:
+                del self._own[next(iter(self._own))]
+            self._own[account] = self._new()
+        own = self._own[account]
+        return (own,) if len(witnesses) < _WITNESSES else (own, self._for_all)
+
+    def ready_in(self, now: float, model: str, account: str = "") -> float:
         """Seconds until it may be called for this model, 0 where it may be now."""
-        ready_in = self._breaker.ready_in(now)
-        limit = self._limits.get(model) if self._limits else None
-        return ready_in if limit is None else max(ready_in, limit.until - now)
+        return max(one.ready_in(now, model) for one in self._of(account))
 
-    def limited_for(self, now: float, model: str) -> float:
+    def limited_for(self, now: float, model: str, account: str = "") -> float:
         """Seconds for which the provider wants no call for this model, as it said itself; 0 where it may be called."""
-        limit = self._limits.get(model)
-        return limit.said_until - now if limit is not None and now < limit.until else 0.0
+        return max(one.limited_for(now, model) for one in self._of(account))
 
-    def doubted(self, now: float) -> bool:
+    def doubted(self, now: float, account: str = "") -> bool:
         """Whether another one is better tried first: the provider has just denied it something."""
-        return now < self._doubted_until
+        return any(one.doubted(now) for one in self._of(account))
 
-    def admit(self, now: float, model: str) -> bool:
+    def refused(self, account: str = "") -> bool:
+        """Whether the provider does not take it, by its last word on it."""
+        return any(one.refused for one in self._of(account))
+
+    def admit(self, now: float, model: str, account: str = "") -> bool:
         """Take it for an attempt, where it may be called. Every attempt ends in one of the methods below."""
-        if self._limits and self.limited_for(now, model):
-            return False
-        admitted = self._breaker.admit(now)
+        admitted = self.ready_in(now, model, account) <= 0 and all(one.breaker.admit(now) for one in self._of(account))
         self._tell(now)
         return admitted
 
-    def answered(self, now: float) -> None:
+    def answered(self, now: float, model: str, account: str = "") -> None:
         """The provider is well and takes it."""
-        self.refused = self._told = False
-        self._breaker.answered(now)
+        if self._witnesses:
+            self._witnesses = {met: who for met, who in self._witnesses.items() if met[1] not in {"", model}}
+        for one in self._of(account):
+            one.answered(model)
+        self._well(now, account)
+        if self._own and (own := self._own.get(account)) and not own.limits and not own.ready_in(now, model):
+            del self._own[account]
+
+    def busy(self, now: float, account: str = "") -> None:
+        """The provider is well and takes it, but has had too many calls."""
+        for what in ("failure", "rejection"):
+            self._witnesses.pop((what, ""), None)
+        self._well(now, account)
+
+    def _well(self, now: float, account: str) -> None:
+        self._told = False
+        for one in self._of(account):
+            one.refused = False
+            one.breaker.answered(now)
         self._tell(now)
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, account: str = "") -> None:
         """The provider was not reached, was silent, or failed."""
-        self._breaker.failed(now)
+        for one in self._met("failure", account):
+            one.breaker.failed(now)
         self._tell(now)
 
-    def rested(self, now: float, seconds: float) -> None:
+    def rested(self, now: float, seconds: float, account: str = "") -> None:
         """The provider asks for a rest of so many seconds."""
-        self._breaker.rest(now, min(seconds, _LONGEST_REST_SECONDS), probe_first=False)
+        for one in self._met("failure", account):
+            one.rested(now, seconds)
         self._tell(now)
 
-    def limited(self, now: float, model: str, seconds: float) -> None:
-        """The provider has had too many calls for this model, and asks for a rest of so many seconds.
+    def limited(self, now: float, model: str, seconds: float | None, account: str = "") -> None:
+        """The provider has had too many calls for this model, and asks for a rest of so many seconds, or just for one.
 
         Its rate limits are mostly of one model each, so others are called on: one that is over its own says so itself.
         """
-        if not self.limited_for(now, model):
+        if not self.limited_for(now, model, account):
             _log.info(
                 "a model is over the provider's rate limit",
                 provider=self._provider,
                 credential=self.number,
                 model=model,
                 seconds=seconds,
+                account_id=account,
             )
-        self._limits = {name: limit for name, limit in self._limits.items() if now < limit.until}
-        if model not in self._limits and len(self._limits) >= _MOST_LIMITS:
-            del self._limits[min(self._limits, key=lambda name: self._limits[name].until)]
-        self._limits[model] = _Limit(now + min(seconds, _LONGEST_REST_SECONDS), now + seconds)
+        for one in self._met("limit", account, model):
+            one.limited(now, model, seconds)
 
-    def rejected(self, now: float, status: int) -> None:
+    def rejected(self, now: float, status: int, account: str = "") -> None:
         """The provider does not take it: it rests, then is tried with one call."""
-        self.refused = True
-        self._breaker.rest(now, self._refused_seconds, probe_first=True)
+        for one in self._met("rejection", account):
+            one.rejected(now, self._refused_seconds)
         self._tell(now)
-        self._tell_refused(status)
+        self._tell_refused(status, account)
 
-    def denied(self, now: float, status: int) -> None:
+    def denied(self, now: float, status: int, account: str = "") -> None:
         """The provider takes it, but not for what was asked: others are tried first for a while."""
-        self._breaker.answered(now)
-        self._doubted_until = now + self._refused_seconds
+        for one in self._of(account):
+            one.breaker.answered(now)
+        for one in self._met("denial", account):
+            one.denied(now, self._refused_seconds)
         self._tell(now)
-        self._tell_refused(status)
+        self._tell_refused(status, account)
 
-    def abandoned(self) -> None:
+    def abandoned(self, account: str = "") -> None:
         """The attempt was given up before it told anything."""
-        self._breaker.abandoned()
+        for one in self._of(account):
+            one.breaker.abandoned()
 
     def close(self) -> None:
         """End its metrics."""
@@ -141,17 +185,18 @@ class Credential(Generic[_K]):
         _LIMITED.remove(self._provider, str(self.number))
 
     def _limited_models(self, now: float) -> int:
-        return sum(now < limit.until for limit in tuple(self._limits.values()))
+        standings = (self._for_all, *tuple(self._own.values()))
+        return len({model for one in standings for model, limit in tuple(one.limits.items()) if now < limit.until})
 
     def _tell(self, now: float) -> None:
-        state = self._breaker.state(now)
+        state = self._for_all.breaker.state(now)
         if state is self._known:
             return
         self._known = state
         log = _log.warning if state is State.OPEN else _log.info
         log("a credential's circuit", state=state.name.lower(), provider=self._provider, credential=self.number)
 
-    def _tell_refused(self, status: int) -> None:
+    def _tell_refused(self, status: int, account: str) -> None:
         if not self._told:
             self._told = True
             _log.error(
@@ -159,6 +204,7 @@ class Credential(Generic[_K]):
                 provider=self._provider,
                 credential=self.number,
                 status=status,
+                account_id=account,
             )
 
 
@@ -168,25 +214,29 @@ class Credentials(Generic[_K]):
     def __init__(self, provider: str, keys: Collection[_K], settings: ProxySettings) -> None:
         self._all = [Credential(provider, number, key, settings) for number, key in enumerate(keys, 1)]
 
-    def take(self, now: float, model: str, without: Collection[Credential[_K]] = ()) -> Credential[_K] | None:
+    def take(
+        self, now: float, model: str, without: Collection[Credential[_K]] = (), account: str = ""
+    ) -> Credential[_K] | None:
         """The best one that may be called now for this model, taken for an attempt; None where there is none."""
-        for credential in sorted(self._all, key=lambda one: one.doubted(now)):  # else in their order
-            if credential not in without and credential.admit(now, model):
+        for credential in sorted(self._all, key=lambda one: one.doubted(now, account)):  # else in their order
+            if credential not in without and credential.admit(now, model, account):
                 return credential
         return None
 
-    def ready_in(self, now: float, model: str, without: Collection[Credential[_K]] = ()) -> float | None:
+    def ready_in(
+        self, now: float, model: str, without: Collection[Credential[_K]] = (), account: str = ""
+    ) -> float | None:
         """Seconds until one of them may be called for this model; None where there is none."""
-        return min((one.ready_in(now, model) for one in self._all if one not in without), default=None)
+        return min((one.ready_in(now, model, account) for one in self._all if one not in without), default=None)
 
-    def limited_for(self, now: float, model: str) -> float:
+    def limited_for(self, now: float, model: str, account: str = "") -> float:
         """Seconds for which the provider wants no call for this model from any that it takes; 0 where one may call."""
-        return min((one.limited_for(now, model) for one in self._all if not one.refused), default=0.0)
+        taken = (one for one in self._all if not one.refused(account))
+        return min((one.limited_for(now, model, account) for one in taken), default=0.0)
 
-    @property
-    def all_refused(self) -> bool:
+    def all_refused(self, account: str = "") -> bool:
         """Whether the provider takes none of them."""
-        return all(one.refused for one in self._all)
+        return all(one.refused(account) for one in self._all)
 
     def close(self) -> None:
         """End their metrics."""

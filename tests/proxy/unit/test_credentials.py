@@ -43,9 +43,44 @@ def test_long_limit_is_told_as_the_provider_said_it_and_tried_again_sooner(crede
 def test_limits_that_are_over_are_forgotten_and_those_that_run_are_bounded(credentials):
     for number in range(10):
         one = limit(credentials, 0, f"over-{number}", 5)
-    assert len(limit(credentials, 5, "next", 30)._limits) == 1
+    assert len(limit(credentials, 5, "next", 30)._for_all.limits) == 1
     for number in range(5000):
         one = limit(credentials, 6, f"model-{number}", 100 + number / 1000)
-    assert len(one._limits) == 1024
+    assert len(one._for_all.limits) == 1024
     assert one.limited_for(7, "model-4999") > 0
     assert one.limited_for(7, "next") == 0
+
+
+def test_limit_of_no_length_doubles_while_it_is_said_again_and_begins_anew_after_an_answer(credentials):
+    (one, _) = credentials._all
+    now, waits = 0.0, []
+    for _ in range(9):
+        one.limited(now, "large", None)
+        one.limited(now, "large", None)  # of another call that was under way
+        waits.append(one.ready_in(now, "large"))
+        now += waits[-1]
+    assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    one.answered(now, "small")
+    one.limited(now, "large", None)
+    assert one.ready_in(now, "large") == 30
+    one.answered(now + 30, "large")
+    one.limited(now + 30, "large", None)
+    assert one.ready_in(now + 30, "large") == 0.5
+
+
+def test_accounts_with_something_of_their_own_are_bounded(credentials):
+    (one, _) = credentials._all
+    for number in range(5000):
+        one.answered(0, "m")
+        one.rejected(0, 401, f"account-{number}")
+    assert len(one._own) == 1024
+    assert one.ready_in(0, "m", "account-4999") == 60
+    assert one.ready_in(0, "m", "account-0") == one.ready_in(0, "m") == 0
+
+
+def test_what_is_an_accounts_own_is_forgotten_with_its_next_answer(credentials):
+    (one, _) = credentials._all
+    one.failed(0, "acme")
+    assert one._own
+    one.answered(1, "m", "acme")
+    assert not one._own
