@@ -16,7 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from deploy.local.home import Home
-from deploy.local.process import POLL_SECONDS, Child, Program, Record, StartFailedError, describe_exit, start
+from deploy.local.process import (
+    POLL_SECONDS,
+    Child,
+    Program,
+    Record,
+    StartFailedError,
+    describe_exit,
+    start,
+    start_failure,
+)
 
 _HEALTH_PATIENCE_SECONDS = 5.0  # for a process that runs and does not answer just now
 
@@ -111,7 +120,7 @@ class Launcher:
         while starting:
             waiting = []
             for part, child in starting:
-                failure = self._failure(part, child, deadlines[part.name])
+                failure = start_failure(child, self._home.log(part.name), part.start_seconds, deadlines[part.name])
                 if failure is not None:
                     if not part.transient(failure) or time.monotonic() > deadlines[part.name]:
                         raise failure
@@ -203,12 +212,3 @@ class Launcher:
         child.record.save(self._home.record_file(part.name))
         self._started.append(child)
         return child
-
-    def _failure(self, part: Part, child: Child, deadline: float) -> StartFailedError | None:
-        code = child.exit_code()
-        log = self._home.log(part.name)
-        if code is not None:
-            return StartFailedError(part.name, f"ended at start with {describe_exit(code)}", log)
-        if time.monotonic() > deadline:
-            return StartFailedError(part.name, f"was not ready within {part.start_seconds:g} s", log)
-        return None

@@ -227,15 +227,21 @@ def await_ready(child: Child, ready: Callable[[], bool], log: Path, timeout_seco
         StartFailedError: the program ended first, or was not ready after `timeout_seconds`.
     """
     deadline = time.monotonic() + timeout_seconds
-    while True:
-        code = child.exit_code()
-        if code is not None:
-            raise StartFailedError(child.record.name, f"ended at start with {describe_exit(code)}", log)
+    while (failure := start_failure(child, log, timeout_seconds, deadline)) is None:
         if ready():
             return
-        if time.monotonic() > deadline:
-            raise StartFailedError(child.record.name, f"was not ready within {timeout_seconds:g} s", log)
         time.sleep(POLL_SECONDS)
+    raise failure
+
+
+def start_failure(child: Child, log: Path, timeout_seconds: float, deadline: float) -> StartFailedError | None:
+    """Why a program that is not ready yet never will be: it has ended, or `deadline`, `timeout_seconds` on, is over."""
+    code = child.exit_code()
+    if code is not None:
+        return StartFailedError(child.record.name, f"ended at start with {describe_exit(code)}", log)
+    if time.monotonic() > deadline:
+        return StartFailedError(child.record.name, f"was not ready within {timeout_seconds:g} s", log)
+    return None
 
 
 def describe_exit(code: int) -> str:
