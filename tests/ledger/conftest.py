@@ -8,7 +8,8 @@ import pytest
 
 from services.kit.identity import Identity, TokenSigner, make_keypair
 from services.kit.migrations import upgrade
-from services.ledger.__main__ import MIGRATIONS, make_server
+from services.ledger.__main__ import MIGRATIONS
+from services.ledger.assembly import make_server
 from services.ledger.group_commit import GroupCommit
 from services.ledger.settings import LedgerSettings
 from tests.ledger.support.ledger_client import Client

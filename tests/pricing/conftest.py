@@ -17,7 +17,8 @@ from tollkeeper.pricing.v1 import plan_service_pb2_grpc, pricing_service_pb2_grp
 from services.kit.errors import RemoteError
 from services.kit.identity import Identity, Role, TokenSigner, make_keypair
 from services.kit.migrations import upgrade
-from services.pricing.__main__ import MIGRATIONS, make_server
+from services.pricing.__main__ import MIGRATIONS
+from services.pricing.assembly import make_server
 from services.pricing.settings import PricingSettings
 
 

@@ -36,11 +36,11 @@ from tollkeeper.proxy.v1 import (
 from services.kit import migrations
 from services.kit.errors import RemoteError
 from services.kit.identity import Identity, Role, TokenSigner, TokenVerifier, make_keypair
-from services.proxy.app import serve
+from services.proxy.__main__ import MIGRATIONS
+from services.proxy.assembly import make_server
 from services.proxy.settings import ProxySettings
 
 ROOT = Path(__file__).parents[2]
-MIGRATIONS = ROOT / "services" / "proxy" / "migrations"
 
 
 class Sandbox:
@@ -245,7 +245,7 @@ async def start_proxy(signer, proxy_settings):
     async with AsyncExitStack() as stack:
 
         async def start(*, priced=True, **changes):
-            server = await serve(proxy_settings.model_copy(update=changes))
+            server = await make_server(proxy_settings.model_copy(update=changes))
             await server.start()
             stack.push_async_callback(server.stop)
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))

@@ -11,7 +11,7 @@ from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
 from deploy.local.postgres import binaries
 from services.kit.db import connection_string
-from services.ledger.__main__ import make_server
+from services.ledger.assembly import make_server
 from tests.ledger.support.ledger_client import Client
 
 ROOT = Path(__file__).parents[3]

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.kit.command import main
-from services.ledger.__main__ import MIGRATIONS, make_server
+from services.ledger.__main__ import MIGRATIONS
 from services.ledger.archive import write_archive
+from services.ledger.assembly import make_server
 from services.ledger.commands import COMMANDS
 from services.ledger.settings import LedgerSettings
 from services.ledger.store.months import MonthError, detach

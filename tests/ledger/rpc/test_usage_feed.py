@@ -19,7 +19,7 @@ from services.kit.db import async_engine
 from services.kit.identity import Role
 from services.ledger import feed as feeds
 from services.ledger import writer
-from services.ledger.__main__ import make_server
+from services.ledger.assembly import make_server
 from services.ledger.errors import CursorUnknown
 from services.ledger.feed import Cursor, UsageFeed
 from services.ledger.group_commit import GroupCommit

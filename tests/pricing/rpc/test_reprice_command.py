@@ -8,7 +8,8 @@ from pricing_peers import Ledger, Subscriptions, served
 from tollkeeper.ledger.v1.resources_pb2 import UsageRecord
 
 from services.kit.command import main
-from services.pricing.__main__ import MIGRATIONS, make_server
+from services.pricing.__main__ import MIGRATIONS
+from services.pricing.assembly import make_server
 from services.pricing.commands import COMMANDS
 from services.pricing.settings import PricingSettings
 

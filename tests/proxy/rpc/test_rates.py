@@ -9,13 +9,12 @@ import redis.asyncio as aio_redis
 import redis.crc
 import redis.exceptions
 from prometheus_client import REGISTRY
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from structlog.testing import capture_logs
 
 from deploy.local import ports
 from deploy.local.redis import EmbeddedRedis
 from services.proxy import rates
+from services.proxy.assembly import redis_client
 from services.proxy.errors import RateLimited
 from services.proxy.rates import Limit, LocalCounts, RateLimits
 
@@ -37,9 +36,8 @@ async def admitted(limits, *asked):
 
 
 def connected(url):
-    """As `app.py` makes it, with more time: a busy machine is not what is tested here."""
-    retry = Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
-    return aio_redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, max_connections=64, retry=retry)
+    """The proxy's client, with more time: a busy machine is not what is tested here."""
+    return redis_client(url, timeout_seconds=5)
 
 
 @pytest.fixture

@@ -14,10 +14,9 @@ import redis
 import redis.asyncio
 import redis.exceptions
 import uvloop
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from structlog.testing import capture_logs
 
+from services.proxy.assembly import redis_client
 from services.proxy.invalidation import CHANNEL, Announcer, EntitlementChanged, Listener, packed
 from services.proxy.rates import Limit, RateLimits
 
@@ -34,13 +33,12 @@ class Way:
 
     @contextlib.asynccontextmanager
     async def connected(self):
-        """A client, made as in `app.py`, with more time: a busy machine is not what is tested here."""
+        """The proxy's client, with more time: a busy machine is not what is tested here."""
         server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         there = f"{self._redis.hostname}:{self._redis.port}"
         url = self._redis.geturl().replace(there, f"127.0.0.1:{port}")
-        retry = Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
-        client = redis.asyncio.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=retry)
+        client = redis_client(url, timeout_seconds=5)
         try:
             yield client
         finally:  # uvloop does not close with a connection left open, also where a test has failed

@@ -51,7 +51,7 @@ _log = get_logger(__name__)
 _REDIS_SECONDS = 0.25
 
 
-async def serve(settings: ProxySettings) -> AioServer:
+async def make_server(settings: ProxySettings) -> AioServer:
     """The proxy's server, all its parts made. Raises KeyFileError where there is no signing key."""
     server = AioServer(settings)
     if settings.log_texts:
@@ -60,7 +60,7 @@ async def serve(settings: ProxySettings) -> AioServer:
     own_secret = _own_secret(signing_key)
     engine = async_engine(settings)
     pricing_channel = aio_channel(settings.pricing_addr, settings)
-    client = _redis(settings)
+    client = redis_client(settings.redis_url) if settings.redis_url else None
 
     cache = {"lifetime_seconds": settings.cache_seconds, "max_entries": settings.cache_entries}
     key_store = KeyStore(engine)
@@ -153,13 +153,12 @@ def _own_secret(signing_key: bytes) -> str:
     return hmac.new(signing_key, b"tollkeeper kept answers", "sha256").hexdigest()
 
 
-def _redis(settings: ProxySettings) -> redis.asyncio.Redis | None:
-    if not settings.redis_url:
-        return None
+def redis_client(url: str, *, timeout_seconds: float = _REDIS_SECONDS) -> redis.asyncio.Redis:
+    """A client of the Redis at `url`; `timeout_seconds` is for a connection to be made, and for an answer."""
     client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
-        settings.redis_url,
-        socket_timeout=_REDIS_SECONDS,
-        socket_connect_timeout=_REDIS_SECONDS,
+        url,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
         max_connections=64,
         # A connection that was lost is made again at once; one that is silent is not waited for a second time.
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
