@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 from services.subscriptions.model.cycle import Cycle
-from services.subscriptions.model.plan import MILLION, REQUESTS_METRIC, TOKENS_METRIC, Plan
+from services.subscriptions.model.plan import METERED, MILLION, REQUESTS_METRIC, TOKENS_METRIC, Plan
 
 # What adds up, and what is a level: a level's use in a cycle is its high-water mark.
 SUMS = (TOKENS_METRIC, REQUESTS_METRIC, "agent_executions")
@@ -195,6 +195,11 @@ def quota_terms(plan: Plan, metric: str) -> QuotaTerms | None:
     return None
 
 
+def is_billed(plan: Plan) -> bool:
+    """Whether a plan's use is billed by a subscription."""
+    return plan.kind == METERED and plan.price_nanos > 0
+
+
 def is_stopped(status: str) -> bool:
     """Whether an account of this status may use nothing at all."""
     return status in _STOPPED
@@ -240,9 +245,13 @@ def meter_formula(metric: str) -> str:
     return "last" if metric in GAUGES else "sum"
 
 
-def sum_stamp(minute: datetime) -> datetime:
-    """The moment at which a minute's sum counts: its last second, so that it is in the cycle the minute ends in."""
-    return minute + MINUTE - timedelta(seconds=1)
+def sum_stamp(minute: datetime, not_before: datetime | None = None) -> datetime:
+    """The moment at which a minute's sum counts: its last second, so that it is in the cycle the minute ends in.
+
+    `not_before`: the cycle it would have been in is billed, and the one that begins then bills what was used.
+    """
+    stamp = minute + MINUTE - timedelta(seconds=1)
+    return stamp if not_before is None else max(stamp, not_before)
 
 
 def gauge_stamp(cycle: Cycle, now: datetime, last: datetime | None) -> datetime:

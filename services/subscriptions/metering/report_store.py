@@ -28,7 +28,10 @@ class PlanRef:
 
 @dataclass(frozen=True, slots=True)
 class DueMinute:
-    """A minute whose sum has changed since it was last reported; `plan` is the one in force when it ended, if any."""
+    """A minute whose sum has changed since it was last reported; `plan` is the one in force when it ended, if any.
+
+    `moved_to` is the plan that Stripe said next, if any; `anchor` is what the account's cycles are counted from now.
+    """
 
     account_id: str
     metric: str
@@ -37,6 +40,8 @@ class DueMinute:
     reported: int
     sequence: int
     plan: PlanRef | None
+    moved_to: PlanRef | None
+    anchor: datetime | None
 
     @property
     def key(self) -> MinuteKey:
@@ -50,11 +55,14 @@ _DUE = text(
     SELECT due.account_id, due.metric, due.minute, due.emitted + due.proxied AS total,
            reports.reported, reports.sequence,
            coalesce(moved.from_plan_id, accounts.plan_id) AS plan_id,
-           coalesce(moved.from_plan_version, accounts.plan_version) AS plan_version
+           coalesce(moved.from_plan_version, accounts.plan_version) AS plan_version,
+           moved.plan_id AS moved_to_id, moved.plan_version AS moved_to_version, moved.by_stripe,
+           accounts.cycle_anchor
     FROM usage_minutes AS due
     LEFT JOIN accounts ON accounts.account_id = due.account_id
     LEFT JOIN LATERAL (
-        SELECT from_plan_id, from_plan_version FROM plan_changes
+        SELECT from_plan_id, from_plan_version, plan_id, plan_version, request_id LIKE 'stripe:%' AS by_stripe
+        FROM plan_changes
         WHERE plan_changes.account_id = due.account_id
           AND plan_changes.created_at >= due.minute + interval '1 minute'
         ORDER BY plan_changes.created_at LIMIT 1) AS moved ON true
@@ -88,6 +96,8 @@ def due_minutes(connection: Connection, *, after: MinuteKey, closed_before: date
             reported=int(row.reported),
             sequence=row.sequence,
             plan=PlanRef(row.plan_id, row.plan_version) if row.plan_id is not None else None,
+            moved_to=PlanRef(row.moved_to_id, row.moved_to_version) if row.by_stripe else None,
+            anchor=row.cycle_anchor,
         )
         for row in connection.execute(_DUE, arguments)
     ]

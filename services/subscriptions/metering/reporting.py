@@ -5,6 +5,9 @@ is the same in every word and counts once, wherever a process dies. A minute is 
 it later goes out as a further event, the difference, with the window's next sequence. A gauge is reported as its
 high-water mark of the cycle whenever that changes, and at the start of each cycle with the level it begins with. The
 mark rises; it falls only where a level that is told late says that the cycle began with less.
+
+A move at once from one metered plan to another has the old one's use billed in that moment. What Stripe is told later
+of minutes before it counts in the period that the move began: use of the last minutes would be on no invoice otherwise.
 """
 
 from __future__ import annotations
@@ -30,11 +33,13 @@ from services.subscriptions.metering.model import (
     floor_minute,
     gauge_stamp,
     in_minutes,
+    is_billed,
     sum_stamp,
 )
 from services.subscriptions.metering.report_store import BEFORE_ALL, Claimed, DueGauge, DueMinute, PlanRef
 from services.subscriptions.metering.service import BillingRecords
 from services.subscriptions.model.delivery import retry_delay_seconds
+from services.subscriptions.model.plan import METERED, Plan
 
 _log = get_logger(__name__)
 
@@ -107,7 +112,7 @@ class ReportPlanner:
             seen = page(connection)
         if not seen:
             return None
-        metered = self._metered({due.plan for due in seen if due.plan is not None})
+        plans = self._plans_of({ref for due in seen for ref in (due.plan, due.moved_to) if ref is not None})
         customers = self._billing.customer_ids({due.account_id for due in seen})
         with self._engine.begin() as connection:
             # Minutes that have become due in between may be of plans and customers not asked for: their turn comes.
@@ -117,11 +122,14 @@ class ReportPlanner:
                 if due.key not in known or due.minute <= self._clock() - MAX_EVENT_AGE:
                     continue  # of those too old, the upkeep says that they were never told
                 customer_id = customers.get(due.account_id, "")
-                if due.plan is None or not metered.get(due.plan, False):
+                plan = plans.get(due.plan) if due.plan is not None else None
+                if plan is None or plan.kind != METERED:
                     settled.append(due.key)
                 elif customer_id:
                     settled.append(due.key)
-                    events += _minute_report(due, customer_id)
+                    moved_to = plans.get(due.moved_to) if due.moved_to is not None else None
+                    is_carried = is_billed(plan) and moved_to is not None and is_billed(moved_to)
+                    events += _minute_report(due, customer_id, due.anchor if is_carried else None)
                 elif due.minute < self._clock() - _CUSTOMER_WAIT:
                     settled.append(due.key)
                     _REPORTS.labels("no_customer").inc()
@@ -134,13 +142,13 @@ class ReportPlanner:
         """Commit a page of gauges; whether there may be more."""
         with self._engine.begin() as connection:
             seen = report_store.due_gauges(connection, limit=_GAUGES_AT_ONCE)
-        metered = self._metered({gauge.plan for gauge in seen})
+        plans = self._plans_of({gauge.plan for gauge in seen})
         customers = self._billing.customer_ids({gauge.account_id for gauge in seen})
         known = set(seen)
         with self._engine.begin() as connection:
             due = [gauge for gauge in report_store.due_gauges(connection, limit=_GAUGES_AT_ONCE) if gauge in known]
             for gauge in due:
-                if metered[gauge.plan] and (customer_id := customers.get(gauge.account_id, "")):
+                if plans[gauge.plan].kind == METERED and (customer_id := customers.get(gauge.account_id, "")):
                     events = self._gauge_reports(connection, gauge, customer_id)
                     report_store.insert_reports(connection, events)
                     _REPORTS.labels("committed").inc(len(events))
@@ -175,11 +183,11 @@ class ReportPlanner:
                 )
         return events
 
-    def _metered(self, refs: set[PlanRef]) -> dict[PlanRef, bool]:
-        return {ref: self._plans.version(ref.plan_id, ref.version).kind == "metered" for ref in refs}
+    def _plans_of(self, refs: set[PlanRef]) -> dict[PlanRef, Plan]:
+        return {ref: self._plans.version(ref.plan_id, ref.version) for ref in refs}
 
 
-def _minute_report(due: DueMinute, customer_id: str) -> list[MeterEvent]:
+def _minute_report(due: DueMinute, customer_id: str, not_before: datetime | None) -> list[MeterEvent]:
     """The difference to what the minute's meter was told; nothing where there is none."""
     value = due.total - due.reported
     if value <= 0:
@@ -191,7 +199,7 @@ def _minute_report(due: DueMinute, customer_id: str) -> list[MeterEvent]:
             window_start=due.minute,
             sequence=due.sequence + 1,
             value=value,
-            stamped_at=sum_stamp(due.minute),
+            stamped_at=sum_stamp(due.minute, not_before),
             customer_id=customer_id,
         )
     ]
@@ -235,9 +243,8 @@ class ReportSender:
         event = claimed.event
         if event.metric in GAUGES or self._clock() - claimed.first_attempt_at < _IDENTIFIER_HOLDS:
             return False  # a mark told twice is the same mark
-        counted = self._reporter.counted(
-            event.customer_id, event.metric, event.window_start, event.window_start + MINUTE
-        )
+        minute = floor_minute(event.stamped_at)
+        counted = self._reporter.counted(event.customer_id, event.metric, minute, minute + MINUTE)
         with self._engine.connect() as connection:
             sent = report_store.sent_total(connection, event)
         if counted not in {sent, sent + event.value}:

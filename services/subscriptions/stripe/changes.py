@@ -1,8 +1,7 @@
 """Owns changes of a subscription: moves between plans with their preview, its end, and taking that back.
 
-A move that is paid at once is shown and made as of the same second: the preview's is kept, and the same move made
-within `_SHOWN` of it takes it over, so that it costs what was shown. It is made with `error_if_incomplete`: where the
-payment fails, Stripe changes nothing, and so nothing is granted that is not paid.
+A move that is paid at once is made as of the second for which it was shown (`proration`), and with
+`error_if_incomplete`: where the payment fails, Stripe changes nothing, and so nothing is granted that is not paid.
 
 A move to a cheaper plan changes the price without proration; what is metered follows when the next period has begun
 (`metered_items`), since until then it is used under the dearer plan. What says that the dearer plan is kept until then
@@ -12,34 +11,30 @@ is in the subscription's metadata, beside the plan that follows: so Stripe alone
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any, cast
 
 import stripe
 
 from services.subscriptions.errors import SubscriptionNotFound, SubscriptionUnmovable
 from services.subscriptions.model.account import Account
-from services.subscriptions.model.plan import Plan
-from services.subscriptions.stripe import names, request_store
+from services.subscriptions.model.plan import METERED
+from services.subscriptions.stripe import names
 from services.subscriptions.stripe.catalogue import is_subscribable
 from services.subscriptions.stripe.checkout import require_subscribable
 from services.subscriptions.stripe.client import stripe_errors
 from services.subscriptions.stripe.current import (
     SubscriptionView,
-    latest_invoice_id,
     metered_items,
     own_item,
     subscription_view,
 )
 from services.subscriptions.stripe.ends import end_said, ends_with_period
 from services.subscriptions.stripe.invoices import preview
-from services.subscriptions.stripe.metered_items import Item, exchanged, require_reported
-from services.subscriptions.stripe.moves import Move, Position, begins_period, move
+from services.subscriptions.stripe.metered_items import Item, exchanged, require_reported, use_of_period
+from services.subscriptions.stripe.moves import Move, Position, is_above, move
 from services.subscriptions.stripe.parts import StripeParts
+from services.subscriptions.stripe.proration import Prorations, Standing, Target, begins_period
 from services.subscriptions.stripe.requests import Answered, Once
-
-# How long the price of a move holds that was shown.
-_SHOWN = timedelta(minutes=15)
 
 # Statuses in which nothing is owed, so that a move can be paid.
 _MOVABLE = frozenset({"active", "trialing"})
@@ -67,23 +62,6 @@ class Settled:
     period_start: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """An account's subscription, and where it stands."""
-
-    account_id: str
-    subscription: stripe.Subscription
-    position: Position
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where it is wanted."""
-
-    plan: Plan
-    interval: str
-
-
 class PlanChanges:
     """Changes of accounts' subscriptions."""
 
@@ -91,6 +69,7 @@ class PlanChanges:
         self._parts = parts
         self._access = parts.access
         self._clock = parts.clock
+        self._proration = Prorations(parts)
         self._update = Once(parts.engine, "subscription", Settled, SubscriptionView)
         self._cancel = Once(parts.engine, "cancellation", Settled, SubscriptionView)
 
@@ -155,10 +134,11 @@ class PlanChanges:
                 "proration_behavior": "none",
             }
             if how is Move.AT_ONCE:
+                at = self._proration.show(standing, target)
                 params["subscription_details"]["proration_behavior"] = "always_invoice"
-                params["subscription_details"]["proration_date"] = self._show(standing, target)
-            if _begins_period(standing, target, how):
-                params["subscription_details"]["billing_cycle_anchor"] = {"type": "now"}
+                params["subscription_details"]["proration_date"] = at
+                if begins_period(standing, target, at):
+                    params["subscription_details"]["billing_cycle_anchor"] = {"type": "now"}
         return preview(self._access, params, account_id)
 
     def is_upgrade(self, account_id: str, plan_id: str, interval: str) -> bool | None:
@@ -193,7 +173,11 @@ class PlanChanges:
         return subscription
 
     def _standing_of(self, account_id: str, subscription: stripe.Subscription) -> Standing:
-        return Standing(account_id, subscription, self._parts.current.position(subscription, self._clock()))
+        position = self._parts.current.position(subscription, self._clock())
+        if position.enjoyed.kind != METERED:
+            return Standing(account_id, subscription, position)
+        used = use_of_period(self._parts.engine, account_id, own_item(subscription))
+        return Standing(account_id, subscription, position, used)
 
     def _settle_update(self, account_id: str, wish: Wish) -> Settled:
         standing = self._standing(account_id)
@@ -236,11 +220,14 @@ class PlanChanges:
             "proration_behavior": "none",
         }
         if how is Move.AT_ONCE:
+            if target.plan.kind != METERED and is_above(standing.position.enjoyed, standing.used):
+                require_reported(self._parts.engine, standing.account_id)
+            at = self._proration.second(standing, target)
             params["proration_behavior"] = "always_invoice"
             params["payment_behavior"] = "error_if_incomplete"
-            params["proration_date"] = self._proration_date(standing, target)
-        if _begins_period(standing, target, how):
-            params["billing_cycle_anchor"] = {"type": "now"}
+            params["proration_date"] = at
+            if begins_period(standing, target, at):
+                params["billing_cycle_anchor"] = {"type": "now"}
         return params
 
     def _items(self, standing: Standing, target: Target, how: Move) -> list[Item]:
@@ -250,40 +237,6 @@ class PlanChanges:
         if how is not Move.AT_PERIOD_END:
             items += exchanged(metered_items(standing.subscription), metered)
         return items
-
-    def _proration_date(self, standing: Standing, target: Target) -> int:
-        """The second that a move was shown for not long ago, else the present one."""
-        now = self._clock()
-        with self._parts.engine.connect() as connection:
-            shown = request_store.shown_proration_date(
-                connection,
-                standing.account_id,
-                subscription_id=standing.subscription.id,
-                target=_name(standing, target),
-                since=now - _SHOWN,
-            )
-        starts = own_item(standing.subscription).current_period_start
-        return shown if shown is not None and shown >= starts else self._second(standing.subscription, now)
-
-    def _show(self, standing: Standing, target: Target) -> int:
-        now = self._clock()
-        at = self._second(standing.subscription, now)
-        with self._parts.engine.begin() as connection:
-            request_store.keep_preview(
-                connection,
-                standing.account_id,
-                subscription_id=standing.subscription.id,
-                target=_name(standing, target),
-                proration_date=at,
-                now=now,
-            )
-        return at
-
-    def _second(self, subscription: stripe.Subscription, now: datetime) -> int:
-        """The present second, within the subscription's period: Stripe's clock and ours need not agree."""
-        own = own_item(subscription)
-        seconds = int(self._parts.current.now_of(subscription, now).timestamp())
-        return min(max(seconds, own.current_period_start), own.current_period_end)
 
     # Asking Stripe
 
@@ -357,18 +310,6 @@ def _how(standing: Standing, target: Target) -> Move:
     if standing.subscription.status not in _MOVABLE:
         raise SubscriptionUnmovable("the last invoice is not paid: pay it at the portal first")
     return how
-
-
-def _begins_period(standing: Standing, target: Target, how: Move) -> bool:
-    """Not in a trial, which goes on, and in which nothing is paid."""
-    return begins_period(how, target.plan) and standing.subscription.status != "trialing"
-
-
-def _name(standing: Standing, target: Target) -> str:
-    """What a preview of a move is known by: from where, paid for by which invoice, to where."""
-    subscription = standing.subscription
-    start = f"{own_item(subscription).price.id}:{latest_invoice_id(subscription)}"
-    return f"{start}:{target.plan.plan_id}:{target.plan.version}:{target.interval}"
 
 
 def _metadata(standing: Standing, target: Target, how: Move) -> dict[str, str]:

@@ -4,7 +4,8 @@ A move to a cheaper plan leaves the metered items of the dearer one where they a
 period's end is used under the dearer plan: its included amounts and its overage. Once the next period has begun the
 items are exchanged here, by what Stripe has then; so it does not matter how often, or by how many, that is looked at.
 
-A subscription with metered items ends at once only when Stripe has been told what was used: nothing bills the rest.
+A subscription with metered items ends at once only when Stripe has been told what was used: nothing bills the rest. So
+it is with a move at once to a plan without; after one to a metered plan the rest is the new period's (`reporting`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from sqlalchemy import Engine
 
 from services.kit.logs import get_logger
 from services.subscriptions.errors import SubscriptionsError, SubscriptionUnmovable
-from services.subscriptions.metering import report_store
+from services.subscriptions.metering import report_store, store
+from services.subscriptions.metering.model import in_minutes
+from services.subscriptions.model.cycle import Cycle
 from services.subscriptions.stripe import names, request_store
 from services.subscriptions.stripe.catalogue_sync import is_ours
 from services.subscriptions.stripe.client import stripe_errors
 from services.subscriptions.stripe.current import interval_of, metered_items, own_item
+from services.subscriptions.stripe.objects import moment
 from services.subscriptions.stripe.parts import StripeParts
 
 _log = get_logger(__name__)
@@ -53,9 +57,16 @@ def require_reported(engine: Engine, account_id: str) -> None:
         waits = report_store.has_unreported(connection, account_id, within=_TOLD_WITHIN)
     if waits:
         raise SubscriptionUnmovable(
-            "the use of the last minutes has still to be billed: ask again in some minutes, or end it with the period",
+            "the use of the last minutes has still to be billed: ask again in some minutes, or for the period's end",
             retry_after_seconds=_ASK_AGAIN_SECONDS,
         )
+
+
+def use_of_period(engine: Engine, account_id: str, own: stripe.SubscriptionItem) -> dict[str, int]:
+    """What an account has used of each metric in the present period of its plan's item, reported or not."""
+    period = in_minutes(Cycle(moment(own.current_period_start), moment(own.current_period_end)))
+    with engine.connect() as connection:
+        return {metric: found.used for metric, found in store.cycle_use(connection, account_id, period).items()}
 
 
 class MeteredItems:

@@ -12,16 +12,20 @@ by the month instead of by the year             refused: the year is paid
 a cheaper plan, by the year                     refused: the move would have to be paid now and begin later
 to a metered plan, at once                      a new period begins: what it includes is for a whole one, and so paid
 from a metered plan, at the same price          refused: what it includes would be had again by coming back
+from a metered plan, ahead of the time          a new period begins: credited is no more than what was not used
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from fractions import Fraction
 
 from services.subscriptions.errors import SubscriptionUnmovable
-from services.subscriptions.model.plan import METERED, Plan
+from services.subscriptions.metering.model import SUMS
+from services.subscriptions.model.plan import METERED, MILLION, Plan
 from services.subscriptions.stripe.names import MONTH, YEAR
 
 
@@ -78,6 +82,22 @@ def move(position: Position, target: Plan, interval: str) -> Move:
     return Move.AT_ONCE
 
 
-def begins_period(how: Move, target: Plan) -> bool:
-    """Whether a move has to begin a period: what a metered plan includes is not less where less of a period is paid."""
-    return how is Move.AT_ONCE and target.kind == METERED
+def used_share(plan: Plan, used: Mapping[str, int]) -> Fraction:
+    """The share of a metered plan's price that is used up, at most 1: `used` is the period's use of each metric.
+
+    A unit that is included is worth what one above would cost or, where none is sold, its share of the price. Levels
+    are worth nothing: they are for a time, as the price is.
+    """
+    share = Fraction(0)
+    for metric in plan.metrics:
+        units = min(used.get(metric.metric, 0), metric.included) if metric.metric in SUMS else 0
+        if units and metric.overage_nanos_per_million:
+            share += Fraction(units * metric.overage_nanos_per_million, MILLION * plan.price_nanos)
+        elif units:
+            share += Fraction(units, metric.included)
+    return min(share, Fraction(1))
+
+
+def is_above(plan: Plan, used: Mapping[str, int]) -> bool:
+    """Whether more of a metric was used than the plan includes."""
+    return any(used.get(metric.metric, 0) > metric.included for metric in plan.metrics)

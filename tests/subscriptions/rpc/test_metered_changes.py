@@ -1,5 +1,6 @@
 """Moves of metered plans: what is used under a plan is billed by that plan, whenever the move is asked for."""
 
+import secrets
 from datetime import UTC, datetime
 
 import pytest
@@ -8,6 +9,7 @@ from subscriptions_shop import CENT
 from tollkeeper.subscriptions.v1 import billing_service_pb2 as pb
 
 from services.subscriptions.metering.aggregation import EventAggregator
+from services.subscriptions.metering.reporting import ReportPlanner, ReportSender
 
 AGENTS = 10_000_000 * 10  # nanos: $0.10 for each above 5 000 on metered-standard; half of it above 50 000 on enterprise
 
@@ -35,6 +37,36 @@ def follow(parts, shop, database, acme):
         parts(**shop.sandbox.settings()).stripe_use_cases.metered_items.look()
 
     return make
+
+
+@pytest.fixture
+def report(parts, shop):
+    """`report()`: what was emitted is added up, and Stripe told of it."""
+    told = parts(**shop.sandbox.settings())
+    planner = ReportPlanner(told.engine, told.plans, told.billing_records, clock=shop.clock)
+    sender = ReportSender(told.engine, told.meter_reporter, threads=1, clock=shop.clock)
+
+    def make():
+        while EventAggregator(told.engine)():
+            pass
+        planner()
+        while sender():
+            pass
+
+    return make
+
+
+@pytest.fixture
+def known(parts, shop):
+    """`known(acme)`: what Stripe has of an account is applied, as a worker does that an event wakes."""
+    application = parts(**shop.sandbox.settings()).stripe_events.application
+    return lambda acme: application.refresh(acme.account_id, within_seconds=5)
+
+
+def emit(acme, agents):
+    """Agents run now, as the application tells of them: Stripe is told by `report`."""
+    run = pb.UsageEvent(id=f"run-{secrets.token_hex(4)}", metric="agent_executions", quantity=agents)
+    acme.ask(acme.caller.metering.EmitEvents, pb.EmitEventsRequest(events=[run]))
 
 
 def use(acme, agents):
@@ -139,6 +171,84 @@ def test_move_to_a_metered_plan_pays_for_the_whole_of_what_it_includes(shop, acm
     use(acme, 50_000)
     shop.later(days=32)
     assert acme.charged()[2:] == [49_900], "what was used is what was paid for"
+
+
+def test_use_that_stripe_is_told_after_a_move_at_once_is_billed_by_the_period_it_began(shop, acme, report, known):
+    acme.subscribe("metered-standard")
+    known(acme)
+    shop.later(days=10)
+    emit(acme, 60_000)
+    shop.later(minutes=1)
+    acme.update(plan="metered-enterprise")
+    shop.later(minutes=5)
+    report()
+    emit(acme, 1000)
+    shop.later(minutes=5)
+    report()
+    shop.later(days=32)
+    assert acme.charged()[2:] == [49_900 + 11_000 * AGENTS // 2 // CENT]
+
+
+def test_use_before_a_metered_plan_was_paid_is_not_billed_by_it(shop, acme, report, known):
+    """The same minutes, on a plan that nobody pays for: what it includes is free."""
+    acme = shop.customer("free", plan="metered-free")
+    emit(acme, 60_000)
+    shop.later(minutes=1)
+    acme.subscribe("metered-enterprise")
+    known(acme)
+    shop.later(minutes=5)
+    report()
+    shop.later(days=32)
+    assert acme.charged() == [49_900, 49_900]
+
+
+def test_move_at_once_to_a_plan_without_meters_waits_until_stripe_was_told_what_is_to_be_billed(
+    shop, acme, report, known
+):
+    acme.subscribe("metered-standard")
+    known(acme)
+    shop.later(days=10)
+    emit(acme, 5010)
+    shop.later(minutes=2)
+    error = acme.update_refused(plan="business")
+    assert (error.reason, acme.charged()) == ("SUBSCRIPTION_UNMOVABLE", [9900])
+    report()
+    acme.update(plan="business")
+    assert any(line.amount == 10 * AGENTS // CENT for line in acme.invoices()[0].lines.data)
+
+
+def test_move_at_once_does_not_wait_for_use_that_is_included(shop, acme, known):
+    acme.subscribe("metered-standard")
+    known(acme)
+    emit(acme, 100)
+    shop.later(minutes=2)
+    assert acme.update(plan="business").plan == "business"
+
+
+@pytest.mark.parametrize("to", ["metered-enterprise", "business"])
+@pytest.mark.parametrize(("agents", "credited"), [(5000, 0), (495, 4950)])
+def test_move_at_once_credits_no_more_than_what_was_not_used(shop, acme, known, report, to, agents, credited):  # noqa: PLR0917 (fixtures)
+    """495 agents above would cost $49.50, half of the price: half is credited, a day after it was paid."""
+    acme.subscribe("metered-standard")
+    known(acme)
+    emit(acme, agents)
+    shop.later(days=1)
+    report()
+    shown = acme.preview(to)
+    moved = acme.update(plan=to)
+    assert acme.charged()[1] * CENT == shown.amount_due_nanos
+    assert acme.charged()[1] == pytest.approx(49_900 - credited, abs=2)
+    assert moved.current_period_start.seconds == pytest.approx(shop.clock().timestamp(), abs=60)
+
+
+def test_what_was_used_after_the_preview_is_not_credited_either(shop, acme, known):
+    acme.subscribe("metered-standard")
+    known(acme)
+    shop.later(days=1)
+    assert acme.preview("metered-enterprise").amount_due_nanos // CENT < 41_000
+    emit(acme, 5000)
+    acme.update(plan="metered-enterprise")
+    assert acme.charged()[1] == 49_900
 
 
 def test_end_now_waits_until_stripe_has_been_told_what_was_used(shop, acme, parts, database):
