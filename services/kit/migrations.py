@@ -17,7 +17,7 @@ from alembic import command, context
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from psycopg.errors import RaiseException
+from psycopg.errors import LockNotAvailable, RaiseException
 from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -29,6 +29,8 @@ _log = get_logger(__name__)
 # One lock per database: advisory locks are not shared between databases. The number has no meaning.
 _LOCK_KEY = 7_365_126_400_011
 _POLL_SECONDS = 0.2
+# Most of the time between two tries is the service's, whose statements queue behind one that waits.
+_BUSY_PAUSE_SECONDS = 2.0
 
 
 class MigrationError(Exception):
@@ -41,14 +43,15 @@ def upgrade(
     *,
     revision: str = "head",
     wait_seconds: float = 120,
-    lock_timeout_seconds: float = 5,
+    lock_timeout_seconds: float = 0.5,
     statement_timeout_seconds: float = 600,
 ) -> str | None:
     """Bring a database to `revision`; the revision it is at afterwards. Several at once are safe: they take turns.
 
     `lock_timeout_seconds` bounds how long a statement may queue for a table lock, since all of the service's statements
-    queue behind it. Raises MigrationError where another runner holds the database for longer than `wait_seconds`, and
-    where a migration refuses in words of its own (RAISE EXCEPTION).
+    queue behind it; what an export, a verification or a dump keeps in use is tried again a little later. Raises
+    MigrationError where another runner holds the database for longer than `wait_seconds`, where a table is in use for
+    as long, and where a migration refuses in words of its own (RAISE EXCEPTION).
     """
     with _connected(database_url) as connection, _alone(connection, wait_seconds):
         for name, seconds in (("lock_timeout", lock_timeout_seconds), ("statement_timeout", statement_timeout_seconds)):
@@ -57,15 +60,29 @@ def upgrade(
         config = _config(script_location)
         config.attributes["connection"] = connection
         before = _current(connection)
-        try:
-            command.upgrade(config, revision)
-        except DBAPIError as error:
-            if isinstance(error.orig, RaiseException):
-                raise MigrationError(error.orig.diag.message_primary) from error
-            raise
+        _upgrade(config, revision, time.monotonic() + wait_seconds)
         after = _current(connection)
         _log.info("migrated", database=connection.engine.url.database, before=before, after=after)
         return after
+
+
+def _upgrade(config: Config, revision: str, deadline: float) -> None:
+    while True:
+        try:
+            return command.upgrade(config, revision)
+        except DBAPIError as error:
+            if isinstance(error.orig, RaiseException):
+                raise MigrationError(error.orig.diag.message_primary) from error
+            if not isinstance(error.orig, LockNotAvailable):
+                raise
+            if time.monotonic() >= deadline:
+                raise MigrationError(
+                    "a table is in use all the time, perhaps by an export, a verification or a dump: "
+                    "run this again when that has ended"
+                ) from error
+        config.attributes["connection"].rollback()
+        _log.info("a table is in use; trying again")
+        time.sleep(_BUSY_PAUSE_SECONDS)
 
 
 def current(database_url: str) -> str | None:
