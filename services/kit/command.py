@@ -29,6 +29,7 @@ from services.kit.logs import configure_logs, get_logger
 from services.kit.loops import run_async
 from services.kit.serving import AioServer, SyncServer
 from services.kit.settings import ServiceSettings, misspelt
+from services.kit.tls import TlsFileError
 
 _log = get_logger(__name__)
 
@@ -44,7 +45,15 @@ class _MisconfiguredError(Exception):
 
 
 # Failures an operator can act on: told in a line, without a traceback.
-_TOLD = (BindError, KeyFileError, DatabaseUrlError, RegistrationError, migrations.MigrationError, CommandError)
+_TOLD = (
+    BindError,
+    KeyFileError,
+    TlsFileError,
+    DatabaseUrlError,
+    RegistrationError,
+    migrations.MigrationError,
+    CommandError,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from services.kit.loops import run_async
 from services.kit.serving import limits
 from services.kit.serving.server import IDLE_SECONDS, NOT_SERVING, POLL_SECONDS, SERVING, SIGNALS, Server
 from services.kit.settings import ServiceSettings
-from services.kit.tls import server_context
+from services.kit.tls import TlsFileError, server_context
 
 _log = get_logger(__name__)
 
@@ -120,7 +120,7 @@ async def _bound(server: http2.Server, settings: ServiceSettings) -> int:
     host, port = split_address(settings.listen)
     try:
         return await server.bind(host, port, tls=server_context(settings), reuse_port=settings.reuse_port)
-    except OSError as error:
+    except (OSError, TlsFileError) as error:
         raise BindError(f"cannot listen on {settings.listen}: {error}") from error
 
 

@@ -23,7 +23,7 @@ from services.kit.logs import get_logger
 from services.kit.serving import limits
 from services.kit.serving.server import IDLE_SECONDS, NOT_SERVING, POLL_SECONDS, SERVING, SIGNALS, Server
 from services.kit.settings import ServiceSettings
-from services.kit.tls import server_credentials
+from services.kit.tls import TlsFileError, server_credentials
 
 _log = get_logger(__name__)
 
@@ -143,7 +143,7 @@ def _bound(server: grpc.Server, settings: ServiceSettings) -> int:
         return (
             server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
         )
-    except OSError as error:
+    except (OSError, TlsFileError) as error:
         raise BindError(f"cannot listen on {address}: {error}") from error
     except RuntimeError as error:
         raise BindError(f"cannot listen on {address}: the port is in use, or the address is not this host's") from error

@@ -6,6 +6,7 @@ import socket
 import kit_service
 import pytest
 
+from services.kit.channels import sync_channel
 from services.kit.command import Command, CommandError, main
 
 
@@ -95,6 +96,16 @@ def test_an_unusable_key_file_is_told_in_a_line(run, monkeypatch, tmp_path):
     status, output = run("serve")
     assert status == 1
     assert "no such.jwks" in output
+    assert "Traceback" not in output
+
+
+def test_a_missing_certificate_is_told_in_a_line(run, monkeypatch, tmp_path):
+    for name in ("CERT", "KEY", "CA"):
+        monkeypatch.setenv(f"TOLLKEEPER_TLS_{name}_FILE", str(tmp_path / "no such.pem"))
+    monkeypatch.setattr(kit_service, "served", lambda settings: sync_channel("127.0.0.1:1", settings))
+    status, output = run("serve")
+    assert status == 1
+    assert "no such.pem" in output
     assert "Traceback" not in output
 
 

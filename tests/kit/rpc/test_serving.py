@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import ipaddress
+import re
 import threading
 import time
 from functools import partial
@@ -17,10 +18,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from kit_echo import AioEcho, SyncEcho
+from prometheus_client import REGISTRY
 
+from services.kit import tls
 from services.kit.addresses import BindError
 from services.kit.channels import aio_channel
 from services.kit.serving import AioServer, SyncServer
+from services.kit.settings import ServiceSettings
 
 ADD = kit_echo_pb2_grpc.add_EchoServiceServicer_to_server
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -291,3 +295,48 @@ async def test_mutual_tls_names_services_and_a_credential_counts_first(settings,
         async with aio_channel(server.address, stranger) as channel:
             stub = kit_echo_pb2_grpc.EchoServiceStub(channel)
             assert (await refused(stub.Public(pb.PlainRequest(), timeout=2))).code is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("kind", [AioServer, SyncServer])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("tls_cert_file", "wrong.pem: holds no PEM certificate"),
+        ("tls_key_file", "wrong.pem: not an unencrypted PEM private key"),
+        ("tls_ca_file", "wrong.pem: holds no PEM certificate"),
+    ],
+)
+async def test_tls_files_that_cannot_be_used_are_named(tls_files, tmp_path, kind, wrong, words):
+    (tmp_path / "wrong.pem").write_text("")
+    server = kind(ServiceSettings(**(tls_files("ledger.internal") | {wrong: tmp_path / "wrong.pem"})))
+    with pytest.raises(BindError, match=re.escape(words)):
+        await _begun(server)
+
+
+@pytest.mark.parametrize("kind", [AioServer, SyncServer])
+@pytest.mark.parametrize("missing", [["tls_cert_file"], ["tls_key_file"], ["tls_cert_file", "tls_key_file"]])
+async def test_server_that_is_half_told_of_tls_does_not_serve_in_plain_text(settings, tls_files, kind, missing):
+    files = tls_files("ledger.internal") | dict.fromkeys(missing)
+    with pytest.raises(BindError, match="TLS_CERT_FILE"):
+        await _begun(kind(settings.model_copy(update=files)))
+
+
+async def _begun(server):
+    begun = server.start()
+    await (begun or asyncio.sleep(0))
+
+
+def test_key_of_another_certificate_is_named(settings, tls_files):
+    files = tls_files("ledger.internal") | {"tls_key_file": tls_files("pricing.internal")["tls_key_file"]}
+    for made in (tls.server_credentials, tls.server_context, tls.channel_credentials, tls.channel_context):
+        with pytest.raises(tls.TlsFileError, match=r"pricing\.internal\.key: not the key of .*ledger\.internal\.pem"):
+            made(settings.model_copy(update=files))
+
+
+def test_metric_says_when_the_certificate_that_is_shown_expires(settings, tls_files):
+    files = settings.model_copy(update=tls_files("ledger.internal"))
+    expires = x509.load_pem_x509_certificate(files.tls_cert_file.read_bytes()).not_valid_after_utc.timestamp()
+    for made in (tls.server_credentials, tls.server_context, tls.channel_credentials, tls.channel_context):
+        tls._EXPIRES.set(0)
+        made(files)
+        assert REGISTRY.get_sample_value("tollkeeper_tls_certificate_expires_timestamp_seconds") == expires
