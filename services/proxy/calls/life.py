@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import orjson
@@ -49,7 +49,7 @@ from services.proxy.outbox import Settlements
 from services.proxy.rates import Counting, Limit, RateLimits
 from services.proxy.settings import ProxySettings
 from services.proxy.sse import BYTE_ORDER_MARK
-from services.proxy.upstream import ProviderRefusalError, UnreadAnswerError, Upstreams, failure
+from services.proxy.upstream import ProviderRefusalError, UnreadAnswerError, Upstreams, discreet, failure
 
 _log = get_logger(__name__)
 
@@ -343,17 +343,18 @@ class Life:
                         answer,
                         self._end_hold,
                         self._extend_hold,
+                        discreet=discreet(provider),
                         output_tokens=max(1, cap) * call.request.choices,  # the step, too, by which a hold is extended
                         cancel_on_disconnect=settings.disconnect_policy == "cancel",
                     )
                 else:
-                    await self._whole(answer)
+                    await self._whole(answer, discreet(provider))
         except ProviderRefusalError as refusal:
             raise refusal_of(refusal, outgoing) from refusal
         except PyreqwestError as error:
             raise failure(provider.name, error) from error
 
-    async def _whole(self, answer: ReadableAnswer) -> None:
+    async def _whole(self, answer: ReadableAnswer, shown: Callable[[bytes], bytes]) -> None:
         """A unary answer: nothing of it goes out before it is settled, since its headers say what it cost."""
         call = self._call
         try:
@@ -366,6 +367,7 @@ class Life:
         call.reader.take_whole(body)
         if call.reader.failed and not body.lstrip().startswith(b"{"):  # no words of the provider's
             raise ProviderUnavailable("the provider's answer was not understood", provider=call.provider)
+        body = shown(body) if call.reader.failed else body
         settled = await self._kept(answer, body) if self._begun is not None else await self._end_hold(OK)
         costs = settled.headers() if settled is not None else ()  # else it is the provider's word that it failed
         if settled is not None and call.asked.credits_in_body:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import orjson
 from pyreqwest.exceptions import PyreqwestError
 
 from services.kit.logs import get_logger
+from services.proxy import provider_json
 from services.proxy.calls.call import CUT, FAILED, OK, Call, Settled
 from services.proxy.calls.delivery import Head
 from services.proxy.converse.exchange import ReadableAnswer
@@ -35,6 +37,7 @@ async def relay(
     end_hold: EndHold,
     extend_hold: ExtendHold,
     *,
+    discreet: Callable[[bytes], bytes],
     output_tokens: int,
     cancel_on_disconnect: bool,
 ) -> None:
@@ -43,9 +46,9 @@ async def relay(
     Each event goes out as it came, but for the last one that can carry the credits. Which is the last is known when the
     next comes, so an event that may be waits for that. A provider that says more than is held has its hold extended, by
     `output_tokens` or several times as many; where that is refused, the stream ends there. Raises ProviderUnavailable
-    where nothing came.
+    where nothing came. Of the provider's word that it failed the client is given what `discreet` leaves.
     """
-    stream = _Relay(call, end_hold, cancel_on_disconnect=cancel_on_disconnect)
+    stream = _Relay(call, end_hold, discreet, cancel_on_disconnect=cancel_on_disconnect)
     async with aclosing(answer.pieces()) as pieces:
         try:
             async with stream.while_wanted():
@@ -64,9 +67,12 @@ class _Relay:
     `behind` it are comments that came after it.
     """
 
-    def __init__(self, call: Call, end_hold: EndHold, *, cancel_on_disconnect: bool) -> None:
+    def __init__(
+        self, call: Call, end_hold: EndHold, discreet: Callable[[bytes], bytes], *, cancel_on_disconnect: bool
+    ) -> None:
         self._call = call
         self._end_hold = end_hold
+        self._discreet = discreet
         self._cancel_on_disconnect = cancel_on_disconnect
         self._waiting: Event | None = None
         self._headed = False
@@ -138,6 +144,12 @@ class _Relay:
     async def take(self, raw: bytes) -> None:
         """Pass on one event, or keep it waiting."""
         event = self._call.reader.take_event(raw)
+        if self._call.reader.failed:
+            raw = self._discreet(raw)
+            chunk = provider_json.read(data_of(raw))
+            event = replace(
+                event, raw=raw, chunk=chunk if event.chunk is not None and isinstance(chunk, dict) else None
+            )
         self.done = event.done
         if event.done and event.chunk is None:
             self._last = raw

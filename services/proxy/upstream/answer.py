@@ -23,7 +23,8 @@ from services.proxy.errors import ProviderTimeout, ProviderUnavailable
 
 _log = get_logger(__name__)
 
-MAX_ERROR_BYTES = 1024 * 1024
+# Of an error: more is nobody's words, but what was sent, echoed; and all of it is looked through.
+MAX_ERROR_BYTES = 128 * 1024
 # Of an answer above the limit: what is kept, and after how much it is given up.
 _END_BYTES = 64 * 1024
 _MOST_BYTES = 1024 * 1024 * 1024

@@ -42,6 +42,7 @@ from services.proxy.upstream.answer import (
 )
 from services.proxy.upstream.configuration import Authentication, Base, Provider
 from services.proxy.upstream.credentials import Credential
+from services.proxy.upstream.discreet import discreet
 from services.proxy.upstream.outgoing import Headers, Outgoing, passed_on
 from services.proxy.upstream.signing import AwsKey, signed
 
@@ -272,7 +273,8 @@ def _judged(  # noqa: PLR0917 (what was asked of whom, for whom, and what came)
     if rest and status != TOO_MANY and meaning is not Meaning.FINAL:
         credential.rested(now, rest, account)
     content_type = header_of(response, "content-type") or _JSON
-    return Failed(ProviderRefusalError(status, content_type, body, retry_after, aws_exception), meaning)
+    words = discreet(provider)(body)
+    return Failed(ProviderRefusalError(status, content_type, words, retry_after, aws_exception), meaning)
 
 
 def _broken(

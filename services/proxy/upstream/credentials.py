@@ -145,6 +145,8 @@ class Credential(Generic[_K]):
         """The provider has had too many calls for this model, and asks for a rest of so many seconds, or just for one.
 
         Its rate limits are mostly of one model each, so others are called on: one that is over its own says so itself.
+        They are of all who call it by this credential, so a rest that it asks for counts for all. Where it says only
+        that it was too much, it may have been this one call's size.
         """
         if not self.limited_for(now, model, account):
             _log.info(
@@ -155,7 +157,7 @@ class Credential(Generic[_K]):
                 seconds=seconds,
                 account_id=account,
             )
-        for one in self._met("limit", account, model):
+        for one in (self._for_all,) if seconds is not None else self._met("limit", account, model):
             one.limited(now, model, seconds)
 
     def rejected(self, now: float, status: int, account: str = "") -> None:

@@ -13,7 +13,6 @@ FAULTS = {
     "a provider that fails": "status=500",
     "a provider that is down for so long": "status=503 retry_after=60",
     "a connection that breaks": "fault=reset",
-    "a rate limit": "status=429 retry_after=60",
     "a rate limit of no length": "status=429",
 }
 
