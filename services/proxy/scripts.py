@@ -142,17 +142,26 @@ class Scripts:
         try:
             async with asyncio.timeout(self._seconds):
                 await connection.send_packed_command(b"".join(packed), check_health=False)
-                return [await _reply(connection) for _ in packed]
+                replies = [await _reply(connection) for _ in packed]
         except BaseException as error:
             # A reply that comes late must not be taken for that to another command.
-            self._connection = None
-            await connection.disconnect(nowait=True)
-            connection.socket_timeout = self._socket_timeout
-            await self._pool.release(connection)
+            await self._leave(connection)
             if isinstance(error, RuntimeError):
                 # What uvloop says of a write to a connection that was reset while it lay idle.
                 raise NotConnectedError(str(error)) from error
             raise
+        if any(isinstance(reply, ResponseError) and not isinstance(reply, NoScriptError) for reply in replies):
+            # It was demoted, or is full: its name may lead to another by now, this connection never will. (A replica's
+            # READONLY is told by some versions as an error of the script.)
+            await self._leave(connection)
+        return replies
+
+    async def _leave(self, connection: Any) -> None:
+        """Close the connection; the next commands go over a new one."""
+        self._connection = None
+        await connection.disconnect(nowait=True)
+        connection.socket_timeout = self._socket_timeout
+        await self._pool.release(connection)
 
 
 def _told(error: Exception) -> Exception:

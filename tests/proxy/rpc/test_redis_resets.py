@@ -16,6 +16,8 @@ import redis.exceptions
 import uvloop
 from structlog.testing import capture_logs
 
+from deploy.local.ports import free_port
+from deploy.local.redis import EmbeddedRedis
 from services.proxy.assembly import redis_client
 from services.proxy.invalidation import CHANNEL, Announcer, EntitlementChanged, Listener, packed
 from services.proxy.rates import Limit, RateLimits
@@ -30,6 +32,10 @@ class Way:
     def __init__(self, url):
         self._redis = urlsplit(url)
         self._clients = set()
+
+    def lead_to(self, url):
+        """New connections go to the Redis at `url`; those that stand stay."""
+        self._redis = urlsplit(url)
 
     @contextlib.asynccontextmanager
     async def connected(self):
@@ -89,6 +95,28 @@ def test_limits_are_counted_over_a_new_connection_and_nobody_is_told(way):
     with capture_logs() as logged:
         uvloop.run(asked())
     assert not logged
+
+
+def test_limits_are_shared_again_as_soon_as_its_name_leads_to_a_primary(way, redis_url, tmp_path, eventually):
+    demoted = EmbeddedRedis(folder=tmp_path / "redis", port=free_port(), password=urlsplit(redis_url).password)
+
+    async def asked(url):
+        way.lead_to(url)
+        async with way.connected() as client:
+            limits = RateLimits(client)
+            assert (await limits.take([TOKENS])).shared
+            with redis.Redis.from_url(url) as admin:
+                admin.replicaof("127.0.0.1", 1)
+            assert not (await limits.take([TOKENS])).shared  # its connection stands, and takes no writes
+            way.lead_to(redis_url)
+
+            async def shared():
+                return (await limits.take([Limit("acme", "account", "tokens", 100, 0)])).shared
+
+            await eventually(shared)
+
+    with demoted.serving(tmp_path / "redis.log") as server:
+        uvloop.run(asked(server.url))
 
 
 def test_corrections_come_to_an_end(way):
