@@ -20,7 +20,7 @@ from services.kit.logs import get_logger
 from services.subscriptions import store as accounts_store
 from services.subscriptions.clock import Clock
 from services.subscriptions.gauges import leaders_gauge
-from services.subscriptions.metering import report_store, store
+from services.subscriptions.metering import reconciliation_store, store
 from services.subscriptions.metering.feed import UsageFeed
 from services.subscriptions.metering.model import METRICS, floor_minute, in_minutes
 from services.subscriptions.metering.reporting import MeterReporter, ReportFailedError
@@ -91,7 +91,9 @@ class Reconciliation:
         since = self._clock() - timedelta(days=31)
         while True:
             with self._engine.connect() as connection:
-                page = report_store.accounts_with_use(connection, after=after, since=since, limit=_ACCOUNTS_AT_ONCE)
+                page = reconciliation_store.accounts_with_use(
+                    connection, after=after, since=since, limit=_ACCOUNTS_AT_ONCE
+                )
             for account_id in page:
                 try:
                     for difference in self.compare(account_id):
@@ -129,8 +131,10 @@ class Reconciliation:
             if period.start >= period.end:
                 return
             proxied = store.proxied_between(connection, account_id, period.start, period.end)
-            reported = report_store.reported_between(connection, account_id, period.start, period.end, settle=_SETTLE)
-            unbalanced = report_store.unbalanced_minutes(connection, account_id, period.start, period.end)
+            reported = reconciliation_store.reported_between(
+                connection, account_id, period.start, period.end, settle=_SETTLE
+            )
+            unbalanced = reconciliation_store.unbalanced_minutes(connection, account_id, period.start, period.end)
         for metric, found in self._feed.sums(account_id, period.start, period.end).items():
             kept = proxied.get(metric, 0)
             if kept != found:
@@ -140,7 +144,7 @@ class Reconciliation:
         yield from self._against_stripe(account_id, period, reported)
 
     def _against_stripe(
-        self, account_id: str, period: Cycle, reported: list[report_store.Reported]
+        self, account_id: str, period: Cycle, reported: list[reconciliation_store.Reported]
     ) -> Iterator[Difference]:
         if self._reporter is None:
             return
