@@ -13,14 +13,11 @@ A book is changed in place by one operation at a time; each move checks everythi
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from operator import attrgetter
 
-import orjson
-
-from services.ledger.errors import AccountFull, InsufficientCredit, LimitExceeded
+from services.ledger.errors import AccountFull
 from services.ledger.model.windows import cycle_containing, window_containing
 
 # An account's grants and limits live in its own row, which every operation reads and writes.
@@ -160,48 +157,6 @@ class Hold:
 
 
 _hold_fields = attrgetter(*Hold.__slots__)
-
-
-@dataclass(slots=True)
-class Entry:
-    """One journal entry: what it moved between the sub-accounts, and its place in the hash chain.
-
-    `grant_uses`: what it took from (positive) or gave to (negative) each grant, and, under the empty name, what it
-    added to (positive) or paid of (negative) what is overdrawn. Never changed once its hash is set.
-    """
-
-    account_id: str
-    sequence: int
-    created_at: datetime
-    type: str
-    funding: int
-    available: int
-    held: int
-    spent: int
-    expired: int
-    balance_after: int
-    grant_uses: GrantUses
-    description: str
-    request_id: str
-    hold_id: str
-    usage_id: str
-    key_id: str
-    workspace: str
-    provider: str
-    model: str
-    hash: bytes = b""
-    # What a refund or a reversal undoes.
-    original_id: str = ""
-
-    def chained(self, previous_hash: bytes) -> bytes:
-        """SHA-256 over the previous entry's hash and this entry, as a JSON list of its other fields in their order.
-
-        Compact JSON in UTF-8; times as RFC 3339 with `+00:00`, and microseconds unless they are 0.
-        """
-        return hashlib.sha256(previous_hash + orjson.dumps(_content(self))).digest()
-
-
-_content = attrgetter(*(name for name in Entry.__slots__ if name != "hash"))
 
 
 @dataclass(slots=True)
@@ -395,63 +350,3 @@ class Book:
 def _spending_order(grant: Grant) -> tuple[int, datetime, int]:
     """By priority, then earliest expiry (never comes last), then oldest."""
     return grant.priority, grant.expires_at or _LAST, grant.order
-
-
-def admit(
-    book: Book,
-    limits: list[Limit],
-    *,
-    amount: int,
-    minimum: int,
-    tokens: int,
-    minimum_tokens: int,
-    requests: int,
-    billable: bool,
-) -> tuple[int, int]:
-    """How much money and how many tokens a hold gets: all that is asked, or what balance and limits leave of it.
-
-    `limits` are all that apply, in their present windows. Nothing is changed. Raises InsufficientCredit or
-    LimitExceeded where that is below the minimum.
-    """
-    if billable:
-        payable = book.payable
-        if payable < minimum:
-            raise InsufficientCredit(
-                "the balance does not cover this call", availableNanos=book.available, requiredNanos=minimum
-            )
-        amount = min(amount, payable)
-    for limit in limits:
-        if limit.mode != "hard":
-            continue
-        least = minimum if limit.unit == "nanos" else minimum_tokens if limit.unit == "tokens" else requests
-        # Even a limit with less than no room lets pass what does not count against it.
-        room = max(limit.room, 0)
-        if least > room:
-            raise limit_exceeded(limit, least, book.touched_at)
-        if limit.unit == "nanos":
-            amount = min(amount, room)
-        elif limit.unit == "tokens":
-            tokens = min(tokens, room)
-    return amount, tokens
-
-
-def limit_exceeded(limit: Limit, required: int, now: datetime) -> LimitExceeded:
-    """The refusal of a limit, saying which, its use, what was asked and when it resets."""
-    lasting = limit.window == "lifetime"
-    subject = f" of {limit.scope} {limit.subject}" if limit.subject else f" of the {limit.scope}"
-    return LimitExceeded(
-        f"the {limit.window} limit{subject} on {limit.unit} is used up: "
-        f"{limit.used} used and {limit.held} held of {limit.amount}, {required} asked for",
-        retry_after_seconds=None if lasting else (limit.window_end - now).total_seconds(),
-        limitId=limit.limit_id,
-        amount=limit.amount,
-        used=limit.used,
-        held=limit.held,
-        required=required,
-        resetsAt="" if lasting else limit.window_end.isoformat(),
-    )
-
-
-def lapses_at(now: datetime, ttl_seconds: int) -> datetime:
-    """When a hold made now lapses."""
-    return now + timedelta(seconds=ttl_seconds)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from services.ledger.errors import AccountClosed, AccountNotFound, HoldNotFound, IdempotencyConflict, ResultArchived
-from services.ledger.model.book import Book, Entry, Grant, GrantUses, Hold, Limit
+from services.ledger.model.book import Book, Grant, GrantUses, Hold, Limit
+from services.ledger.model.entry import Entry
 from services.ledger.model.operations import LimitWarning, Quota, Usage, UsageRow
 from services.ledger.model.rows import Changes, GrantRow, Loaded, PastRequest, transaction_id, usage_id
 from services.ledger.model.windows import cycle_containing

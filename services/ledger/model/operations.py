@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from services.ledger.errors import LedgerError
-from services.ledger.model.book import Book, Entry, Hold, Limit
+from services.ledger.model.book import Book, Hold, Limit
+from services.ledger.model.entry import Entry
 
 CREDIT_TYPES = {
     "purchase": "credit_purchase",

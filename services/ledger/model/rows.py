@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from services.ledger.model.book import Book, Entry, Grant, Hold, Limit
+from services.ledger.model.book import Book, Grant, Hold, Limit
+from services.ledger.model.entry import Entry
 from services.ledger.model.operations import UsageRow
 
 HoldKey = tuple[str, str]

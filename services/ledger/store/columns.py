@@ -11,7 +11,8 @@ from typing import Any
 
 from psycopg.rows import TupleRow
 
-from services.ledger.model.book import Book, Entry, Hold
+from services.ledger.model.book import Book, Hold
+from services.ledger.model.entry import Entry
 from services.ledger.model.operations import Usage, UsageRow
 from services.ledger.store.documents import grants_json, grants_of, limits_json, limits_of, uses_of
 from services.ledger.store.values import ARRAYS, BINARY, HOLDS_NUL, VALUES

@@ -17,7 +17,8 @@ from sqlalchemy import Row, Table, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.ledger import tables
-from services.ledger.model.book import Book, Entry, Grant, GrantUses, Hold, Limit
+from services.ledger.model.book import Book, Grant, GrantUses, Hold, Limit
+from services.ledger.model.entry import Entry
 from services.ledger.model.rows import GrantRow
 from services.ledger.model.verification.account import Verification
 from services.ledger.model.verification.findings import Start

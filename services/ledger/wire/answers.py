@@ -12,7 +12,8 @@ from tollkeeper.ledger.v1 import resources_pb2 as resources
 from services.kit.errors import DETAILS_KEY, ServiceError, wire_form
 from services.kit.times import set_timestamp, timestamp
 from services.ledger.errors import LedgerError
-from services.ledger.model.book import Book, Entry, Hold, Limit
+from services.ledger.model.book import Book, Hold, Limit
+from services.ledger.model.entry import Entry
 from services.ledger.model.operations import (
     AccountState,
     Debited,

@@ -6,7 +6,7 @@ from datetime import UTC
 import psycopg
 from psycopg.rows import namedtuple_row
 
-from services.ledger.model.book import Entry
+from services.ledger.model.entry import Entry
 from services.ledger.store.documents import grants_of, uses_of
 
 

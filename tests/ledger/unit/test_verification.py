@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.ledger.model.book import Entry
+from services.ledger.model.entry import Entry
 from services.ledger.model.rows import sequence_of, transaction_id
 from services.ledger.model.verification.account import Verification
 from services.ledger.model.verification.findings import MAX_FINDINGS, Start

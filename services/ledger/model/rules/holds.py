@@ -13,7 +13,8 @@ from services.ledger.errors import (
     IdempotencyConflict,
     ResultArchived,
 )
-from services.ledger.model.book import MAX_AMOUNT, MAX_SPENT, Book, Hold, admit, lapses_at, limit_exceeded
+from services.ledger.model.admission import admit, lapses_at, limit_exceeded
+from services.ledger.model.book import MAX_AMOUNT, MAX_SPENT, Book, Hold
 from services.ledger.model.moves import Moves, quotas_of, warnings_of
 from services.ledger.model.operations import (
     NOT_REPORTED,

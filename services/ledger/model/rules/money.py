@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from services.kit.errors import Violation
 from services.ledger.errors import AccountFull, AccountSuspended, GrantExpired
-from services.ledger.model.book import MAX_FUNDED, Book, admit
+from services.ledger.model.admission import admit
+from services.ledger.model.book import MAX_FUNDED, Book
 from services.ledger.model.moves import Moves, warnings_of
 from services.ledger.model.operations import (
     CREDIT_TYPES,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from services.ledger.errors import NotRefundable, RefundExceedsOriginal, TransactionNotFound
-from services.ledger.model.book import Book, Entry, Grant, GrantUses
+from services.ledger.model.book import Book, Grant, GrantUses
+from services.ledger.model.entry import Entry
 from services.ledger.model.moves import Moves
 from services.ledger.model.operations import Posted, Result, Undo
 from services.ledger.model.rows import transaction_id

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from services.ledger.model.book import Book, Entry, Limit
+from services.ledger.model.book import Book, Limit
+from services.ledger.model.entry import Entry
 from services.ledger.model.rows import GrantRow
 from services.ledger.model.verification.findings import BEGINNING, Findings, Start, Verified
 from services.ledger.model.verification.grants import Grants

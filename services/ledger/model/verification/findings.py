@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from services.ledger.model.book import Entry
+from services.ledger.model.entry import Entry
 from services.ledger.model.rows import transaction_id
 
 MAX_FINDINGS = 100

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from services.ledger.model.book import Book, Entry, Grant
+from services.ledger.model.book import Book, Grant
+from services.ledger.model.entry import Entry
 from services.ledger.model.rows import GrantRow, sequence_of
 from services.ledger.model.verification.findings import Findings, Start
 

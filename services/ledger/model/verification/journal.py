@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from services.ledger.model.book import Book, Entry
+from services.ledger.model.book import Book
+from services.ledger.model.entry import Entry
 from services.ledger.model.rows import sequence_of
 from services.ledger.model.verification.findings import Findings, Start
 
