@@ -1,4 +1,7 @@
-"""Two replicas of the proxy behind Envoy: what holds for one holds for both together, to the last call and nano."""
+"""Two replicas of each service behind Envoy: what holds for one proxy holds for both together, to call and nano.
+
+And each is restarted in turn, one replica after the other, under load: not one request fails.
+"""
 
 import concurrent.futures
 import json
@@ -6,7 +9,9 @@ import time
 import urllib.request
 
 import grpc
+import psycopg
 import pytest
+from e2e_rolling import Load, restart
 from google.api import httpbody_pb2
 from tollkeeper.proxy.v1.wire_service_pb2_grpc import WireServiceStub
 
@@ -21,12 +26,18 @@ BODY = {
 }
 CAP_NANOS = 10 * 10**6
 SEEN_SECONDS = 1
+SERVICES = ("ledger", "pricing", "subscriptions", "proxy")
+# Both replicas of those that a call passes, one of the others.
+ROLLED = ("ledger", "ledger-2", "pricing", "subscriptions", "proxy", "proxy-2")
+CREDIT_NANOS = 10**12
 
 
 @pytest.fixture(scope="module")
 def replicated(own_suite):
-    """A suite with two proxies."""
-    suite = own_suite(TOLLKEEPER_PROXY_REPLICAS="2")
+    """A suite with two of each service."""
+    replicas = {f"TOLLKEEPER_{service.upper()}_REPLICAS": "2" for service in SERVICES}
+    # Two of Envoy's health checks, and a little.
+    suite = own_suite(TOLLKEEPER_DRAIN_SECONDS="5", **replicas)
     ports = json.loads((suite.home / "ports.json").read_text())
     suite.proxies = [f"127.0.0.1:{ports[name]}" for name in ("proxy", "proxy-2")]
     suite.envoy_admin = f"http://127.0.0.1:{ports['envoy-admin']}"
@@ -182,3 +193,25 @@ def test_revoked_key_is_refused_by_both_replicas_within_a_second(replicated, rep
             call(customer.key)
     assert [call(customer.key) for call in replicas for _ in range(5)] == ["API_KEY_REVOKED"] * 10
     assert statuses(at_once(replicated, customer.key, count=16)) == [401] * 16
+
+
+@pytest.mark.timeout(400)
+def test_rolling_restart_of_every_service_fails_no_request(replicated):
+    customer = replicated.customer(credit_nanos=CREDIT_NANOS)
+    load = Load(replicated, customer)
+    try:
+        for name in ROLLED:
+            done = load.calls
+            restart(replicated, name)
+            assert load.calls > done, "there was no load meanwhile"
+    finally:
+        load.stop()
+    assert load.failures == []
+    with psycopg.connect(replicated.database("ledger")) as connection:
+        billed, cost = connection.execute(
+            "SELECT count(*), coalesce(sum(billed), 0) FROM usage WHERE account_id = %s", (customer.account_id,)
+        ).fetchone()
+        open_holds = connection.execute("SELECT count(*) FROM holds WHERE status = 'open'").fetchone()
+    assert billed == load.calls
+    assert open_holds == (0,)
+    assert replicated.available(customer.key) == CREDIT_NANOS - int(cost)

@@ -3,7 +3,7 @@
 import json
 import sys
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,7 +177,7 @@ class Clock:
     """The service's clock, which a test may move; it starts at the present moment."""
 
     def __init__(self):
-        self.offset = datetime.now(UTC) - datetime.now(UTC)
+        self.offset = timedelta()
 
     def __call__(self):
         return datetime.now(UTC) + self.offset

@@ -1,4 +1,4 @@
-"""Each service is restarted in turn, one replica after the other, under load through Envoy: not one request fails."""
+"""Owns a roll-out of a suite's services, one server after the other, and the load that must not notice."""
 
 import concurrent.futures
 import os
@@ -7,26 +7,12 @@ import threading
 import time
 
 import psutil
-import psycopg
-import pytest
 
-SERVICES = ("ledger", "pricing", "subscriptions", "proxy")
-# Both replicas of those that a call passes, one of the others.
-ROLLED = ("ledger", "ledger-2", "pricing", "subscriptions", "proxy", "proxy-2")
 CALLERS = 6
-CREDIT_NANOS = 10**12
 QUESTION = [{"role": "user", "content": "What is a toll?"}]
 # Below the plan's 600 calls a minute, all callers together.
 PAUSE_SECONDS = 0.6
 LONG = QUESTION[0] | {"content": "What is a toll? [[sandbox delay_ms=1500]]"}
-
-
-@pytest.fixture(scope="module")
-def doubled(own_suite):
-    """A suite with two of each service."""
-    replicas = {f"TOLLKEEPER_{service.upper()}_REPLICAS": "2" for service in SERVICES}
-    # Two of Envoy's health checks, and a little.
-    return own_suite(TOLLKEEPER_DRAIN_SECONDS="5", **replicas)
 
 
 class Load:
@@ -104,25 +90,3 @@ def restart(suite, name):
     psutil.wait_procs([process], timeout=40)
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     suite.command("up")
-
-
-@pytest.mark.timeout(400)
-def test_rolling_restart_of_every_service_fails_no_request(doubled):
-    customer = doubled.customer(credit_nanos=CREDIT_NANOS)
-    load = Load(doubled, customer)
-    try:
-        for name in ROLLED:
-            done = load.calls
-            restart(doubled, name)
-            assert load.calls > done, "there was no load meanwhile"
-    finally:
-        load.stop()
-    assert load.failures == []
-    with psycopg.connect(doubled.database("ledger")) as connection:
-        billed, cost = connection.execute(
-            "SELECT count(*), coalesce(sum(billed), 0) FROM usage WHERE account_id = %s", (customer.account_id,)
-        ).fetchone()
-        open_holds = connection.execute("SELECT count(*) FROM holds WHERE status = 'open'").fetchone()
-    assert billed == load.calls
-    assert open_holds == (0,)
-    assert doubled.available(customer.key) == CREDIT_NANOS - int(cost)
