@@ -1,4 +1,4 @@
-"""Owns all SQL of subscriptions. Every function runs in the caller's transaction."""
+"""Owns the SQL of accounts, their moves between plans, and the outbox. All of it runs in the caller's transaction."""
 
 from __future__ import annotations
 

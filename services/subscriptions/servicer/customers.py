@@ -49,10 +49,7 @@ class CustomerServicer(CustomerServiceServicer):
 
     def GetCustomer(self, request: pb.GetCustomerRequest, context: Any) -> resources.CustomerAccount:
         """See the contract."""
-        v = Violations()
-        account_id = v.identifier("account_id", request.account_id)
-        v.raise_if_any()
-        return customer_account(self._customers.get(account_id), self._clock())
+        return customer_account(self._customers.get(account_named(request)), self._clock())
 
     def ListCustomers(self, request: pb.ListCustomersRequest, context: Any) -> pb.ListCustomersResponse:
         """See the contract."""
