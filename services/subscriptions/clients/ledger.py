@@ -191,15 +191,10 @@ class LedgerClient:
             for x in answer.limits
         ]
 
-    def usage_by_day(self, account_id: str, start: datetime) -> dict[str, UsageSums] | None:
-        """Sums of usage since `start` by UTC day ("2026-11-21"); None where this ledger does not sum usage."""
+    def usage_by_day(self, account_id: str, start: datetime) -> dict[str, UsageSums]:
+        """Sums of usage since `start` by UTC day ("2026-11-21")."""
         request = ledger_pb.SummarizeUsageRequest(account_id=account_id, group_by=["day"], from_time=timestamp(start))
-        try:
-            answer = self._journal.SummarizeUsage(request)
-        except grpc.RpcError as error:
-            if RemoteError.from_rpc(error).code is grpc.StatusCode.UNIMPLEMENTED:
-                return None
-            raise
+        answer = self._journal.SummarizeUsage(request)
         return {x.day: UsageSums(x.requests, x.total_tokens, x.billed_nanos) for x in answer.summaries}
 
     def usage_by_provider(self, account_id: str, start: datetime, end: datetime) -> dict[str, UsageSums]:

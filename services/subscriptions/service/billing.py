@@ -76,16 +76,11 @@ class Billing:
         caps = {limit.window: limit for limit in self._ledger.limits(account_id, "account") if limit.unit == "nanos"}
         now = self._clock()
         by_day = self._ledger.usage_by_day(account_id, _month_start(now))
-        if by_day is None:  # a ledger that does not sum usage still counts what it caps
-            today, month = _used(caps.get("day")), _used(caps.get("month"))
-        else:
-            today = by_day.get(now.date().isoformat(), UsageSums()).billed_nanos
-            month = sum(sums.billed_nanos for sums in by_day.values())
         return BillingView(
             account=account,
             balance=balance,
-            spent_today_nanos=today,
-            spent_this_month_nanos=month,
+            spent_today_nanos=by_day.get(now.date().isoformat(), UsageSums()).billed_nanos,
+            spent_this_month_nanos=sum(sums.billed_nanos for sums in by_day.values()),
             daily_limit_nanos=_amount(caps.get("day")),
             monthly_limit_nanos=_amount(caps.get("month")),
         )
@@ -148,13 +143,11 @@ class Billing:
     def _cycle_use(self, account_id: str, cycle_start: datetime) -> CycleUse:
         """Tokens and requests of the cycle: as the plan's limits have counted them, else from the usage records.
 
-        What was emitted beside the ledger comes to that. A plan without limits, on a ledger that does not sum usage,
-        shows no more.
+        What was emitted beside the ledger comes to that.
         """
         counted = {x.unit: x.used for x in self._ledger.limits(account_id, "plan") if x.window == "cycle"}
         if not {"tokens", "requests"} <= counted.keys():
-            by_day = self._ledger.usage_by_day(account_id, cycle_start) or {}
-            sums = sum(by_day.values(), UsageSums())
+            sums = sum(self._ledger.usage_by_day(account_id, cycle_start).values(), UsageSums())
             counted = {"tokens": sums.tokens, "requests": sums.requests} | counted
         emitted = self._metering.emitted(account_id)
         tokens, requests = (counted[unit] + emitted[METRIC_OF_UNIT[unit]] for unit in ("tokens", "requests"))
@@ -163,10 +156,6 @@ class Billing:
 
 def _month_start(now: datetime) -> datetime:
     return now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-
-
-def _used(limit: LimitUse | None) -> int:
-    return limit.used if limit is not None else 0
 
 
 def _amount(limit: LimitUse | None) -> int:

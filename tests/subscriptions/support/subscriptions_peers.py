@@ -90,7 +90,7 @@ class FakeLedger(
     def __init__(self):
         super().__init__()
         self.books = {}
-        self.usage = None  # None: sums of usage are unimplemented; else day → UsageSummary
+        self.usage = []  # sums of usage, as they are asked for
         self.records = []  # what the usage feed gives; a cursor is how many have been given
         self.refuse = {}  # kind of operation → google.rpc.Status
         self.applied = []  # (account, what) in the order it took effect
@@ -227,8 +227,6 @@ class FakeLedger(
         with self.call("SummarizeUsage", request, context):
             if self.records:
                 return ledger_pb.SummarizeUsageResponse(summaries=[self._sums(request)])
-            if self.usage is None:
-                context.abort(grpc.StatusCode.UNIMPLEMENTED, "not built")
             return ledger_pb.SummarizeUsageResponse(summaries=self.usage)
 
     def _sums(self, request):
