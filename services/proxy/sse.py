@@ -7,8 +7,8 @@ import re
 # A blank line ends an event; lines end in LF or CRLF, or all in CR.
 _BLANK_LINE = re.compile(rb"\n\r?\n|\r\r")
 _LONGEST_END = 3
-# May stand before all else, and is no part of the first line.
 DONE = b"[DONE]"  # the data of the event that ends OpenAI's streams
+# May stand before all else, and is no part of the first line.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
