@@ -19,6 +19,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from services.kit.bounded import keep
 from services.kit.refusals import TokenInvalid
 
 IDENTITY_KEY = "x-tollkeeper-identity"
@@ -182,9 +183,7 @@ class TokenVerifier:
         identity, expires = self._decode(token, keys)
         with self._lock:
             if keys is self._keys:  # not a verdict of keys replaced meanwhile
-                while len(self._verdicts) >= _MAX_VERDICTS:
-                    del self._verdicts[next(iter(self._verdicts))]
-                self._verdicts[token] = (identity, expires)
+                keep(self._verdicts, token, (identity, expires), at_most=_MAX_VERDICTS)
         return identity
 
     def _decode(self, token: str, keys: Mapping[str, Ed25519PublicKey]) -> tuple[Identity, float]:

@@ -17,6 +17,7 @@ from envoy.service.auth.v3 import external_auth_pb2_grpc
 from envoy.type.v3 import http_status_pb2  # type: ignore[import-untyped]
 from google.rpc import code_pb2, status_pb2  # type: ignore[import-untyped]
 
+from services.kit.bounded import keep
 from services.kit.errors import Kind, ServiceError
 from services.kit.identity import IDENTITY_KEY, Identity, TokenSigner
 from services.kit.refusals import CredentialMissing
@@ -50,10 +51,7 @@ class IdentityTokens:
         if expires_at is not None:
             ttl = min(ttl, (expires_at - utc_now()).total_seconds())
         token = self._signer.sign(identity, ttl)
-        self._signed.pop(name, None)
-        while len(self._signed) >= _MAX_TOKENS:
-            del self._signed[next(iter(self._signed))]
-        self._signed[name] = (token, time.monotonic() + ttl * _FRESH_SHARE, expires_at)
+        keep(self._signed, name, (token, time.monotonic() + ttl * _FRESH_SHARE, expires_at), at_most=_MAX_TOKENS)
         return token
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
+from services.kit.bounded import keep
 from services.kit.refusals import StorageUnavailable
 
 # A database that is stopped, or cut off, says nothing: its connections stand, and no limit of its own ends a statement.
@@ -99,17 +100,12 @@ class LookupCache(Generic[K, V]):
                 del self._loading[key]
 
     def _remember(self, key: K, found: V | None, expires: float) -> None:
-        # Taken out first, so that what was looked up last stands last, and what stands first goes first.
-        self._known.pop(key, None)
-        self._absent.pop(key, None)
         if found is None:
-            while len(self._absent) >= self._max_entries:
-                del self._absent[next(iter(self._absent))]
-            self._absent[key] = expires
-            return
-        while len(self._known) >= self._max_entries:
-            del self._known[next(iter(self._known))]
-        self._known[key] = (found, expires)
+            self._known.pop(key, None)
+            keep(self._absent, key, expires, at_most=self._max_entries)
+        else:
+            self._absent.pop(key, None)
+            keep(self._known, key, (found, expires), at_most=self._max_entries)
 
 
 def _seen(task: asyncio.Task[V | None]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import jwt
 
+from services.kit.bounded import keep
 from services.kit.identity import Identity, Role
 from services.kit.logs import get_logger
 from services.kit.refusals import TokenInvalid
@@ -81,10 +82,7 @@ class OidcVerifier:
             return found
         claims = self._claims(token, await self._key_of(token))
         verdict = Verdict(name, self._identity(claims), _expiry(claims))
-        self._verdicts.pop(name, None)
-        while len(self._verdicts) >= _MAX_VERDICTS:
-            del self._verdicts[next(iter(self._verdicts))]
-        self._verdicts[name] = verdict
+        keep(self._verdicts, name, verdict, at_most=_MAX_VERDICTS)
         return verdict
 
     async def _key_of(self, token: str) -> jwt.PyJWK:

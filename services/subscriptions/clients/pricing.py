@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 import grpc
 from tollkeeper.pricing.v1 import plan_service_pb2 as plan_pb
 from tollkeeper.pricing.v1 import resources_pb2 as pricing_pb
 from tollkeeper.pricing.v1.plan_service_pb2_grpc import PlanServiceStub
 
+from services.kit.bounded import keep
 from services.kit.errors import RemoteError
 from services.kit.times import timestamp
 from services.subscriptions.errors import PlanNotFound
@@ -21,9 +21,6 @@ from services.subscriptions.model.plan import TOKENS_METRIC, Plan, PlanMetric
 _PAGE_SIZE = 1000
 _MAX_PLANS = 10_000
 _MAX_CACHED_VERSIONS = 1000
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
 
 # Pricing refuses an id that cannot be a plan's as an invalid argument: to whoever named it, no such plan.
 _NO_SUCH_PLAN = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT}
@@ -132,8 +129,8 @@ class PlanCatalogue:
         asked = self._clock()
         plan = self._pricing.plan(plan_id)
         with self._lock:
-            _keep(self._newest, plan_id, (asked, plan))
-            _keep(self._versions, (plan.plan_id, plan.version), plan)
+            keep(self._newest, plan_id, (asked, plan), at_most=_MAX_CACHED_VERSIONS)
+            keep(self._versions, (plan.plan_id, plan.version), plan, at_most=_MAX_CACHED_VERSIONS)
         return plan
 
     def version(self, plan_id: str, version: int) -> Plan:
@@ -143,7 +140,7 @@ class PlanCatalogue:
             return known
         plan = self._pricing.plan(plan_id, version)
         with self._lock:
-            _keep(self._versions, (plan_id, version), plan)
+            keep(self._versions, (plan_id, version), plan, at_most=_MAX_CACHED_VERSIONS)
         return plan
 
     def on_sale(self) -> tuple[Plan, ...]:
@@ -155,11 +152,3 @@ class PlanCatalogue:
         plans = self._pricing.plans_on_sale()
         self._on_sale = (asked, plans)
         return plans
-
-
-def _keep(cache: dict[_K, _V], key: _K, value: _V) -> None:
-    """Remember at the end of a bounded cache; the oldest entry makes room."""
-    cache.pop(key, None)
-    while len(cache) >= _MAX_CACHED_VERSIONS:
-        del cache[next(iter(cache))]
-    cache[key] = value
