@@ -49,7 +49,6 @@ class Suite:
             "TOLLKEEPER_GATEWAY_PORT": str(free_port()),
             **settings,
         }
-
         self._settings = settings
 
     def elsewhere(self, home, **settings):
@@ -150,10 +149,10 @@ class Suite:
     def sandbox_stripe(self):
         """The suite's sandbox Stripe, as its tests speak to it."""
         key = json.loads((self.home / "secrets.json").read_text())["sandbox_stripe_key"]
-        return StripeSandbox(None, self.env["TOLLKEEPER_SANDBOX_STRIPE_URL"], (key,))
+        return StripeSandbox(None, self.env["TOLLKEEPER_SANDBOX_STRIPE_URL"], key)
 
     def sandbox_requests(self):
-        """How many requests have reached the provider since it started."""
+        """The provider's own log of what has reached it since it started, and the totals of that."""
         with urllib.request.urlopen(
             self.env["TOLLKEEPER_SANDBOX_PROVIDER_URL"] + "/sandbox/usage", timeout=10
         ) as answer:

@@ -16,13 +16,13 @@ def open_gateway(make_gateway):
     return make_gateway(cors_origins=(ORIGIN, "http://localhost:3000"))
 
 
-def preflight(gateway, path, origin=ORIGIN, method="POST", headers="authorization,content-type"):
+def preflight(gateway, path, origin=ORIGIN):
     return gateway(
         "OPTIONS",
         path,
         origin=origin,
-        access_control_request_method=method,
-        access_control_request_headers=headers,
+        access_control_request_method="POST",
+        access_control_request_headers="authorization,content-type",
     )
 
 

@@ -1,9 +1,10 @@
-"""Owns what the tests of pricing share: a migrated database, a real server on it, clients of every role."""
+"""Owns what the tests of pricing share: a migrated database, a real server on it, clients of every role, commands."""
 
 import json
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+from pricing_commands import map_file_in, run_here
 from tollkeeper.pricing.v1 import plan_service_pb2_grpc, pricing_service_pb2_grpc
 
 from services.kit.errors import RemoteError
@@ -129,3 +131,14 @@ def refused():
         return RemoteError.from_rpc(caught.value)
 
     return refusal
+
+
+@pytest.fixture
+def command(capsys):
+    """`command("price", …)`: a command that needs no settings, in this process; exit status, output and errors."""
+    return partial(run_here, capsys)
+
+
+@pytest.fixture
+def map_file(tmp_path):
+    return map_file_in(tmp_path)

@@ -3,27 +3,15 @@
 import json
 import re
 import threading
-from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from pricing_commands import INPUT, map_file_in, run, run_here
+from pricing_commands import INPUT, run
 
 from services.pricing.assembly import Parts
 from services.pricing.shipped import FOLDER, load_shipped
 
 SHIPPED = FOLDER / "prices.toml"
-
-
-@pytest.fixture
-def command(capsys):
-    """`command("price", …)`: a command that needs no settings, in this process; exit status, output and errors."""
-    return partial(run_here, capsys)
-
-
-@pytest.fixture
-def map_file(tmp_path):
-    return map_file_in(tmp_path)
 
 
 @pytest.fixture

@@ -3,26 +3,14 @@
 import json
 import subprocess
 import sys
-from functools import partial
 
 import pytest
-from pricing_commands import INPUT, map_file_in, run, run_here
+from pricing_commands import INPUT, run
 
 from services.pricing.shipped import FOLDER, MAX_FILE_BYTES
 from services.rating import COMPONENTS
 
 SHIPPED = FOLDER / "prices.toml"
-
-
-@pytest.fixture
-def command(capsys):
-    """`command("price", …)`: a command that needs no settings, in this process; exit status, output and errors."""
-    return partial(run_here, capsys)
-
-
-@pytest.fixture
-def map_file(tmp_path):
-    return map_file_in(tmp_path)
 
 
 def lines(*calls):

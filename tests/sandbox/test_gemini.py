@@ -23,8 +23,8 @@ def client(sandbox):
     client.close()
 
 
-def hello(text="hello", **members):
-    return {"contents": [{"role": "user", "parts": [{"text": text}]}]} | members
+def hello(**members):
+    return {"contents": [{"role": "user", "parts": [{"text": "hello"}]}]} | members
 
 
 def test_unary_usage_is_the_count_of_what_was_sent_and_said(client):

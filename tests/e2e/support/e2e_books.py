@@ -41,10 +41,10 @@ class Books:
         self._suite = suite
         self._given = {}
 
-    def prepaid(self, credit_nanos=10**10, **key_words):
-        """A new customer on payg, whose account is audited."""
-        customer = self._suite.customer(credit_nanos=credit_nanos, **key_words)
-        self._given[customer.account_id] = credit_nanos
+    def prepaid(self, **key_words):
+        """A new customer on payg with ten dollars, whose account is audited."""
+        customer = self._suite.customer(credit_nanos=10**10, **key_words)
+        self._given[customer.account_id] = 10**10
         return customer
 
     def buys(self, customer, nanos):

@@ -70,12 +70,12 @@ async def asked(peer):
     return (await peer.until(lambda frame: frame.ends))[-1].stream
 
 
-def answering(*make, settings=None):
+def answering(*make):
     """A script that answers each call, in turn, with what `make(stream)` gives; the last for all that follow."""
     left = list(make)
 
     async def script(peer):
-        await greet(peer, settings)
+        await greet(peer)
         while True:
             number = await asked(peer)
             peer.write((left.pop(0) if len(left) > 1 else left[0])(number))

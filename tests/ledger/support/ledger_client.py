@@ -64,10 +64,10 @@ class Client:
     async def balance(self, account_id="acme"):
         return await self.GetBalance(pb.GetBalanceRequest(account_id=account_id))
 
-    async def balance_once_expired(self, account_id="acme"):
-        """The balance, as soon as some credit has expired."""
+    async def balance_once_expired(self):
+        """The balance of acme, as soon as some credit has expired."""
         deadline = time.monotonic() + 30
-        while not (balance := await self.balance(account_id)).expired_nanos and time.monotonic() < deadline:  # noqa: ASYNC110 (expiry tells nobody)
+        while not (balance := await self.balance()).expired_nanos and time.monotonic() < deadline:  # noqa: ASYNC110 (expiry tells nobody)
             await asyncio.sleep(0.05)
         return balance
 

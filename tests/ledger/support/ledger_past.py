@@ -22,10 +22,10 @@ from tests.ledger.support.ledger_memory import (
 )
 
 
-def months_ago(count, day=10):
+def months_ago(count):
     """The 10th of a month before this one, at noon."""
     now = datetime.now(UTC)
-    return add_months(datetime(now.year, now.month, day, 12, tzinfo=UTC), -count)
+    return add_months(datetime(now.year, now.month, 10, 12, tzinfo=UTC), -count)
 
 
 @asynccontextmanager

@@ -96,8 +96,8 @@ async def test_refused_credential_is_tried_with_one_call_after_its_rest(upstream
 LIMITED = "status=429 retry_after=30"
 
 
-def limited_models(credential="1"):
-    labels = {"provider": "openai", "credential": credential}
+def limited_models():
+    labels = {"provider": "openai", "credential": "1"}
     return REGISTRY.get_sample_value("tollkeeper_proxy_upstream_limited_models", labels)
 
 

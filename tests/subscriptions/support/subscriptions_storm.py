@@ -42,7 +42,27 @@ _AS_USER = (
 )  # fmt: skip
 
 
-class KillablePostgres:
+class _Killable:
+    """A process, once a subclass has it started, which can be killed again and again."""
+
+    def __init__(self):
+        self._process = None
+        self.kills = 0
+
+    def kill(self):
+        """kill -9 it, and start it again on what it has left."""
+        self._process.kill()
+        self._process.wait()
+        self.kills += 1
+        self.start()
+
+    def stop(self):
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+class KillablePostgres(_Killable):
     """A server of its own whose commits survive a kill.
 
     It is not started as `EmbeddedPostgres.serving` does: a fork that runs anything before its exec, be it a change of
@@ -52,8 +72,7 @@ class KillablePostgres:
     def __init__(self, folder):
         self.server = EmbeddedPostgres(folder=folder, port=ports.free_port(), password="storm", durable=True)
         self._log = folder / "postgres.log"
-        self._process = None
-        self.kills = 0
+        super().__init__()
 
     def start(self):
         """Start it; again, where the one that was killed has not quite gone."""
@@ -72,20 +91,8 @@ class KillablePostgres:
             time.sleep(0.1)
         raise AssertionError(log_tail(self._log))
 
-    def kill(self):
-        """kill -9 the server, and start it again on what it has left."""
-        self._process.kill()
-        self._process.wait()
-        self.kills += 1
-        self.start()
 
-    def stop(self):
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-
-class KillableService:
+class KillableService(_Killable):
     """`python -m services.subscriptions serve` on one address, killed and started again."""
 
     def __init__(self, settings, log):
@@ -96,8 +103,7 @@ class KillableService:
         more = {"LISTEN": self.address, "POLL_SECONDS": "0.05"}
         self._environment = os.environ | told | {f"TOLLKEEPER_SUBSCRIPTIONS_{k}": v for k, v in more.items()}
         self._log = log
-        self._process = None
-        self.kills = 0
+        super().__init__()
 
     def start(self):
         with self._log.open("ab") as stream:
@@ -113,18 +119,6 @@ class KillableService:
                 return
             time.sleep(0.05)
         raise AssertionError("the service did not start")
-
-    def kill(self):
-        """kill -9 it, and start it again."""
-        self._process.kill()
-        self._process.wait()
-        self.kills += 1
-        self.start()
-
-    def stop(self):
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
 
 
 def _plain(value):

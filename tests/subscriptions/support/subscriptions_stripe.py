@@ -39,10 +39,10 @@ DAY = 86_400
 class StripeSandbox:
     """A running sandbox. It ends with `stop`, or with the process that started it."""
 
-    def __init__(self, process, url, keys):
+    def __init__(self, process, url, key):
         self.process = process
         self.url = url
-        self.key = keys[0]
+        self.key = key
 
     # The service's side
 
@@ -162,8 +162,8 @@ class StripeSandbox:
         assert status == 200, answer
         return answer["object"]
 
-    def declined(self, checkout_url, card=DECLINED):
-        status, answer = self.form(f"{checkout_url}/complete", card=card, email="a@example.com", name="A")
+    def declined(self, checkout_url):
+        status, answer = self.form(f"{checkout_url}/complete", card=DECLINED, email="a@example.com", name="A")
         assert status == 402, answer
         return answer
 
@@ -200,11 +200,10 @@ class StripeSandbox:
             self.process.stdout.close()
 
 
-def start_stripe(*arguments, listen="127.0.0.1:0", keys=(KEY,)):
+def start_stripe(*arguments):
     """Start a sandbox on a free port; further arguments as its command line takes them, such as --state FILE."""
-    accepted = [word for key in keys for word in ("--api-key", key)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "deploy.local.sandbox.stripe", "--listen", listen, *accepted, *arguments],
+        [sys.executable, "-m", "deploy.local.sandbox.stripe", "--api-key", KEY, *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
@@ -212,7 +211,7 @@ def start_stripe(*arguments, listen="127.0.0.1:0", keys=(KEY,)):
     banner = process.stdout.readline()
     found = re.search(r"(http://[\d.]+:\d+)$", banner.strip())
     assert found, f"the sandbox did not start: {banner!r}"
-    return StripeSandbox(process, found[1], keys)
+    return StripeSandbox(process, found[1], KEY)
 
 
 @contextmanager
@@ -240,7 +239,7 @@ def stripe_in_this_process():
     thread.start()
     try:
         assert began.wait(20), "the sandbox did not start"
-        yield StripeSandbox(None, url, (KEY,))
+        yield StripeSandbox(None, url, KEY)
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join()
