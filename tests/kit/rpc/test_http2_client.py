@@ -60,9 +60,9 @@ async def scripted(script):
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def greet(peer, settings=None):
+async def greet(peer):
     await peer.reader.readexactly(len(frames.PREFACE))
-    peer.write(frames.settings(settings or {}))
+    peer.write(frames.settings({}))
 
 
 async def asked(peer):

@@ -200,10 +200,10 @@ class StripeSandbox:
             self.process.stdout.close()
 
 
-def start_stripe(*arguments):
-    """Start a sandbox on a free port; further arguments as its command line takes them, such as --state FILE."""
+def start_stripe():
+    """Start a sandbox on a free port."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "deploy.local.sandbox.stripe", "--api-key", KEY, *arguments],
+        [sys.executable, "-m", "deploy.local.sandbox.stripe", "--api-key", KEY],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
