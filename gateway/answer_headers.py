@@ -1,4 +1,4 @@
-"""Owns which headers of the inside an answer may show, and the taking off of all others."""
+"""Owns how headers are put on an answer, which of the inside it may show, and the taking off of all others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ Json = dict[str, Any]
 _OURS = "x-tollkeeper-"
 # What of ours a caller may see.
 PUBLIC = tuple(_OURS + name for name in ("cost-credits", "credits-remaining", "request-id", "fallback"))
+
+
+def put(name: str, value: str) -> Json:
+    """A header that an answer gets, whatever it was."""
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def removals() -> list[Json]:

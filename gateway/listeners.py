@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gateway import clusters, cors, http_filters, refusals, routes, tls, tracing
+from gateway import answer_headers, clusters, cors, http_filters, refusals, routes, tls, tracing
 from gateway.bindings import Binding
 from gateway.options import Address, Options
 
@@ -114,7 +114,7 @@ def _edge_manager(bindings: Sequence[Binding], contracts: bytes, options: Option
                     "name": "edge",
                     "domains": ["*"],
                     "routes": routes.table(bindings, contracts, options),
-                    "response_headers_to_add": [routes.header("x-request-id", "%REQ(X-REQUEST-ID)%")],
+                    "response_headers_to_add": [answer_headers.put("x-request-id", "%REQ(X-REQUEST-ID)%")],
                     "typed_per_filter_config": cors.policy(options),
                 }
             ],

@@ -10,6 +10,8 @@ from typing import Any
 
 from google.rpc import code_pb2  # type: ignore[import-untyped]
 
+from gateway import answer_headers
+
 DOMAIN = "tollkeeper.gateway"
 
 
@@ -50,10 +52,7 @@ _AS_IT_IS = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "con
 _DENIED = {"response_flag_filter": {"flags": ["UAEX"]}}  # "unauthorized external service"
 _SILENT = {"response_flag_filter": {"flags": ["SI"]}}  # "stream idle timeout"
 # Also on an answer that no service was asked for; filters/refusals.lua reads it there.
-_REQUEST_ID = {
-    "header": {"key": "x-request-id", "value": "%REQ(X-REQUEST-ID)%"},
-    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-}
+_REQUEST_ID = answer_headers.put("x-request-id", "%REQ(X-REQUEST-ID)%")
 
 
 def local_reply_config() -> dict[str, Any]:

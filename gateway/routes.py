@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway import http_filters, openapi, request_fields
+from gateway import answer_headers, http_filters, openapi, request_fields
 from gateway.bindings import WIRES, Binding, Wire
 from gateway.options import Options
 
@@ -88,7 +88,7 @@ def _route(binding: Binding, fields: Mapping[str, object] | None, options: Optio
         },
         # Where Anthropic's SDK looks for it, also beside a provider's own error (refusals.lua adds it to ours).
         **(
-            {"response_headers_to_add": [header("request-id", "%REQ(X-REQUEST-ID)%")]}
+            {"response_headers_to_add": [answer_headers.put("request-id", "%REQ(X-REQUEST-ID)%")]}
             if binding.wire is Wire.ANTHROPIC
             else {}
         ),
@@ -104,11 +104,6 @@ def _retried(binding: Binding) -> Sequence[str]:
     """What is asked again: of reads any failure of the transport; of all else only what no service began to read."""
     unread = ("connect-failure", "refused-stream", "reset-before-request")
     return (*unread, "reset", "unavailable") if binding.method == "GET" else unread
-
-
-def header(name: str, value: str) -> Json:
-    """A header to set, whatever it was."""
-    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def _grpc_refused() -> Json:
@@ -161,14 +156,14 @@ def _answered_here(name: str, path: str, body: str) -> list[Json]:
             "name": name,
             "match": {"path": path, "headers": [reads]},
             "direct_response": {"status": 200, "body": {"inline_string": body}},
-            "response_headers_to_add": [header("content-type", "application/json")],
+            "response_headers_to_add": [answer_headers.put("content-type", "application/json")],
             **shared,
         },
         {
             "name": "method_refused",
             "match": {"path": path},
             "direct_response": {"status": 405},
-            "response_headers_to_add": [header("allow", "GET, HEAD")],
+            "response_headers_to_add": [answer_headers.put("allow", "GET, HEAD")],
             **shared,
         },
     ]
@@ -185,7 +180,7 @@ def _method_refused(same_path: Sequence[Binding]) -> Json:
         "name": "method_refused",
         "match": _path_match(same_path[0]),
         "direct_response": {"status": 405},
-        "response_headers_to_add": [header("allow", ", ".join(methods))],
+        "response_headers_to_add": [answer_headers.put("allow", ", ".join(methods))],
         "typed_per_filter_config": http_filters.on_a_direct_answer(same_path[0].wire),
     }
 

@@ -45,7 +45,7 @@ def build(contracts: Contracts) -> Json:
             **_operation(contracts, schemas, binding),
         }
         paths.setdefault(_path(binding), {})[binding.method.lower()] = operation
-    paths |= {"/healthz": _own("Liveness of the gateway itself."), PATH: _own("This document.")}
+    paths |= {"/healthz": _own("Liveness", "Liveness of the gateway itself."), PATH: _own("OpenApi", "This document.")}
     services = {binding.grpc_service for binding in contracts.bindings}
     return {
         "openapi": "3.1.0",
@@ -74,13 +74,13 @@ def _security_schemes() -> Json:
     }
 
 
-def _own(summary: str) -> Json:
+def _own(name: str, summary: str) -> Json:
     """A path that Envoy answers itself."""
     response = {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}}}}
     refusals = ("408", "413", "431", "503")
     return {
         "get": {
-            "operationId": summary.split(" ", 1)[0] if summary.startswith("Live") else "OpenApi",
+            "operationId": name,
             "summary": summary,
             "tags": ["Gateway"],
             "security": [],
