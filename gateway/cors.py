@@ -17,17 +17,18 @@ _METHODS = ("GET", "POST", "PATCH", "DELETE")
 _REQUEST_HEADERS = (
     *("authorization", "content-type", "idempotency-key", "x-session-id"),
     *("x-api-key", "anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"),
-    *("x-goog-api-key", "x-goog-api-client", "openai-beta"),
+    *("x-goog-api-key", "x-goog-api-client", "openai-beta", "openai-organization", "openai-project"),
+    "user-agent",  # which SDKs set, and Firefox asks for
     *(
         f"x-stainless-{name}"
         for name in (
-            *("arch", "async", "helper-method", "lang", "os", "package-version", "retry-count"),
+            *("arch", "async", "helper", "helper-method", "lang", "os", "package-version", "retry-count"),
             *("runtime", "runtime-version", "timeout"),
         )
     ),
 )
 _ANSWER_HEADERS = (
-    *("retry-after", "x-request-id", "request-id"),
+    *("retry-after", "x-should-retry", "x-request-id", "request-id"),
     *answer_headers.PUBLIC,
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
     *(f"x-quota-{what}" for what in ("metric", "limit", "remaining", "reset")),

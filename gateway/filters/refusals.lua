@@ -30,6 +30,10 @@ local MESSAGES = {
   [403] = "This credential does not allow that.",
 }
 
+-- What another try may end otherwise: the SDKs know it by the status. All else below 500 they are told not to repeat, by the
+-- header that OpenAI and Anthropic have for it: Claude Code asks for minutes with a key that is wrong.
+local MAY_PASS = { [408] = true, [409] = true, [429] = true }
+
 -- OpenAI's SDK goes by the status; LiteLLM as a client goes by the type of 401 and 403.
 local OPENAI_TYPES = {
   [401] = "authentication_error", [402] = "insufficient_quota", [403] = "permission_error", [429] = "rate_limit_error",
@@ -163,6 +167,9 @@ function envoy_on_response(handle)
   local shape = SHAPES[wire]
   if wire == "anthropic" and headers:get("x-request-id") then
     headers:replace("request-id", headers:get("x-request-id"))
+  end
+  if wire ~= "api" and status < 500 and not MAY_PASS[status] then
+    headers:replace("x-should-retry", "false")
   end
   handle:body(true):setBytes(shape(read(words, status), status, headers:get("x-request-id")))
   headers:replace("content-type", "application/json")

@@ -40,13 +40,29 @@ def test_preflight_of_a_configured_origin_is_answered_here(open_gateway, service
     assert services.checks == []
 
 
+# As the SDKs' own pages send them, beside what a browser adds: Firefox asks for the user-agent that a program sets.
+SDK_HEADERS = {
+    "openai": "authorization,content-type,user-agent,openai-organization,openai-project,x-stainless-retry-count",
+    "anthropic": "x-api-key,content-type,user-agent,anthropic-version,anthropic-beta,x-stainless-helper,"
+    "x-stainless-helper-method,anthropic-dangerous-direct-browser-access",
+    "google": "x-goog-api-key,x-goog-api-client,content-type,user-agent",
+    "ai-sdk": "authorization,content-type,user-agent",
+}
+
+
+@pytest.mark.parametrize("sdk", SDK_HEADERS)
+def test_all_that_an_sdk_sends_from_a_page_is_allowed(open_gateway, sdk):
+    answer = preflight(open_gateway, "/v1/messages", headers=SDK_HEADERS[sdk])
+    assert set(SDK_HEADERS[sdk].split(",")) <= set(answer.headers["access-control-allow-headers"].split(", "))
+
+
 @pytest.mark.parametrize("path", ["/v1/models", "/api/billing/transactions"])
 def test_answer_to_a_configured_origin_may_be_read_by_the_page(open_gateway, path):
     answer = open_gateway("GET", path, **KEY, origin=ORIGIN)
     assert answer.status == 200
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     exposed = set(answer.headers["access-control-expose-headers"].split(", "))
-    assert {"x-request-id", "x-tollkeeper-cost-credits", "retry-after"} <= exposed
+    assert {"x-request-id", "x-tollkeeper-cost-credits", "retry-after", "x-should-retry"} <= exposed
 
 
 def test_page_may_read_a_refusal_too(open_gateway, services):

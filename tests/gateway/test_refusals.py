@@ -204,6 +204,29 @@ def test_anthropic_sdk_raises_its_own_exception(gateway, services, error, raised
     assert caught.value.request_id == caught.value.response.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (BadKey("no such key"), "false"),
+        (NoCredit("none left"), "false"),
+        (NotInPlan("not in the plan"), "false"),
+        (BadField("wrong"), "false"),
+        (TooFast("slow down", retry_after_seconds=3), None),
+        (Conflict("the first has not ended"), None),
+        (Down("gone"), None),
+    ],
+)
+@pytest.mark.parametrize(("path", "rpc"), [("/v1/chat/completions", CHAT), ("/v1/messages", MESSAGES)])
+def test_sdk_is_told_not_to_repeat_what_will_be_refused_again(gateway, services, path, rpc, error, told):  # noqa: PLR0917
+    """Claude Code tries a 401 again for minutes, saying nothing, unless it is told not to, as Anthropic does."""
+    services.answers[rpc] = refuses(error)
+    assert gateway("POST", path, {}, **KEY).headers.get("x-should-retry") == told
+
+
+def test_sdk_is_told_not_to_repeat_what_is_not_served(gateway):
+    assert gateway("POST", "/v1/nothing", {}, **KEY).headers["x-should-retry"] == "false"
+
+
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
 def test_what_the_gateway_refuses_in_anthropics_form_has_its_request_id(gateway, services, path):
     answer = gateway("PUT", path)
