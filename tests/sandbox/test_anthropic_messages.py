@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import anthropic
 import pytest
 
@@ -192,3 +194,32 @@ def test_models_are_listed_in_anthropics_form(client):
     assert client.models.retrieve("claude-3-opus").display_name == "claude-3-opus"
     with pytest.raises(anthropic.NotFoundError):
         client.models.retrieve("claude-none")
+
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+FORMAT = {"type": "json_schema", "schema": SCHEMA}
+
+
+@pytest.mark.parametrize("field", [{"output_config": {"format": FORMAT}}, {"output_format": FORMAT}])
+def test_answer_follows_the_schema_that_is_asked_for(sandbox, field):
+    message = sandbox.messages(**field).json()
+    assert set(json.loads(message["content"][0]["text"])) == {"city"}
+    plain = sandbox.messages().json()
+    assert message["usage"]["input_tokens"] == plain["usage"]["input_tokens"] + tokens.count_json(SCHEMA)
+
+
+def test_format_that_anthropic_has_not_is_refused(sandbox):
+    assert sandbox.messages(output_config={"format": {"type": "json_object"}}).status == 400
+
+
+def test_count_is_what_the_call_would_say_and_no_call(client, sandbox):
+    asked = ask(system="Be brief.", tools=[TOOL])
+    cap = asked.pop("max_tokens")
+    before = sandbox.usage()["requests"]
+    counted = client.messages.count_tokens(**asked)
+    assert sandbox.usage()["requests"] == before
+    assert counted.input_tokens == client.messages.create(**asked, max_tokens=cap).usage.input_tokens
+    with pytest.raises(anthropic.RateLimitError):
+        client.messages.count_tokens(**asked, extra_headers={"x-sandbox-fault": "status=429"})
+    with pytest.raises(anthropic.BadRequestError):
+        client.messages.count_tokens(model="claude-3-haiku", messages=[])

@@ -24,6 +24,7 @@ class Endpoint(StrEnum):
     RESPONSES = "responses"
     EMBEDDINGS = "embeddings"
     MESSAGES = "messages"
+    COUNT = "count_tokens"
     GENERATE = "generateContent"
     STREAM_GENERATE = "streamGenerateContent"
     CONVERSE = "converse"
@@ -44,7 +45,7 @@ class Route:
     @property
     def calls_a_model(self) -> bool:
         """Whether this is a call that costs money, and so belongs into the request log."""
-        return self.endpoint not in (Endpoint.MODELS, Endpoint.MODEL)
+        return self.endpoint not in (Endpoint.MODELS, Endpoint.MODEL, Endpoint.COUNT)
 
     def of(self, provider: Provider) -> Route:
         """This route once the provider is known: OpenAI's form of a call, the provider's own form of a listing."""
@@ -73,6 +74,7 @@ _FIXED_PATHS: Final = {
     ("POST", "/v1/embeddings"): Route(Provider.OPENAI, Endpoint.EMBEDDINGS, Dialect.OPENAI),
     ("GET", "/v1/models"): Route(None, Endpoint.MODELS, Dialect.OPENAI),
     ("POST", "/v1/messages"): Route(Provider.ANTHROPIC, Endpoint.MESSAGES, Dialect.ANTHROPIC),
+    ("POST", "/v1/messages/count_tokens"): Route(Provider.ANTHROPIC, Endpoint.COUNT, Dialect.ANTHROPIC),
     ("POST", "/v1beta/openai/chat/completions"): Route(Provider.GOOGLE, Endpoint.CHAT, Dialect.GOOGLE_COMPATIBLE),
     ("POST", "/v1beta/openai/embeddings"): Route(Provider.GOOGLE, Endpoint.EMBEDDINGS, Dialect.GOOGLE_COMPATIBLE),
     ("GET", "/v1beta/openai/models"): Route(Provider.GOOGLE, Endpoint.MODELS, Dialect.GOOGLE_COMPATIBLE),

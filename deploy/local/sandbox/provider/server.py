@@ -37,11 +37,12 @@ from deploy.local.sandbox.provider.wire.openai_responses import Responses
 SERVER_NAME: Final = "tollkeeper-sandbox-provider"
 _LARGEST_BODY: Final = 64 * 1024 * 1024
 
+_MESSAGES: Final = Messages()
 _WIRES: Final[dict[Endpoint, Wire]] = {
     Endpoint.CHAT: ChatCompletions(),
     Endpoint.RESPONSES: Responses(),
     Endpoint.EMBEDDINGS: Embeddings(),
-    Endpoint.MESSAGES: Messages(),
+    Endpoint.MESSAGES: _MESSAGES,
     Endpoint.GENERATE: GenerateContent(sse=False),
     Endpoint.STREAM_GENERATE: GenerateContent(sse=False),
     Endpoint.CONVERSE: Converse(),
@@ -86,6 +87,8 @@ class SandboxProvider:
         route = resolve(request.method, raw_path)
         if route is None:
             return await self._own_address(request, raw_path, query)
+        if route.endpoint is Endpoint.COUNT:
+            return await self._count(request, route, raw_path, query)
         if not route.calls_a_model:
             return await self._models(request, route, raw_path, query)
         call = self._log.open()
@@ -152,6 +155,25 @@ class SandboxProvider:
         body = refusal.body(route.dialect, error, f"req_sandbox_{call.number}")
         return await delivery.refuse(error.status, body, refusal.headers(route.dialect, error))
 
+    async def _count(self, request: web.BaseRequest, route: Route, raw_path: str, query: str) -> web.StreamResponse:
+        """Answer a count of tokens, which calls no model and so stays out of the log. Of faults it knows a status."""
+        try:
+            raw = await _read(request)
+            body, malformed = _parse(raw)
+            key = self._keyring.check(route.dialect, Presented(request.method, raw_path, query, request.headers, raw))
+            if malformed is not None:
+                raise _not_json(route.dialect, malformed)
+            _check_version(route, request.headers)
+            prompt = _MESSAGES.count(body, route)
+            behaviour = self._behaviour(request, route, prompt, key)
+            if behaviour.status is not None:
+                raise Refusal(behaviour.status, retry_after=behaviour.retry_after)
+        except DirectiveError as error:
+            return _refused(route, Refusal(HTTPStatus.BAD_REQUEST, str(error)), "req_sandbox_count")
+        except Refusal as error:
+            return _refused(route, error, "req_sandbox_count")
+        return _json({"input_tokens": prompt.input_tokens})
+
     async def _models(self, request: web.BaseRequest, route: Route, raw_path: str, query: str) -> web.StreamResponse:
         """Answer a models listing, which costs nothing and so stays out of the log."""
         if route.provider is None:
@@ -164,8 +186,7 @@ class SandboxProvider:
             else:
                 found = catalogue.model(route.provider, route.dialect, route.model)
         except Refusal as error:
-            body = refusal.body(route.dialect, error, "req_sandbox_models")
-            return web.Response(status=error.status, body=body, headers=refusal.headers(route.dialect, error))
+            return _refused(route, error, "req_sandbox_models")
         return _json(found)
 
     async def _own_address(self, request: web.BaseRequest, path: str, query: str) -> web.StreamResponse:
@@ -285,6 +306,11 @@ def _refuse_if_asked(behaviour: Behaviour, prompt: Prompt) -> None:
 
 def _headers(provider: Provider, number: int) -> dict[str, str]:
     return {"server": SERVER_NAME, _REQUEST_ID_HEADERS[provider]: f"req_sandbox_{number}"}
+
+
+def _refused(route: Route, error: Refusal, request_id: str) -> web.Response:
+    body = refusal.body(route.dialect, error, request_id)
+    return web.Response(status=error.status, body=body, headers=refusal.headers(route.dialect, error))
 
 
 def _json(value: Any, status: int = HTTPStatus.OK) -> web.Response:

@@ -44,19 +44,27 @@ class Messages:
         if system:
             counts.append(system)
         tools = _tools(body)
+        schema = _schema(body)
         thinking = _optional(body, "thinking", Mapping, "dictionary") or {}
         return Prompt(
             model=model,
-            input_tokens=tokens.count_call(counts) + sum(tokens.count_json(row) for row in body.get("tools") or ()),
+            input_tokens=tokens.count_call(counts)
+            + sum(tokens.count_json(row) for row in body.get("tools") or ())
+            + (tokens.count_json(schema) if schema else 0),
             last_user_text=_last_user_text(messages),
             stream=bool(_optional(body, "stream", bool, "boolean")),
             cap=cap,
             stops=_stops(body),
             tools=tools,
             required_tool=_required_tool(body, tools),
+            json_schema=schema,
             shows_reasoning=thinking.get("type") in ("enabled", "adaptive"),
             body=body,
         )
+
+    def count(self, body: Body, route: Route) -> Prompt:
+        """Read what `POST /v1/messages/count_tokens` asks, which has no output cap. Raises Refusal."""
+        return self.read({**body, "max_tokens": 0, "stream": False}, route)
 
     def unary(self, answer: Answer) -> bytes:
         """A `message`."""
@@ -230,6 +238,20 @@ def _required_tool(body: Body, tools: tuple[Tool, ...]) -> str | None:
             expected = "'auto', 'any', 'tool', 'none'"
             problem = f"Input tag '{other}' found using 'type' does not match any of the expected tags: {expected}"
             raise _invalid(f"tool_choice: {problem}")
+
+
+def _schema(body: Body) -> Body | None:
+    """The schema of the answer, None where it is text; `output_format` is the older name of its place."""
+    config = _optional(body, "output_config", Mapping, "dictionary") or {}
+    asked = _optional(config, "format", Mapping, "dictionary") or _optional(
+        body, "output_format", Mapping, "dictionary"
+    )
+    if asked is None:
+        return None
+    if asked.get("type") != "json_schema":
+        raise _invalid("output_config.format.type: Input should be 'json_schema'")
+    schema: Body = _required(asked, "schema", Mapping, "dictionary")
+    return schema
 
 
 def _message_tokens(row: Any, where: str) -> int:
