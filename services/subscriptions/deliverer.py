@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 import grpc
@@ -71,6 +71,14 @@ _PAID_FOR_NOTHING = Counter(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What the ledger said: of a grant its transaction, of credit taken back how much came from other grants."""
+
+    transaction_id: str = ""
+    elsewhere_nanos: int = 0
+
+
 class Deliverer:
     """Delivers the outbox. Any number of them, in any number of processes, are safe side by side."""
 
@@ -112,7 +120,7 @@ class Deliverer:
     def _deliver(self, entry: OutboxEntry, timeout_seconds: float) -> bool:
         """Send one claimed entry and note the outcome; whether it has arrived."""
         try:
-            transaction_id = self._send(entry.delivery, timeout_seconds)
+            sent = self._send(entry.delivery, timeout_seconds)
         except grpc.RpcError as error:
             self._failed(entry, RemoteError.from_rpc(error))
             return False
@@ -124,8 +132,11 @@ class Deliverer:
             return False
         with self._engine.begin() as connection:
             store.mark_delivered(connection, entry)
-            if isinstance(entry.delivery, GrantCredit) and transaction_id:
-                mirror_store.note_transaction(connection, entry.delivery, transaction_id)
+            if isinstance(entry.delivery, GrantCredit) and sent.transaction_id:
+                mirror_store.note_transaction(connection, entry.delivery, sent.transaction_id)
+            if isinstance(entry.delivery, ReverseGrant) and sent.elsewhere_nanos:
+                store.lock_account(connection, entry.account_id)
+                mirror_store.note_taken_elsewhere(connection, entry.delivery, sent.elsewhere_nanos)
         _DELIVERIES.labels(entry.delivery.kind, "delivered").inc()
         return True
 
@@ -166,8 +177,7 @@ class Deliverer:
             retry_in_seconds=round(delay_seconds, 1),
         )
 
-    def _send(self, delivery: Delivery, timeout_seconds: float) -> str:
-        """Send it; the ledger's transaction where it is a grant."""
+    def _send(self, delivery: Delivery, timeout_seconds: float) -> _Sent:
         match delivery:
             case OpenLedgerAccount():
                 self._peers.ledger.open_account(delivery, timeout_seconds=timeout_seconds)
@@ -176,14 +186,14 @@ class Deliverer:
             case SetPlanLimits():
                 self._peers.ledger.set_plan_limits(delivery, timeout_seconds=timeout_seconds)
             case GrantCredit():
-                return self._grant(delivery, timeout_seconds)
+                return _Sent(transaction_id=self._grant(delivery, timeout_seconds))
             case ReverseGrant():
-                self._reverse(delivery, timeout_seconds)
+                return _Sent(elsewhere_nanos=self._reverse(delivery, timeout_seconds))
             case SetEntitlement():
                 self._peers.proxy.set_entitlement(delivery, timeout_seconds=timeout_seconds)
             case _:
                 assert_never(delivery)
-        return ""
+        return _Sent()
 
     def _grant(self, delivery: GrantCredit, timeout_seconds: float) -> str:
         if delivery.has_lapsed(self._clock()):
@@ -198,22 +208,25 @@ class Deliverer:
             _log.warning("a promotion was given before", account_id=delivery.account_id, grant=delivery.request_id)
             return ""
 
-    def _reverse(self, delivery: ReverseGrant, timeout_seconds: float) -> None:
-        """Take back what a grant gave. That was delivered before, so its transaction is known, unless it had lapsed."""
+    def _reverse(self, delivery: ReverseGrant, timeout_seconds: float) -> int:
+        """Take back what a grant gave; how much of that came from other credit.
+
+        The grant was delivered before, so its transaction is known, unless it had lapsed.
+        """
         with self._engine.connect() as connection:
             transaction_id = mirror_store.find_transaction(connection, delivery.account_id, delivery.grant_request_id)
         if not transaction_id:
             _log.warning("nothing to take back", account_id=delivery.account_id, grant=delivery.grant_request_id)
-            return
+            return 0
         try:
-            self._peers.ledger.reverse(delivery, transaction_id, timeout_seconds=timeout_seconds)
+            return self._peers.ledger.reverse(delivery, transaction_id, timeout_seconds=timeout_seconds)
         except RemoteError as refusal:
             left = refusal.metadata.get(_LEFT, "")
             if refusal.reason != _LESS_IS_LEFT or not left.isdecimal():
                 raise
-            self._reverse_rest(delivery, transaction_id, int(left), timeout_seconds)
+            return self._reverse_rest(delivery, transaction_id, int(left), timeout_seconds)
 
-    def _reverse_rest(self, delivery: ReverseGrant, transaction_id: str, nanos: int, timeout_seconds: float) -> None:
+    def _reverse_rest(self, delivery: ReverseGrant, transaction_id: str, nanos: int, timeout_seconds: float) -> int:
         """Take back what is left: an operator has reversed the rest at the ledger. Repeated, it finds nothing left."""
         _log.warning(
             "credit was taken back before",
@@ -222,6 +235,7 @@ class Deliverer:
             wanted_nanos=delivery.amount_nanos,
             left_nanos=nanos,
         )
-        if nanos > 0:
-            rest = replace(delivery, request_id=f"{delivery.request_id}:rest", amount_nanos=nanos)
-            self._peers.ledger.reverse(rest, transaction_id, timeout_seconds=timeout_seconds)
+        if nanos <= 0:
+            return 0
+        rest = replace(delivery, request_id=f"{delivery.request_id}:rest", amount_nanos=nanos)
+        return self._peers.ledger.reverse(rest, transaction_id, timeout_seconds=timeout_seconds)

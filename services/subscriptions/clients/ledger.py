@@ -116,8 +116,12 @@ class LedgerClient:
         )
         return self._apply([ledger_pb.Operation(credit=request)], timeout_seconds)[0].transaction.transaction_id
 
-    def reverse(self, reversal: ReverseGrant, transaction_id: str, *, timeout_seconds: float) -> None:
-        """Take credit back, once per request id. Raises RemoteError where the ledger refuses it."""
+    def reverse(self, reversal: ReverseGrant, transaction_id: str, *, timeout_seconds: float) -> int:
+        """Take credit back, once per request id; how much of it came from other credit than the grant's own.
+
+        So much of the grant was spent, or had been carried into another cycle. Raises RemoteError where the ledger
+        refuses it.
+        """
         request = ledger_pb.ReverseTransactionRequest(
             account_id=reversal.account_id,
             transaction_id=transaction_id,
@@ -125,7 +129,15 @@ class LedgerClient:
             description=reversal.description,
             request_id=reversal.request_id,
         )
-        self._apply([ledger_pb.Operation(reverse=request)], timeout_seconds)
+        taken = self._apply([ledger_pb.Operation(reverse=request)], timeout_seconds)[0].transaction
+        grant_id = self._grant_of(reversal.account_id, transaction_id, timeout_seconds)
+        from_available = -sum(x.amount_nanos for x in taken.postings if x.sub_account == "available")
+        return from_available - sum(x.amount_nanos for x in taken.grant_uses if x.grant_id == grant_id)
+
+    def _grant_of(self, account_id: str, transaction_id: str, timeout_seconds: float) -> str:
+        """The grant that a transaction gave."""
+        request = ledger_pb.GetTransactionRequest(account_id=account_id, transaction_id=transaction_id)
+        return self._journal.GetTransaction(request, timeout=timeout_seconds).grant_uses[0].grant_id
 
     def _apply(
         self, operations: list[ledger_pb.Operation], timeout_seconds: float

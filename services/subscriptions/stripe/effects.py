@@ -175,7 +175,9 @@ class Effects:
         return [
             _reversal(before[part.request_id], part)
             for part in changed
-            if part.granted_at is not None and part.request_id in before
+            if part.granted_at is not None
+            and part.request_id in before
+            and part.taken_back_nanos > before[part.request_id].taken_back_nanos
         ]
 
 

@@ -13,7 +13,8 @@ of what is still to be granted first, then of what was, the newest first.
 
 **What was returned** (refunds, disputes unless they are won, and credit notes, be it to the customer's balance, from
 which the next invoice is paid, or of what was still to be paid) takes back the same share of the credit: first what is
-still to be granted, the last part first, then what was granted, the last first. What comes back to us is granted again.
+still to be granted, the last part first, then what was granted, the last first. What comes back to us is granted again;
+once the credit has expired, only so much of it as was spent, and was therefore taken of other credit.
 """
 
 from __future__ import annotations
@@ -208,22 +209,41 @@ def _given_again(known: Sequence[CreditPart], missing: int, now: datetime) -> li
             changed.append(_take(part, -returned))
             missing -= returned
     if missing > 0 and known:
-        last = known[-1]
-        again = replace(
-            last,
-            part=last.part + 1,
-            request_id=_again_id(known),
-            amount_nanos=missing,
-            taken_back_nanos=0,
-            times_taken_back=0,
-            due_at=now,
-            granted_at=None,
-        )
-        changed.append(again)
+        changed += _again(known, missing, now)
     return changed
 
 
-def _again_id(known: Sequence[CreditPart]) -> str:
-    first = known[0]
-    base = first.request_id.removesuffix(":1")
-    return f"{base}:again:{known[-1].part}"
+def _again(known: Sequence[CreditPart], missing: int, now: datetime) -> list[CreditPart]:
+    """The part that gives `missing` again; of what has expired that, and a part for the rest, which is not granted."""
+    last = known[-1]
+    again = replace(
+        last,
+        part=last.part + 1,
+        request_id=_again_id(known, last.part),
+        amount_nanos=missing,
+        taken_back_nanos=0,
+        times_taken_back=0,
+        due_at=now,
+        granted_at=None,
+        taken_elsewhere_nanos=0,
+    )
+    if last.expires_at is None or last.expires_at > now:
+        return [again]
+    changed, spent = [], 0
+    for part in known:
+        back = min(missing - spent, part.taken_elsewhere_nanos)
+        if back > 0:
+            changed.append(replace(part, taken_elsewhere_nanos=part.taken_elsewhere_nanos - back))
+            spent += back
+    if spent > 0:
+        changed.append(replace(again, amount_nanos=spent))
+    if missing > spent:
+        number = again.part + (spent > 0)
+        lapsed = replace(again, part=number, request_id=_again_id(known, number - 1), amount_nanos=missing - spent)
+        changed.append(replace(lapsed, granted_at=now))
+    return changed
+
+
+def _again_id(known: Sequence[CreditPart], number: int) -> str:
+    base = known[0].request_id.removesuffix(":1")
+    return f"{base}:again:{number}"

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from services.subscriptions.model.delivery import GrantCredit
+from services.subscriptions.model.delivery import GrantCredit, ReverseGrant
 from services.subscriptions.stripe.model import CreditPart, Mirror, Payment
 from services.subscriptions.stripe.tables import stripe_customers, stripe_grants, stripe_payments, subscriptions
 
@@ -187,7 +187,9 @@ def write_parts(connection: Connection, parts: Iterable[CreditPart]) -> None:
     """Add grants, or write what may change of them."""
     for part in parts:
         values = {column.name: getattr(part, column.name) for column in _PART_COLUMNS}
-        changing = ("amount_nanos", "taken_back_nanos", "times_taken_back", "expires_at", "granted_at")
+        changing = (
+            "amount_nanos", "taken_back_nanos", "times_taken_back", "expires_at", "granted_at", "taken_elsewhere_nanos"
+        )  # fmt: skip
         connection.execute(
             insert(stripe_grants)
             .values(**values)
@@ -203,6 +205,16 @@ def note_transaction(connection: Connection, grant: GrantCredit, transaction_id:
         update(stripe_grants)
         .where(stripe_grants.c.account_id == grant.account_id, stripe_grants.c.request_id == grant.request_id)
         .values(transaction_id=transaction_id)
+    )
+
+
+def note_taken_elsewhere(connection: Connection, reversal: ReverseGrant, nanos: int) -> None:
+    """Keep how much of what was taken back of a grant came from other credit. By primary key."""
+    grants = stripe_grants.c
+    connection.execute(
+        update(stripe_grants)
+        .where(grants.account_id == reversal.account_id, grants.request_id == reversal.grant_request_id)
+        .values(taken_elsewhere_nanos=func.least(grants.taken_back_nanos, grants.taken_elsewhere_nanos + nanos))
     )
 
 

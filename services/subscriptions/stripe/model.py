@@ -148,7 +148,10 @@ class Payment:
 
 @dataclass(frozen=True, slots=True)
 class CreditPart:
-    """One grant of the ledger's that a payment gives; the parts of a payment are numbered from 1."""
+    """One grant of the ledger's that a payment gives; the parts of a payment are numbered from 1.
+
+    `taken_elsewhere_nanos`: of what was taken back, what came from other credit, and was not given again.
+    """
 
     account_id: str
     request_id: str
@@ -162,6 +165,7 @@ class CreditPart:
     taken_back_nanos: int = 0
     times_taken_back: int = 0
     granted_at: datetime | None = None
+    taken_elsewhere_nanos: int = 0
 
     @property
     def left_nanos(self) -> int:

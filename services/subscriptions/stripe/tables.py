@@ -101,7 +101,8 @@ stripe_payments = Table(
 )
 
 # The grants that a payment gives, one row for each of the ledger's. `amount_nanos` less `taken_back_nanos` is what is
-# left of it; `granted_at` empty: still to be given, at `due_at`.
+# left of it; `granted_at` empty: still to be given, at `due_at`. `taken_elsewhere_nanos`: what was taken back of it and
+# came from other credit, since it had been spent, and has not been given again.
 stripe_grants = Table(
     "stripe_grants",
     metadata,
@@ -118,6 +119,7 @@ stripe_grants = Table(
     Column("rollover_cap_nanos", BigInteger, nullable=False),
     _moment("granted_at"),
     Column("transaction_id", Text, nullable=False, server_default=text("''")),
+    Column("taken_elsewhere_nanos", BigInteger, nullable=False, server_default=text("0")),
     Index("stripe_grants_due", "due_at", postgresql_where=text("granted_at IS NULL")),
     Index("stripe_grants_of_source", "source_id", "part"),
 )

@@ -206,6 +206,25 @@ def test_dispute_takes_credit_back_and_won_restores_it_exactly(told):
     assert told.standing() == STARTER
 
 
+@pytest.mark.parametrize(("spent", "back"), [(0, 0), (1_000_000_000, 1_000_000_000), (99 * USD, STARTER_CREDIT)])
+def test_dispute_won_after_the_cycle_gives_again_what_was_spent_and_no_more(told, spent, back):
+    """What was not spent would have expired with its cycle; for what was, the dispute took other credit."""
+    told.start_clock()
+    told.subscribed()
+    (grant,) = told.grants()
+    dispute = told.stripe.dispute(told.charge().id)
+    told.ledger.books["acme"]["spent"][f"tx-{grant}"] = spent
+    told.settle()
+    told.later(days=32)
+    told.settle()
+    assert told.credit() == STARTER_CREDIT
+    told.stripe.close_dispute(dispute["id"], "won")
+    told.settle()
+    told.tell(told.stripe.events(type="charge.dispute.closed"))
+    told.apply()
+    assert told.credit() == STARTER_CREDIT + back
+
+
 def test_dispute_lost_leaves_it_taken_back(told):
     told.subscribed()
     dispute = told.stripe.dispute(told.charge().id, amount=950)

@@ -113,7 +113,7 @@ class FakeLedger(
                 self.books[request.account_id] = {
                     "words": words, "keys": {}, "limits": {}, "grants": [], "cycle_spent": 0, "held": 0, "used": {},
                     "anchor": request.cycle_anchor.ToDatetime(tzinfo=UTC), "cycle_start": None, "reversals": [],
-                    "left": {}, "status": "open",
+                    "left": {}, "spent": {}, "status": "open",
                 }  # fmt: skip
             return ledger_resources.Account(account_id=request.account_id)
 
@@ -172,7 +172,22 @@ class FakeLedger(
             book["left"][request.transaction_id] -= request.amount_nanos
             book["reversals"].append(request)
             self.applied.append((request.account_id, request.request_id))
-        return ledger_pb.OperationResult(transaction=ledger_resources.Transaction(), replayed=replayed)
+        spent = min(book["spent"].get(request.transaction_id, 0), request.amount_nanos)
+        transaction = ledger_resources.Transaction(
+            postings=[ledger_resources.Posting(sub_account="available", amount_nanos=-request.amount_nanos)],
+            grant_uses=[
+                ledger_resources.GrantUse(
+                    grant_id=f"of-{request.transaction_id}", amount_nanos=request.amount_nanos - spent
+                ),
+                ledger_resources.GrantUse(grant_id="another", amount_nanos=spent),
+            ],
+        )
+        return ledger_pb.OperationResult(transaction=transaction, replayed=replayed)
+
+    def GetTransaction(self, request, context):
+        with self.call("GetTransaction", request, context):
+            use = ledger_resources.GrantUse(grant_id=f"of-{request.transaction_id}")
+            return ledger_resources.Transaction(transaction_id=request.transaction_id, grant_uses=[use])
 
     def _move(self, request, book, *, replayed):
         if not replayed:
