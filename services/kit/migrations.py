@@ -48,6 +48,7 @@ def upgrade(
 ) -> str | None:
     """Bring a database to `revision`; the revision it is at afterwards. Several at once are safe: they take turns.
 
+    One that a later release has migrated is left as it is: this release, gone back to, works with it.
     `lock_timeout_seconds` bounds how long a statement may queue for a table lock, since all of the service's statements
     queue behind it; what an export, a verification or a dump keeps in use is tried again a little later. Raises
     MigrationError where another runner holds the database for longer than `wait_seconds`, where a table is in use for
@@ -60,6 +61,9 @@ def upgrade(
         config = _config(script_location)
         config.attributes["connection"] = connection
         before = _current(connection)
+        if _is_ahead(script_location, before):
+            _log.warning("the database is ahead of this release", found=before)
+            return before
         _upgrade(config, revision, time.monotonic() + wait_seconds)
         after = _current(connection)
         _log.info("migrated", database=connection.engine.url.database, before=before, after=after)
@@ -101,16 +105,21 @@ def require_head(database_url: str, script_location: Path, *, how: str = "run it
 
     A schema ahead of it passes: every migration works with the previous release, which may be restarted meanwhile.
     """
-    script = ScriptDirectory.from_config(_config(script_location))
-    wanted = script.get_current_head()
+    wanted = head(script_location)
     found = current(database_url)
     if found == wanted:
         return
-    if found is not None and found not in {revision.revision for revision in script.walk_revisions()}:
+    if _is_ahead(script_location, found):
         _log.warning("the database is ahead of this release", found=found, known=wanted)
         return
     name = parsed_url(database_url).database
     raise MigrationError(f"database {name} is at revision {found or 'none'}, this release needs {wanted}: {how}")
+
+
+def _is_ahead(script_location: Path, found: str | None) -> bool:
+    """Whether a later release has migrated the database: its revision is none of this history's."""
+    script = ScriptDirectory.from_config(_config(script_location))
+    return found is not None and found not in {revision.revision for revision in script.walk_revisions()}
 
 
 def run_environment() -> None:

@@ -156,3 +156,12 @@ def test_a_schema_behind_is_refused_and_one_ahead_is_not(database, tmp_path, wri
     upgrade(database, new)
     require_head(database, new)
     require_head(database, old)  # the release before, restarted during a roll-out
+
+
+def test_a_release_that_is_gone_back_to_finds_nothing_to_migrate(database, tmp_path, write_history):
+    new = write_history(tmp_path / "new", CREATE, 'op.execute("INSERT INTO t VALUES (7)")')
+    old = write_history(tmp_path / "old", CREATE)
+    upgrade(database, new)
+    assert upgrade(database, old) == "0002"  # its Job, or its `make up`, comes before its processes
+    assert query(database, "SELECT a FROM t") == [(7,)]
+    require_head(database, old)
