@@ -262,6 +262,13 @@ class Ledger:
         """How many accounts have any of this usage."""
         return await self._reads.active_accounts(wanted)
 
+    async def costs_and_credits(
+        self, account_ids: Sequence[str], types: Sequence[str], start: datetime, end: datetime
+    ) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]]]:
+        """What the calls of these accounts cost in `[start, end)`, and their entries of these types."""
+        costs = await self._reads.costs_of(account_ids, start, end)
+        return costs, await self._reads.credits_of(account_ids, types, start, end) if types else ()
+
     @asynccontextmanager
     async def export(self, account_id: str, what: str, start: datetime, end: datetime) -> AsyncIterator[NextRows]:
         """What was booked in `[start, end)`, a batch of rows at each call, all as it is now; see store/exports.py.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextvars
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -16,9 +14,6 @@ from services.pricing.errors import LedgerNotConfigured, SubscriptionsNotConfigu
 from services.pricing.model import MAX_INT32, METERED, SUBSCRIPTION, Plan
 from services.pricing.plan_service import PlanService
 from services.rating import half_even
-
-# Customers are asked about in parallel: the report waits for the ledger, hardly for itself.
-_ASKED_AT_ONCE = 8
 
 _CLOSED = "closed"
 
@@ -60,6 +55,9 @@ class AccountMonth:
     api_cost_nanos: int
 
 
+_NOTHING = AccountMonth((), (), 0)
+
+
 class Customers(Protocol):
     """Subscriptions, as far as the report reads it."""
 
@@ -71,8 +69,8 @@ class Customers(Protocol):
 class Books(Protocol):
     """The ledger, as far as the report reads it."""
 
-    def month_of(self, account_id: str, month: Month) -> AccountMonth:
-        """An account's month; an empty one where the ledger does not know the account yet."""
+    def months_of(self, account_ids: Sequence[str], month: Month) -> Mapping[str, AccountMonth]:
+        """The months of these accounts, of those that have anything in them."""
         ...
 
 
@@ -163,23 +161,14 @@ class MarginReports:
                 "no subscriptions service is configured, so nobody is known to be on a plan"
             )
         lines: dict[str, MarginLine] = {}
-        with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="margins") as pool:
-            for page in self._customers.pages():
-                # Each call runs in a copy of this call's context, whose deadline and request id then hold there too.
-                asked = [
-                    pool.submit(contextvars.copy_context().run, self._books.month_of, customer.account_id, month)
-                    for customer in page
-                ]
-                try:
-                    for customer, answer in zip(page, asked, strict=True):
-                        booked = answer.result()
-                        plan = self._plans.plan(customer.plan_id, customer.plan_version)
-                        line = lines.setdefault(plan.plan_id, MarginLine(plan.plan_id))
-                        line.add(payments(plan, customer, booked, month), booked.api_cost_nanos)
-                        _check_deadline()
-                finally:
-                    for answer in asked:
-                        answer.cancel()
+        for page in self._customers.pages():
+            booked = self._books.months_of([customer.account_id for customer in page], month)
+            for customer in page:
+                plan = self._plans.plan(customer.plan_id, customer.plan_version)
+                line = lines.setdefault(plan.plan_id, MarginLine(plan.plan_id))
+                found = booked.get(customer.account_id, _NOTHING)
+                line.add(payments(plan, customer, found, month), found.api_cost_nanos)
+            _check_deadline()
         total = MarginLine("")
         for line in lines.values():
             total.add_line(line)

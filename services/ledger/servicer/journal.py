@@ -22,6 +22,9 @@ from services.ledger.store.reads import TransactionFilter, UsageFilter
 from services.ledger.store.summaries import DIMENSIONS, MAX_SUMMARIES, SummaryFilter
 from services.ledger.wire import answers, requests
 
+# Of which one question may be asked at once.
+MAX_ACCOUNTS = 1_000
+
 
 class JournalServicer(Servicer, contract.JournalServiceServicer):
     """The journal and the usage records."""
@@ -120,6 +123,25 @@ class JournalServicer(Servicer, contract.JournalServiceServicer):
             summaries=[answers.summary_message(row) for row in rows],
             active_accounts=await self._ledger.active_accounts(wanted),
         )
+
+    async def SummarizeAccounts(
+        self, request: pb.SummarizeAccountsRequest, context: Context
+    ) -> pb.SummarizeAccountsResponse:
+        v = Violations()
+        if not 1 <= len(request.account_ids) <= MAX_ACCOUNTS:
+            v.add("account_ids", f"must be 1 to {MAX_ACCOUNTS}")
+        for number, account_id in enumerate(request.account_ids[:MAX_ACCOUNTS]):
+            v.identifier(f"account_ids[{number}]", account_id)
+        for number, kind in enumerate(request.types[: len(requests.TYPES)]):
+            v.one_of(f"types[{number}]", kind, requests.TYPES)
+        if len(request.types) > len(requests.TYPES):
+            v.add("types", f"must be at most {len(requests.TYPES)}")
+        start = moment_of(v, "from", request.from_time) if request.HasField("from_time") else None
+        end = moment_of(v, "to", request.to_time) if request.HasField("to_time") else None
+        start, end = period(v, start, end)
+        v.raise_if_any()
+        costs, given = await self._ledger.costs_and_credits(request.account_ids, request.types, start, end)
+        return pb.SummarizeAccountsResponse(accounts=answers.account_summaries(costs, given))
 
     async def GetMonthlySummary(self, request: pb.GetMonthlySummaryRequest, context: Context) -> pb.MonthlySummary:
         v = Violations()

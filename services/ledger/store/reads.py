@@ -114,6 +114,16 @@ class Reads:
         """How many accounts have any of this usage."""
         return int((await self._rows(summaries.active_accounts(wanted)))[0][0])
 
+    async def costs_of(self, account_ids: Sequence[str], start: datetime, end: datetime) -> Sequence[Row[Any]]:
+        """What the calls of these accounts cost in `[start, end)`; those that made any."""
+        return await self._rows(summaries.costs_of(account_ids, start, end))
+
+    async def credits_of(
+        self, account_ids: Sequence[str], types: Sequence[str], start: datetime, end: datetime
+    ) -> Sequence[Row[Any]]:
+        """These accounts' entries of these types in `[start, end)`, oldest first."""
+        return await self._rows(summaries.credits_of(account_ids, types, start, end))
+
     async def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
         async with self._engine.connect() as connection:
             rows: Sequence[Row[Any]] = (await connection.execute(query)).all()

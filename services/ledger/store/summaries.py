@@ -71,6 +71,32 @@ def active_accounts(wanted: SummaryFilter) -> Select[Any]:
     return _chosen(sa.select(func.count(_USAGE.account_id.distinct())), wanted)
 
 
+def costs_of(account_ids: Sequence[str], start: datetime, end: datetime) -> Select[Any]:
+    """What the calls of these accounts cost at providers, of those that made any. Uses the usage table's key."""
+    query = sa.select(_USAGE.account_id, summed(_USAGE.cost).label("cost"))
+    query = query.where(_USAGE.account_id.in_(account_ids), _USAGE.created_at >= start, _USAGE.created_at < end)
+    return query.group_by(_USAGE.account_id)
+
+
+def credits_of(account_ids: Sequence[str], types: Sequence[str], start: datetime, end: datetime) -> Select[Any]:
+    """These accounts' entries of these types, each with what of it was undone, oldest first. Uses the journal's key."""
+    journal, undone = tables.journal.c, tables.undone.c
+    same = (undone.account_id == journal.account_id) & (undone.sequence == journal.sequence)
+    query = sa.select(
+        journal.account_id,
+        journal.type,
+        (journal.available + journal.held).label("amount"),
+        func.coalesce(undone.amount, 0).label("undone"),
+    ).select_from(tables.journal.outerjoin(tables.undone, same))
+    query = query.where(
+        journal.account_id.in_(account_ids),
+        journal.type.in_(types),
+        journal.created_at >= start,
+        journal.created_at < end,
+    )
+    return query.order_by(journal.account_id, journal.sequence)
+
+
 def counted(limit: SetLimit, since: datetime, through: int) -> Select[Any]:
     """What limits count of a limit's subject since a moment, by records up to number `through`; in its unit."""
     column = {"nanos": _USAGE.billed, "tokens": _USAGE.tokens, "requests": _USAGE.requests}[limit.unit]

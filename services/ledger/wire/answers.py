@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from google.rpc import status_pb2  # type: ignore[import-untyped]
@@ -248,6 +249,17 @@ def fill_debited(message: pb.DebitAccountResponse, debited: Debited) -> None:
 def posted_message(posted: Posted) -> resources.Transaction:
     """A journal entry, and how much of it was undone."""
     return transaction_message(posted.entry, posted.undone)
+
+
+def account_summaries(costs: Iterable[Row[Any]], given: Iterable[Row[Any]]) -> Iterable[pb.AccountSummary]:
+    """What each account comes to that has a cost or a credit."""
+    found: dict[str, pb.AccountSummary] = {}
+    for row in costs:
+        found[row.account_id] = pb.AccountSummary(account_id=row.account_id, cost_nanos=row.cost)
+    for row in given:
+        summary = found.setdefault(row.account_id, pb.AccountSummary(account_id=row.account_id))
+        summary.credits.add(type=row.type, amount_nanos=row.amount, refunded_nanos=row.undone)
+    return found.values()
 
 
 def transaction_message(entry: Entry, undone: int = 0) -> resources.Transaction:

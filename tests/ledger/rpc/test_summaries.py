@@ -96,6 +96,26 @@ async def test_workspaces_come_page_by_page_each_once_and_all_of_the_month_that_
     assert (answer.month, [x.workspace for x in answer.workspaces]) == (month, ["app", "web"])
 
 
+async def test_many_accounts_come_to_what_each_has(used):
+    await used.credit(30, "other", source="promotion")
+    bought = await used.credit(70, "other")
+    await used.ReverseTransaction(
+        pb.ReverseTransactionRequest(
+            account_id="other", transaction_id=bought.transaction_id, amount_nanos=20, request_id="back"
+        )
+    )
+    await used.open("idle")
+    asked = pb.SummarizeAccountsRequest(account_ids=["other", "acme", "idle", "nobody"], types=["credit_purchase"])
+    found = {x.account_id: x for x in (await used.SummarizeAccounts(asked)).accounts}
+    assert {name: x.cost_nanos for name, x in found.items()} == {"acme": 347, "other": 5}
+    given = {name: [(c.type, c.amount_nanos, c.refunded_nanos) for c in x.credits] for name, x in found.items()}
+    first = ("credit_purchase", 10_000, 0)
+    assert given == {"acme": [first], "other": [first, ("credit_purchase", 70, 20)]}
+    asked.from_time.FromDatetime(datetime(2020, 1, 1, tzinfo=UTC))
+    asked.to_time.FromDatetime(datetime(2020, 2, 1, tzinfo=UTC))
+    assert not (await used.SummarizeAccounts(asked)).accounts
+
+
 async def test_sums_over_all_accounts(used):
     answer = await used.SummarizeAllUsage(pb.SummarizeAllUsageRequest(group_by=["provider"]))
     assert {x.provider: x.cost_nanos for x in answer.summaries} == {"google": 7, "openai": 345}
@@ -109,6 +129,10 @@ async def test_sums_over_all_accounts(used):
         (pb.SummarizeUsageRequest(account_id="acme", group_by=["day", "day"]), "group_by[1]"),
         (pb.ListWorkspacesRequest(account_id="acme", month="2026-13"), "month"),
         (pb.ListWorkspacesRequest(account_id="acme", month="last"), "month"),
+        (pb.SummarizeAccountsRequest(), "account_ids"),
+        (pb.SummarizeAccountsRequest(account_ids=["a"] * 1001), "account_ids"),
+        (pb.SummarizeAccountsRequest(account_ids=["acme", "a b"]), "account_ids[1]"),
+        (pb.SummarizeAccountsRequest(account_ids=["acme"], types=["gift"]), "types[0]"),
     ],
 )
 async def test_malformed_sum_names_the_field(ledger, request_, field):

@@ -3,7 +3,7 @@
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from pricing_peers import Ledger, Subscriptions, served
+from pricing_peers import PAGE, Ledger, Subscriptions, served
 from tollkeeper.ledger.v1.resources_pb2 import Transaction, UsageRecord
 from tollkeeper.pricing.v1 import plan_service_pb2 as pb
 from tollkeeper.subscriptions.v1.resources_pb2 import CustomerAccount
@@ -170,6 +170,14 @@ def test_report_needs_both_services(serve, settings, client, refused):
 def test_bad_month_is_refused(server, client, refused, month):
     error = refused(client(server, "ADMIN").plans.GetMarginReport, pb.GetMarginReportRequest(month=month))
     assert [violation.field for violation in error.violations] == ["month"]
+
+
+def test_ledger_is_asked_about_a_page_of_customers_at_once(report, ledger, subscriptions):
+    subscriptions.customers = [customer(str(number), "payg") for number in range(20)]
+    ledger.transactions = {"7": [credit("credit_purchase", 20 * USD)]}
+    total = report().total
+    assert (total.customers, total.revenue_nanos) == (20, 20 * USD)
+    assert ledger.sums == 20 / PAGE
 
 
 def test_deadline_ends_it(server, client, ledger, subscriptions, refused):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import grpc
 from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
 from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as ledger_grpc
-from tollkeeper.ledger.v1.resources_pb2 import Account, UsageSummary
+from tollkeeper.ledger.v1.resources_pb2 import Account
 from tollkeeper.subscriptions.v1 import operator_service_pb2 as customers_pb
 from tollkeeper.subscriptions.v1 import operator_service_pb2_grpc as customers_grpc
 
@@ -34,6 +34,7 @@ class Ledger(ledger_grpc.AccountServiceServicer, ledger_grpc.JournalServiceServi
         self.records = {}
         self.transactions = {}
         self.pages = 0
+        self.sums = 0
         self.tokens = set()
         self.block = threading.Event()
         self.block.set()
@@ -55,21 +56,19 @@ class Ledger(ledger_grpc.AccountServiceServicer, ledger_grpc.JournalServiceServi
         found = [one for one in self.records.get(request.account_id, ()) if _within(one, request)]
         return ledger_pb.ListUsageResponse(**_page(found, request, "records"))
 
-    def SummarizeUsage(self, request, context):
-        self._known(request.account_id, context)
-        found = [one for one in self.records.get(request.account_id, ()) if _within(one, request)]
-        return ledger_pb.SummarizeUsageResponse(
-            summaries=[UsageSummary(requests=len(found), cost_nanos=sum(one.cost_nanos for one in found))]
-        )
-
-    def ListTransactions(self, request, context):
-        self._known(request.account_id, context)
-        found = [
-            one
-            for one in self.transactions.get(request.account_id, ())
-            if _within(one, request) and one.type == request.type
-        ]
-        return ledger_pb.ListTransactionsResponse(**_page(found, request, "transactions"))
+    def SummarizeAccounts(self, request, context):
+        self.tokens.add(dict(context.invocation_metadata()).get("authorization"))
+        self.block.wait(10)
+        self.sums += 1
+        answer = ledger_pb.SummarizeAccountsResponse()
+        for name in request.account_ids:
+            calls = [one for one in self.records.get(name, ()) if _within(one, request)]
+            given = [one for one in self.transactions.get(name, ()) if _within(one, request)]
+            told = answer.accounts.add(account_id=name, cost_nanos=sum(one.cost_nanos for one in calls))
+            for one in given:
+                if one.type in request.types:
+                    told.credits.add(type=one.type, amount_nanos=one.amount_nanos, refunded_nanos=one.refunded_nanos)
+        return answer
 
 
 class Subscriptions(customers_grpc.CustomerServiceServicer):

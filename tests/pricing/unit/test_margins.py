@@ -55,7 +55,7 @@ def test_lines_add_up_to_the_total_and_to_every_customer(booked):
     customers = [on(plan_id, str(number)) for number, (plan_id, _) in enumerate(booked)]
     fakes = SimpleNamespace(
         pages=lambda: iter([customers[:5], customers[5:]]),
-        month_of=lambda account_id, _month: booked[int(account_id)][1],
+        months_of=lambda account_ids, _month: {each: booked[int(each)][1] for each in account_ids},
         plan=lambda plan_id, _version: PLANS[plan_id],
     )
     lines, total = MarginReports(fakes, fakes, fakes).of_month(MONTH)

@@ -1950,6 +1950,134 @@ class SummarizeAllUsageResponse(_message.Message):
 Global___SummarizeAllUsageResponse: _TypeAlias = SummarizeAllUsageResponse  # noqa: Y015
 
 @_typing.final
+class SummarizeAccountsRequest(_message.Message):
+    """Asks what many accounts come to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
+    TYPES_FIELD_NUMBER: _builtins.int
+    FROM_TIME_FIELD_NUMBER: _builtins.int
+    TO_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Whose. 1 to 1 000."""
+
+    @_builtins.property
+    def types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The types of transaction that count as credit, such as `credit_purchase`. Empty: none is told."""
+
+    @_builtins.property
+    def from_time(self) -> _timestamp_pb2.Timestamp:
+        """Booked at or after. Default: the present month's start."""
+
+    @_builtins.property
+    def to_time(self) -> _timestamp_pb2.Timestamp:
+        """Booked before. Default: now."""
+
+    def __init__(
+        self,
+        *,
+        account_ids: _abc.Iterable[_builtins.str] | None = ...,
+        types: _abc.Iterable[_builtins.str] | None = ...,
+        from_time: _timestamp_pb2.Timestamp | None = ...,
+        to_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "to_time", b"to_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_ids", b"account_ids", "from_time", b"from_time", "to_time", b"to_time", "types", b"types"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SummarizeAccountsRequest: _TypeAlias = SummarizeAccountsRequest  # noqa: Y015
+
+@_typing.final
+class SummarizeAccountsResponse(_message.Message):
+    """What the accounts come to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountSummary]:
+        """Those of them that have any; in no order."""
+
+    def __init__(
+        self,
+        *,
+        accounts: _abc.Iterable[Global___AccountSummary] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SummarizeAccountsResponse: _TypeAlias = SummarizeAccountsResponse  # noqa: Y015
+
+@_typing.final
+class AccountSummary(_message.Message):
+    """What one account comes to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    COST_NANOS_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Whose."""
+    cost_nanos: _builtins.int
+    """What its calls cost at the provider."""
+    @_builtins.property
+    def credits(self) -> _containers.RepeatedCompositeFieldContainer[Global___SummarizedCredit]:
+        """Each credit, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        cost_nanos: _builtins.int = ...,
+        credits: _abc.Iterable[Global___SummarizedCredit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "cost_nanos", b"cost_nanos", "credits", b"credits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccountSummary: _TypeAlias = AccountSummary  # noqa: Y015
+
+@_typing.final
+class SummarizedCredit(_message.Message):
+    """A credit, as far as a report needs it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANOS_FIELD_NUMBER: _builtins.int
+    REFUNDED_NANOS_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """The transaction's type."""
+    amount_nanos: _builtins.int
+    """What was given."""
+    refunded_nanos: _builtins.int
+    """What of it was refunded or reversed since."""
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        amount_nanos: _builtins.int = ...,
+        refunded_nanos: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nanos", b"amount_nanos", "refunded_nanos", b"refunded_nanos", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SummarizedCredit: _TypeAlias = SummarizedCredit  # noqa: Y015
+
+@_typing.final
 class GetMonthlySummaryRequest(_message.Message):
     """Asks for a month."""
 

@@ -1246,6 +1246,11 @@ class JournalServiceStub:
                 request_serializer=tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.SummarizeAllUsageRequest.SerializeToString,
                 response_deserializer=tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.SummarizeAllUsageResponse.FromString,
                 _registered_method=True)
+        self.SummarizeAccounts = channel.unary_unary(
+                '/tollkeeper.ledger.v1.JournalService/SummarizeAccounts',
+                request_serializer=tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.SummarizeAccountsRequest.SerializeToString,
+                response_deserializer=tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.SummarizeAccountsResponse.FromString,
+                _registered_method=True)
         self.GetMonthlySummary = channel.unary_unary(
                 '/tollkeeper.ledger.v1.JournalService/GetMonthlySummary',
                 request_serializer=tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.GetMonthlySummaryRequest.SerializeToString,
@@ -1309,6 +1314,13 @@ class JournalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SummarizeAccounts(self, request, context):
+        """What the calls of many accounts cost and what credit they were given in a time, for operators' reports.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetMonthlySummary(self, request, context):
         """One month of one account: opening and closing balance, sums by transaction type and by provider. Errors:
         INVALID_ARGUMENT for a month that has not begun, or whose entries are archived.
@@ -1367,6 +1379,11 @@ def add_JournalServiceServicer_to_server(servicer, server):
                     servicer.SummarizeAllUsage,
                     request_deserializer=tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.SummarizeAllUsageRequest.FromString,
                     response_serializer=tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.SummarizeAllUsageResponse.SerializeToString,
+            ),
+            'SummarizeAccounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.SummarizeAccounts,
+                    request_deserializer=tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.SummarizeAccountsRequest.FromString,
+                    response_serializer=tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.SummarizeAccountsResponse.SerializeToString,
             ),
             'GetMonthlySummary': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMonthlySummary,
@@ -1547,6 +1564,33 @@ class JournalService:
             '/tollkeeper.ledger.v1.JournalService/SummarizeAllUsage',
             tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.SummarizeAllUsageRequest.SerializeToString,
             tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.SummarizeAllUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SummarizeAccounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollkeeper.ledger.v1.JournalService/SummarizeAccounts',
+            tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.SummarizeAccountsRequest.SerializeToString,
+            tollkeeper_dot_ledger_dot_v1_dot_ledger__service__pb2.SummarizeAccountsResponse.FromString,
             options,
             channel_credentials,
             insecure,

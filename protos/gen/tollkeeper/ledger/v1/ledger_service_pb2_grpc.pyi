@@ -443,6 +443,8 @@ class JournalServiceStub:
     """Sums of usage by any of day, month, provider, model, key and workspace."""
     SummarizeAllUsage: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.SummarizeAllUsageRequest, _ledger_service_pb2.SummarizeAllUsageResponse]
     """Sums of usage over all accounts, for operators' reports."""
+    SummarizeAccounts: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.SummarizeAccountsRequest, _ledger_service_pb2.SummarizeAccountsResponse]
+    """What the calls of many accounts cost and what credit they were given in a time, for operators' reports."""
     GetMonthlySummary: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetMonthlySummaryRequest, _ledger_service_pb2.MonthlySummary]
     """One month of one account: opening and closing balance, sums by transaction type and by provider. Errors:
     INVALID_ARGUMENT for a month that has not begun, or whose entries are archived.
@@ -475,6 +477,8 @@ class JournalServiceAsyncStub(JournalServiceStub):
     """Sums of usage by any of day, month, provider, model, key and workspace."""
     SummarizeAllUsage: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SummarizeAllUsageRequest, _ledger_service_pb2.SummarizeAllUsageResponse]  # type: ignore[assignment]
     """Sums of usage over all accounts, for operators' reports."""
+    SummarizeAccounts: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SummarizeAccountsRequest, _ledger_service_pb2.SummarizeAccountsResponse]  # type: ignore[assignment]
+    """What the calls of many accounts cost and what credit they were given in a time, for operators' reports."""
     GetMonthlySummary: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetMonthlySummaryRequest, _ledger_service_pb2.MonthlySummary]  # type: ignore[assignment]
     """One month of one account: opening and closing balance, sums by transaction type and by provider. Errors:
     INVALID_ARGUMENT for a month that has not begun, or whose entries are archived.
@@ -534,6 +538,13 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.SummarizeAllUsageResponse, _abc.Awaitable[_ledger_service_pb2.SummarizeAllUsageResponse]]:
         """Sums of usage over all accounts, for operators' reports."""
+
+    def SummarizeAccounts(
+        self,
+        request: _ledger_service_pb2.SummarizeAccountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.SummarizeAccountsResponse, _abc.Awaitable[_ledger_service_pb2.SummarizeAccountsResponse]]:
+        """What the calls of many accounts cost and what credit they were given in a time, for operators' reports."""
 
     def GetMonthlySummary(
         self,
