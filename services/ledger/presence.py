@@ -31,7 +31,9 @@ GRACE_SECONDS = 120
 # same moment the first one finds the silence. All of it is our own.
 _ALONE = Statement("SELECT FROM presence FOR NO KEY UPDATE")
 _LIVE_ON = Statement(
-    f"UPDATE holds SET expires_at = now() + interval '{GRACE_SECONDS} seconds' FROM presence "  # noqa: S608
+    f"UPDATE holds SET expires_at = now() + interval '{GRACE_SECONDS} seconds' "  # noqa: S608
+    # Nobody said it before migration 0005: then none of the holds there are is known to have lapsed.
+    "FROM (SELECT coalesce(max(seen_at), '-infinity') AS seen_at FROM presence) AS last "
     f"WHERE seen_at < now() - interval '{AWAY_SECONDS} seconds' AND status = 'open' "
     f"AND expires_at > seen_at AND expires_at < now() + interval '{GRACE_SECONDS} seconds' RETURNING 1"
 )

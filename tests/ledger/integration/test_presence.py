@@ -101,6 +101,17 @@ async def test_a_hold_that_lapsed_before_the_ledger_went_away_does_not_come_back
     assert rows(url, HOLDS) == [("h1", "expired"), ("h2", "open")]
 
 
+async def test_a_hold_of_a_release_that_did_not_say_that_it_was_there_lives_on_through_the_upgrade(
+    server, ledger_settings
+):
+    url = ledger_settings.database_url
+    await (await held(server, "h1")).stop()
+    happens(url, "DELETE FROM presence", lapses(300), DUE)
+    await server().submit([[touch()]])
+    assert rows(url, HOLDS) == [("h1", "open")]
+    assert GRACE_SECONDS - 30 < rows(url, LIVES)[0][0] <= GRACE_SECONDS
+
+
 async def test_a_server_that_hung_with_its_connections_open_lets_holds_live_on_before_it_books(server, ledger_settings):
     url = ledger_settings.database_url
     commits = await held(server, "h1")
