@@ -31,7 +31,7 @@ class ServiceSettings(BaseSettings):
     database_url: str = Field(default="", repr=False, description="postgresql://user:password@host:port/database")
     database_pool_size: int = Field(default=10, ge=1, le=1000, description="connections held by one process")
     statement_timeout_seconds: float = Field(default=10, gt=0, description="longest a database statement may run")
-    redis_url: str = Field(default="", repr=False, description="redis://… or unix://…; empty for none")
+    redis_url: str = Field(default="", repr=False, description="redis://…, rediss://… or unix://…; empty for none")
 
     identity_jwks_file: Path | None = Field(default=None, description="public keys of identity and service tokens")
     service_token: str = Field(default="", repr=False, description="the token this service shows to others")
