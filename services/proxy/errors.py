@@ -235,7 +235,7 @@ class RequestTooLargeForPlan(ProxyError):
 
 
 class RateLimited(ProxyError):
-    """More requests or tokens in a minute than the key or the plan allows."""
+    """More requests or tokens in a minute than the key or the plan allows; `scope` says which: `key`, or `account`."""
 
     kind = Kind.EXHAUSTED
     reason = "RATE_LIMITED"

@@ -295,13 +295,15 @@ def _cost(limit: Limit) -> int:
 
 
 def _refusal(limit: Limit, wait_ms: int, standing: RateStanding) -> RateLimited:
-    message = f"more than {limit.amount} {limit.unit} in a minute"
+    of_account = limit.subject == "account"
+    whose = "the account's limit, of its plan and all its keys together" if of_account else "this key's own limit"
+    message = f"more than {limit.amount} {limit.unit} in a minute: {whose}"
     if wait_ms < 0:
-        message = f"this call alone counts {_cost(limit)} {limit.unit}; {limit.amount} may be used in a minute"
+        message = f"this call alone counts {_cost(limit)} {limit.unit}; {limit.amount} may be used in a minute: {whose}"
     refusal = RateLimited(
         message,
         retry_after_seconds=wait_ms / 1000 if wait_ms >= 0 else None,
-        scope="account" if limit.subject == "account" else "key",
+        scope="account" if of_account else "key",
         unit=limit.unit,
         limit=limit.amount,
     )

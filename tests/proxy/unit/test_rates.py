@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from services.kit.errors import wire_form
 from services.proxy import rates
 from services.proxy.errors import RateLimited
-from services.proxy.rates import Limit, RateLimits, RateStanding, Standing, duration
+from services.proxy.rates import TOKENS, Limit, RateLimits, RateStanding, Standing, duration
 
 
 class Clock:
@@ -199,3 +199,14 @@ async def test_counts_in_this_process_are_bounded(limits, monkeypatch):
 
 def test_remaining_is_never_below_nothing():
     assert Standing(tokens(100, 1), 150, 5).remaining == 0
+
+
+@pytest.mark.parametrize(("subject", "whose"), [("account", "of its plan"), ("key:a", "this key's own")])
+@pytest.mark.parametrize("cost", [1, 11])
+async def test_refusal_says_whose_limit_it_is(limits, subject, whose, cost):
+    limit = Limit("acme", subject, TOKENS, 10, cost)
+    for _ in range(10 if cost == 1 else 0):
+        await limits.take([limit])
+    with pytest.raises(RateLimited, match=whose) as caught:
+        await limits.take([limit])
+    assert caught.value.metadata["scope"] == subject.partition(":")[0]
