@@ -222,7 +222,7 @@ class Settlements:
         if self._in_memory:
             await asyncio.wait(self._in_memory, timeout=grace)
         for task, one in list(self._in_memory.items()):
-            _log.error("a settlement is lost: neither ledger nor outbox was reached", operation=_in_a_log(one))
+            _tell_lost(one)
             task.cancel()
         if self._going_on:
             await asyncio.wait(self._going_on, timeout=grace)
@@ -282,6 +282,23 @@ def _seen(task: asyncio.Task[Any]) -> None:
     """Look at how it failed, where nobody waits for it any more."""
     if not task.cancelled():
         task.exception()
+
+
+def _tell_lost(one: Undelivered) -> None:
+    """Log all that it takes to bill it by hand: docs/operating/proxy.md. A hold that is not released lapses."""
+    if one.kind == RELEASE:
+        _log.warning("a hold is not released: it lapses", account_id=one.account_id, hold_id=one.hold_id)
+        return
+    settle = one.operation.settle
+    _log.error(
+        "a settlement is lost: neither ledger nor outbox was reached",
+        account_id=one.account_id,
+        hold_id=one.hold_id,
+        amount_nanos=settle.amount_nanos,
+        tokens=settle.tokens,
+        model=f"{settle.usage.provider}/{settle.usage.model}",
+        operation=_in_a_log(one),
+    )
 
 
 def _in_a_log(one: Undelivered) -> str:

@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import contextlib
+import re
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -17,6 +19,8 @@ from services.kit.db import async_engine, connection_string
 from services.proxy.ledger import Ledger
 from services.proxy.outbox import OutboxStore, Settlements, insertion
 from services.proxy.settings import ProxySettings
+
+RUNBOOK = Path(__file__).parents[3] / "docs" / "operating" / "proxy.md"
 
 
 @pytest.fixture
@@ -137,6 +141,37 @@ async def test_settlement_that_reaches_nobody_is_in_the_log_whole(replica, ledge
         await settlements.stop(0.1)
     lost = next(entry for entry in logged if "is lost" in entry["event"])
     assert pb.Operation.FromString(base64.b64decode(lost["operation"])).settle == request
+    told = (lost["log_level"], lost["account_id"], lost["hold_id"], lost["amount_nanos"])
+    assert told == ("error", request.account_id, "h1", request.amount_nanos)
+
+
+async def test_settlement_that_was_lost_is_billed_by_the_runbooks_statement(replica, ledger, database_away, execute):
+    settlements, request = await replica(), hold(ledger, "h1")
+    ledger.down.add("settle")
+    database_away(True)
+    await settlements.settle(request)
+    with capture_logs() as logged:
+        await settlements.stop(0.1)
+    lost = next(entry for entry in logged if "is lost" in entry["event"])
+    database_away(False)
+    ledger.down.clear()
+    (statement,) = re.findall("```sql\n(INSERT INTO outbox.*?)```", RUNBOOK.read_text(), re.DOTALL)
+    named = re.findall(":'([a-z_]+)'", statement)
+    for _ in range(2):
+        await execute(re.sub(":'[a-z_]+'", "%s", statement), *(lost[name] for name in named))
+    await (await replica()).deliver()
+    assert list(ledger.settled) == ["h1"]
+
+
+async def test_release_that_reaches_nobody_is_no_bill_that_is_lost(replica, ledger, database_away):
+    settlements, request = await replica(), hold(ledger, "h1")
+    ledger.down.add("release")
+    database_away(True)
+    await settlements.release(request.account_id, "h1", "not answered")
+    with capture_logs() as logged:
+        await settlements.stop(0.1)
+    assert not [entry for entry in logged if "is lost" in entry["event"]]
+    assert [entry["hold_id"] for entry in logged if "it lapses" in entry["event"]] == ["h1"]
 
 
 async def test_row_that_cannot_be_read_holds_up_no_other(replica, ledger, engine, rows, execute):
