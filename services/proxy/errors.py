@@ -235,7 +235,7 @@ class RequestTooLargeForPlan(ProxyError):
 
 
 class RateLimited(ProxyError):
-    """More requests or tokens in a minute than the key or the plan allows; `scope` says which: `key`, or `account`."""
+    """More requests or tokens in a minute, or calls at once, than the key or account may; `scope` says whose it is."""
 
     kind = Kind.EXHAUSTED
     reason = "RATE_LIMITED"

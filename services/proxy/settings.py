@@ -20,6 +20,12 @@ class ProxySettings(ServiceSettings):
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, description="largest message taken or sent")
     max_concurrent: int = Field(default=2048, ge=1, description="calls served at once, streams among them")
 
+    account_calls: int = Field(
+        default=1024,
+        ge=1,
+        description="model calls of one account under way at once, those whose client has left among them",
+    )
+
     identity_signing_key_file: Path | None = Field(
         default=None, description="private key (PEM) that signs identity tokens"
     )

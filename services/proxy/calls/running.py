@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 
 from prometheus_client import Gauge
 from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
@@ -12,6 +13,7 @@ from services.kit.errors import ServiceError
 from services.kit.logs import get_logger
 from services.proxy.calls.call import Asked, Call
 from services.proxy.calls.life import Life, Parts
+from services.proxy.errors import RateLimited
 from services.proxy.formats.request import Request
 from services.proxy.keys.model import Key
 
@@ -26,6 +28,7 @@ class Calls:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._running: dict[asyncio.Task[None], Call] = {}
+        self._of_account: Counter[str] = Counter()
         self._background: list[asyncio.Task[None]] = []
         self._draining_since: float | None = None
         _RUNNING.set_function(lambda: len(self._running))
@@ -36,15 +39,32 @@ class Calls:
         return self._parts
 
     def begin(self, key: Key, request: Request, body: bytes, asked: Asked) -> Call:
-        """Begin a call, read from `body`; what comes of it comes through its delivery."""
+        """Begin a call, read from `body`; what comes of it comes through its delivery.
+
+        Raises RateLimited where the account has as many under way as it may: each has a place here and a connection to
+        a provider, also when its client has left, and what one takes the others have not.
+        """
+        most = self._parts.settings.account_calls
+        if self._of_account[key.account_id] >= most:
+            raise RateLimited(
+                f"{most} calls at once are under way: the account's limit at one replica",
+                retry_after_seconds=1,
+                scope="account",
+                unit="calls",
+                limit=most,
+            )
         call = Call(key, asked, request)
+        self._of_account[key.account_id] += 1
         task = asyncio.create_task(Life(self._parts, call, body).live())
         self._running[task] = call
         task.add_done_callback(self._ended)
         return call
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task, None)
+        account_id = self._running.pop(task).key.account_id
+        self._of_account[account_id] -= 1
+        if not self._of_account[account_id]:
+            del self._of_account[account_id]
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a call's end was not handled", exc_info=error)
 

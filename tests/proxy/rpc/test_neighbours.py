@@ -7,6 +7,8 @@ import pytest
 from prometheus_client import REGISTRY
 from proxy_fakes import USD, Account
 
+from services.kit.errors import RemoteError
+
 FAULTS = {
     "a credential that is refused": "status=401",
     "a provider that wants money": "status=402",
@@ -105,3 +107,35 @@ async def test_rate_limit_of_no_length_is_kept_a_little_longer_each_time(custome
 
 def circuit():
     return REGISTRY.get_sample_value("tollkeeper_proxy_upstream_circuit", {"provider": "openai", "credential": "1"})
+
+
+async def test_one_customers_open_calls_leave_room_for_the_others(customers, start_proxy, provider, eventually):
+    _, keys = customers
+    proxy = await start_proxy(upstream_connections=4, account_calls=2, upstream_connect_seconds=1)
+    slow = {"text": "[[sandbox output_tokens=100 delay_ms=500]]", "stream": True, "max_tokens": 100}
+    begun = [proxy.start_chat(keys["mallory"], **slow) for _ in range(8)]
+    refusals = [one for one in await asyncio.gather(*map(refusal_of_begun, begun)) if one is not None]
+    assert await tried(proxy, keys["acme"]) is grpc.StatusCode.OK
+    assert [(one.reason, one.metadata["unit"], one.metadata["scope"]) for one in refusals] == [
+        ("RATE_LIMITED", "calls", "account")
+    ] * 6
+    for call in begun:
+        call.cancel()
+    # Those whose client has left go on to their end, and count until then.
+    assert await tried(proxy, keys["mallory"]) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_ended_calls_make_room_for_the_next(customers, start_proxy):
+    _, keys = customers
+    proxy = await start_proxy(account_calls=1)
+    for _ in range(5):
+        assert await tried(proxy, keys["mallory"]) is grpc.StatusCode.OK
+
+
+async def refusal_of_begun(call):
+    """The refusal of a stream that was not begun; None where its first piece came."""
+    try:
+        await call.read()
+    except grpc.aio.AioRpcError as error:
+        return RemoteError.from_rpc(error)
+    return None
