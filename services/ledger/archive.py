@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import orjson
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
-from psycopg.rows import TupleRow
 
 from services.ledger.store.months import MonthError, columns, contents, detached_tables
 from services.ledger.store.partitions import Connection, rows
@@ -105,7 +104,7 @@ async def _written(connection: Connection, table: str, folder: Path) -> Archived
     part = path.with_suffix(".parquet.part")
     written = _Rows(names)
     with pq.ParquetWriter(part, schema, compression="zstd") as writer:
-        async for batch in _batches(connection, table, names):
+        async for batch in contents(connection, table, names, _ROWS_AT_ONCE):
             written.add(batch)
             arrays = [pa.array(values, field.type) for values, field in zip(zip(*batch, strict=True), schema)]  # noqa: B905 (as many as names)
             writer.write_batch(pa.record_batch(arrays, schema=schema))
@@ -123,11 +122,6 @@ async def _written(connection: Connection, table: str, folder: Path) -> Archived
         first=written.named(written.first),
         last=written.named(written.last),
     )
-
-
-async def _batches(connection: Connection, table: str, names: list[str]) -> AsyncIterator[list[TupleRow]]:
-    async for batch in contents(connection, table, names, _ROWS_AT_ONCE):
-        yield batch
 
 
 def _read_back(path: Path, names: Sequence[str]) -> _Rows:

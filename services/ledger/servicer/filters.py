@@ -48,4 +48,6 @@ def common_filter(
         "to_time": to_time,
         "key_id": request.key_id,
         "workspace": request.workspace,
+        "provider": request.provider,
+        "model": request.model,
     }

@@ -49,9 +49,7 @@ class JournalServicer(Servicer, contract.JournalServiceServicer):
         before = page_position(v, request, int)
         if request.type:
             v.one_of("type", request.type, requests.TYPES)
-        wanted = TransactionFilter(
-            type=request.type, **common_filter(v, request), provider=request.provider, model=request.model
-        )
+        wanted = TransactionFilter(type=request.type, **common_filter(v, request))
         v.raise_if_any()
         found = await self._ledger.transactions(request.account_id, wanted, before=place(before), count=size + 1)
         return pb.ListTransactionsResponse(
@@ -72,8 +70,6 @@ class JournalServicer(Servicer, contract.JournalServiceServicer):
             session=v.text("session", request.session, max_length=MAX_FILTER_CHARS),
             status=request.status,
             **common_filter(v, request),
-            provider=request.provider,
-            model=request.model,
         )
         v.raise_if_any()
         rows = await self._ledger.usage(request.account_id, wanted, before=place(before), count=size + 1)
@@ -105,8 +101,7 @@ class JournalServicer(Servicer, contract.JournalServiceServicer):
         common = common_filter(v, request)
         common["from_time"], common["to_time"] = period(v, common["from_time"], common["to_time"])
         v.raise_if_any()
-        wanted = SummaryFilter(**common, provider=request.provider, model=request.model)
-        rows = await self._ledger.summaries(request.account_id, wanted, group_by)
+        rows = await self._ledger.summaries(request.account_id, SummaryFilter(**common), group_by)
         return pb.SummarizeUsageResponse(summaries=[answers.summary_message(row) for row in rows])
 
     async def SummarizeAllUsage(

@@ -11,7 +11,7 @@ from services.kit.paging import page_position, page_token
 from services.kit.validation import Violations
 from services.ledger.errors import LinkedOperationFailed
 from services.ledger.model.operations import Operation, Result
-from services.ledger.servicer.base import Context, Servicer, checked
+from services.ledger.servicer.base import Context, Servicer, checked, place
 from services.ledger.wire import answers, requests
 
 MAX_OPERATIONS = 1000
@@ -31,10 +31,10 @@ class LedgerServicer(Servicer, contract.LedgerServiceServicer):
         def message(results: list[Result]) -> pb.ApplyResponse:
             response = pb.ApplyResponse()
             found = [response.results.add() for _ in request.operations]
-            for place, refusal in refused.items():
-                found[place].error.CopyFrom(answers.status_message(refusal))
-            for place, result in zip(places, results, strict=True):
-                answers.fill_result(found[place], result)
+            for at, refusal in refused.items():
+                found[at].error.CopyFrom(answers.status_message(refusal))
+            for at, result in zip(places, results, strict=True):
+                answers.fill_result(found[at], result)
             return response
 
         return await self._ledger.apply(groups, message)
@@ -81,12 +81,12 @@ class LedgerServicer(Servicer, contract.LedgerServiceServicer):
         if request.status:
             v.one_of("status", request.status, ("open", "settled", "released", "expired"))
         size = v.page_size("page_size", request.page_size, default=100)
-        position = page_position(v, request, int)
+        before = page_position(v, request, int)
         v.raise_if_any()
-        holds, before = await self._ledger.holds(
-            account_id, status=request.status, before=position[0] if position else None, count=size + 1
+        holds, searched_to = await self._ledger.holds(
+            account_id, status=request.status, before=place(before), count=size + 1
         )
-        following = holds[size - 1].sequence if len(holds) > size else before
+        following = holds[size - 1].sequence if len(holds) > size else searched_to
         return pb.ListHoldsResponse(
             holds=[answers.hold_message(hold) for hold in holds[:size]],
             next_page_token=page_token(request, following) if following > 1 else "",
