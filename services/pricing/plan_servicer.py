@@ -170,11 +170,9 @@ class PlanServicer(plan_service_pb2_grpc.PlanServiceServicer):
             v.add("cycle_end", "must be after cycle_start")
         v.raise_if_any()
         projection = economics.projected(use, start, end, at)
-        for name, value in (("spend_nanos", projection.spend_nanos), ("tokens", projection.tokens)):
-            if value > MAX_INT64:
+        for name in ("spend_nanos", "tokens", "requests"):
+            if getattr(projection, name) > MAX_INT64:
                 v.add(name, "is too large: its projection does not fit 64 bits")
-        if projection.requests > MAX_INT64:
-            v.add("requests", "is too large: its projection does not fit 64 bits")
         v.raise_if_any()
         current = self._service.plan(request.plan_id) if request.plan_id else None
         found = economics.recommended(self._service.plans(), current, projection)

@@ -8,15 +8,9 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from services.kit.call import remaining_seconds
-from services.kit.errors import ServiceError
 from services.kit.refusals import DeadlineExceeded, InvalidArgument
 from services.pricing.costing import Call, Costing
-from services.pricing.errors import (
-    ComponentNotPriced,
-    CostTooLarge,
-    LedgerNotConfigured,
-    PriceNotFound,
-)
+from services.pricing.errors import ComponentNotPriced, CostTooLarge, LedgerNotConfigured, PriceNotFound
 from services.pricing.live import LiveCatalogue
 from services.pricing.model import MAX_INT64
 from services.rating import STANDARD, Usage
@@ -147,7 +141,5 @@ def _cost_under(costing: Costing, booked: BookedCall, account_id: str, version: 
     )
     try:
         return costing.cost_of(call, booked.usage).cost_nanos
-    except ServiceError as error:
-        if isinstance(error, _UNPRICED):
-            return None
-        raise
+    except _UNPRICED:
+        return None

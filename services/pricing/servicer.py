@@ -19,10 +19,11 @@ from services.kit.validation import Violations
 from services.pricing import wire
 from services.pricing.costing import Call, Costing, Counts
 from services.pricing.litellm.wire import imported_to_proto, order_from_proto
-from services.pricing.model import MILLION, PublishedPrice
+from services.pricing.model import PublishedPrice
 from services.pricing.moves import ANY_MOVE_PERCENT
 from services.pricing.override_service import OverrideService
 from services.pricing.override_servicer import OverrideRpcs
+from services.pricing.overrides import MAX_MULTIPLIER_MILLIONTHS
 from services.pricing.repricing import MAX_PERIOD, Repricer
 from services.pricing.service import PricingService, Publication
 from services.pricing.shipped import MAX_MODEL_CHARS
@@ -31,7 +32,6 @@ from services.rating import AT_COST_MILLIONTHS, MODES, SERVICE_TIERS, STANDARD, 
 from services.rating.wire import card_from_proto, cost_to_proto, usage_from_proto
 
 MAX_BATCH = 10_000
-MAX_MULTIPLIER_MILLIONTHS = 1000 * MILLION
 
 _R = TypeVar("_R")
 

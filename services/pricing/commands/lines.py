@@ -11,12 +11,12 @@ from typing import Any
 from services.kit.errors import ServiceError
 from services.kit.validation import Violations
 from services.pricing.costing import Call
-from services.pricing.model import MAX_INT64, MILLION
+from services.pricing.model import MAX_INT64
+from services.pricing.overrides import MAX_MULTIPLIER_MILLIONTHS
 from services.pricing.shipped import MAX_MODEL_CHARS
 from services.rating import AT_COST_MILLIONTHS, SERVICE_TIERS, STANDARD, USAGE_FIELDS, Cost, Usage
 
 MAX_LINE_BYTES = 64 * 1024
-MAX_MULTIPLIER_MILLIONTHS = 1000 * MILLION
 
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 
