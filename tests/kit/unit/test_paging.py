@@ -2,6 +2,7 @@
 
 import base64
 import json
+from datetime import UTC, datetime
 
 import pytest
 from google.longrunning.operations_pb2 import ListOperationsRequest
@@ -10,6 +11,7 @@ from services.kit.paging import page_position, page_token
 from services.kit.validation import Violations
 
 REQUEST = ListOperationsRequest(name="acme", filter="open", page_size=10)
+MOMENT = datetime(2026, 11, 21, 9, 30, 0, 1, tzinfo=UTC)
 
 
 def position(token, *kinds, **changes):
@@ -27,7 +29,9 @@ def forged(*content):
     return base64.urlsafe_b64encode(json.dumps([digest, *content]).encode()).decode().rstrip("=")
 
 
-@pytest.mark.parametrize("parts", [(7,), ("b",), ("b", 7), (-(2**63) + 1, 2**63 - 1), ("käse 7",)], ids=str)
+@pytest.mark.parametrize(
+    "parts", [(7,), ("b",), ("b", 7), (-(2**63) + 1, 2**63 - 1), ("käse 7",), (MOMENT, "b")], ids=str
+)
 def test_token_gives_back_the_position_it_was_made_from(parts):
     assert position(page_token(REQUEST, *parts), *map(type, parts)) == (parts, [])
 
@@ -77,3 +81,8 @@ def test_what_is_no_token_of_a_number_is_refused(token):
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "a\nb"], ids=ascii)
 def test_forged_text_that_no_database_takes_is_refused(text):
     assert position(forged(text), str) == (None, ["page_token"])
+
+
+@pytest.mark.parametrize("part", ["2026-11-21T09:30:00", "2026-11-21 and so on", 7, None], ids=str)
+def test_moment_that_is_none_or_of_no_zone_is_refused(part):
+    assert position(forged(part), datetime) == (None, ["page_token"])
