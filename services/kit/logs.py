@@ -12,9 +12,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from services.kit.call import CURRENT
 
-# Libraries that say more than an operator wants at the level of ours.
 # It logs metadata that it cannot decode as it came, credentials included.
 _SILENT = ("grpc._cython.cygrpc",)
+# Libraries that say more than an operator wants at the level of ours.
 _QUIET = ("alembic", "botocore", "grpc", "asyncio", "psycopg", "sqlalchemy", "urllib3", "stripe")
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 TRACEPARENT_KEY = "traceparent"
 
-_CLIENT_FAULTS = frozenset({"OK", "CANCELLED", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED"})
+# Codes of what went well, or went wrong by the caller: no error of the span.
+_NOT_OUR_FAULT = frozenset({"OK", "CANCELLED", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED"})
 _NAMES = {"code": "rpc.grpc.status_code_name", "reason": "tollkeeper.reason", "request_id": "tollkeeper.request_id"}
 
 _tracer: Tracer | None = None
@@ -74,7 +75,7 @@ def end_span(span: Span, code: str, reason: str = "") -> None:
     span.set_attribute(_NAMES["code"], code)
     if reason:
         span.set_attribute(_NAMES["reason"], reason)
-    if code not in _CLIENT_FAULTS:
+    if code not in _NOT_OUR_FAULT:
         span.set_status(StatusCode.ERROR, reason)
     span.end()
 

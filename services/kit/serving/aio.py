@@ -14,7 +14,6 @@ from grpc_health.v1 import health
 from services.kit.addresses import BindError, split_address
 from services.kit.http2 import server as http2
 from services.kit.http2.call import ServerCall
-from services.kit.identity import Authenticator
 from services.kit.logs import get_logger
 from services.kit.loops import run_async
 from services.kit.serving import limits
@@ -36,8 +35,8 @@ class AioServer(Server):
     _aio = True
     _names_of = staticmethod(ServerCall.peer_names)
 
-    def __init__(self, settings: ServiceSettings, *, authenticator: Authenticator | None = None) -> None:
-        super().__init__(settings, authenticator=authenticator)
+    def __init__(self, settings: ServiceSettings) -> None:
+        super().__init__(settings)
         self.draining = asyncio.Event()
         self._health = health.aio.HealthServicer()
         self._server: http2.Server | None = None

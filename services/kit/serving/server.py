@@ -41,11 +41,11 @@ class Server:
     # The names in the certificate of a call's client.
     _names_of: Callable[[Any], Iterable[str]]
 
-    def __init__(self, settings: ServiceSettings, *, authenticator: Authenticator | None = None) -> None:
+    def __init__(self, settings: ServiceSettings) -> None:
         self.settings = settings
         self.port = 0
         self._gate = (Gate if self._aio else ThreadedGate)(settings.max_concurrent)
-        self._authenticator = authenticator or TokenAuthenticator(_verifier(settings))
+        self._authenticator = TokenAuthenticator(_verifier(settings))
         self._services: dict[str, dict[str, Handler]] = {}
         self._start_hooks: list[Hook] = []
         self._stop_hooks: list[Hook] = []

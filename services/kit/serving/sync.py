@@ -18,7 +18,6 @@ from grpc_health.v1 import health
 
 from services.kit.addresses import BindError, split_address
 from services.kit.http2.call import Handler
-from services.kit.identity import Authenticator
 from services.kit.logs import get_logger
 from services.kit.serving import limits
 from services.kit.serving.server import IDLE_SECONDS, NOT_SERVING, POLL_SECONDS, SERVING, SIGNALS, Server
@@ -41,8 +40,8 @@ class SyncServer(Server):
     _aio = False
     _names_of = staticmethod(_names_in_auth_context)
 
-    def __init__(self, settings: ServiceSettings, *, authenticator: Authenticator | None = None) -> None:
-        super().__init__(settings, authenticator=authenticator)
+    def __init__(self, settings: ServiceSettings) -> None:
+        super().__init__(settings)
         self.draining = threading.Event()
         self._health_pool = futures.ThreadPoolExecutor(2, thread_name_prefix="health")
         # Non-blocking: a watcher of health must not hold a thread for as long as it watches.
