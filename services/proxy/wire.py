@@ -14,11 +14,12 @@ from services import rating
 from services.kit.call import current_identity, current_metadata
 from services.kit.refusals import CredentialMissing
 from services.kit.validation import Violations
-from services.proxy import admission
+from services.proxy import admission, token_counts
 from services.proxy.calls.call import Asked, Call
 from services.proxy.calls.running import Calls
 from services.proxy.clock import utc_now
 from services.proxy.errors import AccountNotFound, AccountSuspended, KeyTypeNotAllowed, ModelNotFound
+from services.proxy.formats.anthropic_count import CountRequest
 from services.proxy.formats.anthropic_messages import MessagesRequest
 from services.proxy.formats.gemini import GeminiRequest
 from services.proxy.formats.openai_chat import ChatRequest
@@ -91,6 +92,18 @@ class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
         """See the contract."""
         return self._called(MessagesRequest.read(request.data), request.data, "/v1/messages", context)
 
+    def CountTokens(  # noqa: N802
+        self, request: httpbody_pb2.HttpBody, context: Any
+    ) -> Written:
+        """See the contract."""
+        return self._counted(CountRequest.read(request.data), context)
+
+    async def _counted(self, asked: CountRequest, context: Any) -> None:
+        headers = _passed_on(MessagesRequest, current_metadata())
+        head, body = await token_counts.count(self._calls.parts, _key(), asked, headers)
+        await context.send_initial_metadata(head.metadata)
+        await context.write(httpbody_pb2.HttpBody(content_type=head.content_type, data=body))
+
     def GenerateContent(  # noqa: N802
         self, request: pb.GenerateContentRequest, context: Any
     ) -> Written:
@@ -127,9 +140,7 @@ class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
             endpoint=endpoint,
             provider=provider,
             credits_in_body=bool(provider),
-            headers=tuple(
-                (name, str(metadata[name])) for name in _PASSED_ON.get(type(request), ()) if name in metadata
-            ),
+            headers=_passed_on(type(request), metadata),
             session=_session(metadata),
             idempotency_key=_idempotency_key(metadata, request),
             secret=self._own_secret if provider else credential(metadata) or "",
@@ -199,6 +210,10 @@ class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
             if allowed and (model not in found or card.provider == listing.owner):
                 found[model] = (card, name)
         return found
+
+
+def _passed_on(form: type[Request], metadata: Mapping[str, str | bytes]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, str(metadata[name])) for name in _PASSED_ON.get(form, ()) if name in metadata)
 
 
 def _key() -> Key:

@@ -43,6 +43,21 @@ def test_message_that_only_fills_the_cache_costs_its_input(suite, client):
     assert suite.available(customer.key) == 10**9 - price(message.usage)
 
 
+def test_tokens_are_counted_for_nothing_as_the_message_then_says(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    asked = {"model": "claude-3-haiku", "messages": QUESTION, "tools": [TOOL]}
+    counted = client(customer.key).messages.count_tokens(**asked)
+    assert client(customer.key).beta.messages.count_tokens(**asked).input_tokens == counted.input_tokens
+    assert suite.available(customer.key) == 10**9
+    assert client(customer.key).messages.create(**asked, max_tokens=9).usage.input_tokens == counted.input_tokens
+    with pytest.raises(anthropic.AuthenticationError):
+        client("tk_live_nobody").messages.count_tokens(**asked)
+    with pytest.raises(anthropic.BadRequestError, match="at least one message"):
+        client(customer.key).messages.count_tokens(model="claude-3-haiku", messages=[])
+    with pytest.raises(anthropic.PermissionDeniedError):
+        client(customer.key).messages.count_tokens(model="claude-nobody-prices", messages=QUESTION)
+
+
 def test_unary_message_costs_exactly_the_price_of_its_usage(suite, client):
     customer = suite.customer(credit_nanos=10**9)
     answer = client(customer.key).messages.with_raw_response.create(

@@ -227,7 +227,7 @@ def test_sdk_is_told_not_to_repeat_what_is_not_served(gateway):
     assert gateway("POST", "/v1/nothing", {}, **KEY).headers["x-should-retry"] == "false"
 
 
-@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/batches"])
 def test_what_the_gateway_refuses_in_anthropics_form_has_its_request_id(gateway, services, path):
     answer = gateway("PUT", path)
     assert answer.status == (405 if path == "/v1/messages" else 404)

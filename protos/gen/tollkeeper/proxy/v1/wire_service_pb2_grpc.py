@@ -76,6 +76,11 @@ class WireServiceStub:
                 request_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.CountTokens = channel.unary_stream(
+                '/tollkeeper.proxy.v1.WireService/CountTokens',
+                request_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.GenerateContent = channel.unary_stream(
                 '/tollkeeper.proxy.v1.WireService/GenerateContent',
                 request_serializer=tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.GenerateContentRequest.SerializeToString,
@@ -153,6 +158,14 @@ class WireServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountTokens(self, request, context):
+        """The input tokens of a message, as Anthropic counts them. Admitted as a call, with a limit per minute of its own;
+        nothing is held or billed for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GenerateContent(self, request, context):
         """Gemini generateContent.
         """
@@ -214,6 +227,11 @@ def add_WireServiceServicer_to_server(servicer, server):
             ),
             'Messages': grpc.unary_stream_rpc_method_handler(
                     servicer.Messages,
+                    request_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'CountTokens': grpc.unary_stream_rpc_method_handler(
+                    servicer.CountTokens,
                     request_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
@@ -448,6 +466,33 @@ class WireService:
             request,
             target,
             '/tollkeeper.proxy.v1.WireService/Messages',
+            google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tollkeeper.proxy.v1.WireService/CountTokens',
             google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,

@@ -56,6 +56,10 @@ class WireServiceStub:
     """One of them."""
     Messages: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
     """Anthropic messages."""
+    CountTokens: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
+    """The input tokens of a message, as Anthropic counts them. Admitted as a call, with a limit per minute of its own;
+    nothing is held or billed for it.
+    """
     GenerateContent: _grpc.UnaryStreamMultiCallable[_wire_service_pb2.GenerateContentRequest, _httpbody_pb2.HttpBody]
     """Gemini generateContent."""
     StreamGenerateContent: _grpc.UnaryStreamMultiCallable[_wire_service_pb2.StreamGenerateContentRequest, _httpbody_pb2.HttpBody]
@@ -84,6 +88,10 @@ class WireServiceAsyncStub(WireServiceStub):
     """One of them."""
     Messages: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Anthropic messages."""
+    CountTokens: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """The input tokens of a message, as Anthropic counts them. Admitted as a call, with a limit per minute of its own;
+    nothing is held or billed for it.
+    """
     GenerateContent: _aio.UnaryStreamMultiCallable[_wire_service_pb2.GenerateContentRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Gemini generateContent."""
     StreamGenerateContent: _aio.UnaryStreamMultiCallable[_wire_service_pb2.StreamGenerateContentRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
@@ -149,6 +157,15 @@ class WireServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
         """Anthropic messages."""
+
+    def CountTokens(
+        self,
+        request: _httpbody_pb2.HttpBody,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """The input tokens of a message, as Anthropic counts them. Admitted as a call, with a limit per minute of its own;
+        nothing is held or billed for it.
+        """
 
     def GenerateContent(
         self,
