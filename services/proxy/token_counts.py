@@ -58,7 +58,7 @@ async def count(parts: Parts, key: Key, request: CountRequest, headers: Metadata
     outgoing = request.outgoing(provider, headers)
     deadline = time.monotonic() + parts.settings.upstream_total_seconds
     try:
-        async with parts.upstreams.post(provider, outgoing, deadline=deadline) as answer:
+        async with parts.upstreams.post(provider, outgoing, deadline=deadline, account=key.account_id) as answer:
             return Head(standing, answer.content_type), await answer.whole(_MAX_ANSWER_BYTES)
     except ProviderRefusalError as refusal:
         metadata = [(HTTP_STATUS_KEY, str(refusal.status)), *standing]

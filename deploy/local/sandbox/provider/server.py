@@ -167,7 +167,8 @@ class SandboxProvider:
             prompt = _MESSAGES.count(body, route)
             behaviour = self._behaviour(request, route, prompt, key)
             if behaviour.status is not None:
-                raise Refusal(behaviour.status, retry_after=behaviour.retry_after)
+                error = Refusal(behaviour.status, retry_after=behaviour.retry_after)
+                return _refused(route, error, "req_sandbox_count")
         except DirectiveError as error:
             return _refused(route, Refusal(HTTPStatus.BAD_REQUEST, str(error)), "req_sandbox_count")
         except Refusal as error:
