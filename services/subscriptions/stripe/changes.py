@@ -53,13 +53,15 @@ class Wish:
 class Settled:
     """What Stripe is asked: `call` is `update`, `resume`, `cancel` or `none`, with these parameters.
 
-    A move between plans is meant for the period that began at `period_start` (seconds); 0: for any.
+    A move between plans is meant for the period that began at `period_start` (seconds), and away from the price
+    `from_price`; 0 and empty: for any.
     """
 
     subscription_id: str
     call: str
     params: dict[str, Any]
     period_start: int = 0
+    from_price: str = ""
 
 
 class PlanChanges:
@@ -197,8 +199,9 @@ class PlanChanges:
                 params = self._moving(standing, target, how)
             period_end = own_item(subscription).current_period_end
             params |= end_said(subscription, period_end, is_taken_back=wish.resume, is_paid=how is Move.AT_ONCE)
-        period_start = own_item(subscription).current_period_start if "items" in params else 0
-        return Settled(subscription.id, "update" if params else "none", cast("dict[str, Any]", params), period_start)
+        call, own = "update" if params else "none", own_item(subscription)
+        meant_for = (own.current_period_start, own.price.id) if "items" in params else ()
+        return Settled(subscription.id, call, cast("dict[str, Any]", params), *meant_for)
 
     def _target(self, position: Position, wish: Wish) -> Target:
         """The plan and interval that are wished for: where nothing is said of them, or what it has, as they are."""
@@ -244,7 +247,7 @@ class PlanChanges:
         subscriptions = self._access.client.v1.subscriptions
         with stripe_errors("change a subscription", account_id=account_id, subscription=settled.subscription_id):
             if settled.call == "update":
-                self._check_period(settled)
+                self._check_is_meant(settled)
                 changed = subscriptions.update(
                     settled.subscription_id,
                     params=cast("stripe.params.SubscriptionUpdateParams", settled.params),
@@ -274,17 +277,21 @@ class PlanChanges:
                 raise
             return found
 
-    def _check_period(self, settled: Settled) -> None:
-        """Check that a move is not made in a period that it is not meant for: it may be repeated hours later.
+    def _check_is_meant(self, settled: Settled) -> None:
+        """Check that a move is made from where it is meant to be made: it may be repeated hours later.
 
-        One that has taken effect may have begun a period itself; repeated, Stripe answers as it did then.
+        In another period, or after another move, it would take back what was asked for since. One that has taken effect
+        may have begun a period itself; repeated, Stripe answers as it did then.
         """
         if not settled.period_start:
             return
         found = own_item(self._access.client.v1.subscriptions.retrieve(settled.subscription_id))
-        is_there = found.price.id == settled.params["items"][0]["price"]
-        if found.current_period_start != settled.period_start and not is_there:
+        if found.price.id == settled.params["items"][0]["price"]:
+            return
+        if found.current_period_start != settled.period_start:
             raise SubscriptionUnmovable("the next period has begun meanwhile: ask again with a new request id")
+        if settled.from_price and found.price.id != settled.from_price:
+            raise SubscriptionUnmovable("the subscription was moved meanwhile: ask again with a new request id")
 
     def _preview_new(self, customer_id: str, wish: Wish) -> stripe.Invoice:
         interval = wish.interval or names.MONTH

@@ -227,14 +227,14 @@ def _again(known: Sequence[CreditPart], missing: int, now: datetime) -> list[Cre
         granted_at=None,
         taken_elsewhere_nanos=0,
     )
-    if last.expires_at is None or last.expires_at > now:
-        return [again]
     changed, spent = [], 0
     for part in known:
         back = min(missing - spent, part.taken_elsewhere_nanos)
         if back > 0:
             changed.append(replace(part, taken_elsewhere_nanos=part.taken_elsewhere_nanos - back))
             spent += back
+    if last.expires_at is None or last.expires_at > now:
+        return [*changed, again]
     if spent > 0:
         changed.append(replace(again, amount_nanos=spent))
     if missing > spent:

@@ -1,6 +1,7 @@
 """Commands that follow one another at once: each finds the account where the one before it has left it."""
 
 import pytest
+from subscriptions_shop import own_price
 from tollkeeper.subscriptions.v1 import billing_service_pb2 as pb
 from tollkeeper.subscriptions.v1 import operator_service_pb2 as operator_pb
 
@@ -54,3 +55,19 @@ def test_end_is_answered_while_another_one_applies_something(shop, told, databas
     database.rows("UPDATE stripe_leases SET leased_until = now()")
     told(acme)
     assert plan_of(shop, acme) == "free"
+
+
+@pytest.mark.parametrize("older", ["professional", "starter"])
+def test_move_that_is_repeated_takes_back_no_later_one(shop, older):
+    """The first attempt never reached Stripe; what was asked for since is paid."""
+    acme = shop.customer()
+    acme.subscribe("starter" if older == "professional" else "professional")
+    shop.sandbox.fault("cut-before", "/v1/subscriptions/*", count=9)
+    move = pb.UpdateSubscriptionRequest(plan=older, request_id="r1")
+    assert acme.answered(acme.billing.UpdateSubscription, move) is None
+    shop.sandbox.clear_faults()
+    acme.update(plan="business", request_id="r2")
+    paid = acme.charged()
+    error = acme.update_refused(plan=older, request_id="r1")
+    assert error.reason == "SUBSCRIPTION_UNMOVABLE"
+    assert (own_price(acme.subscription), acme.charged(), len(acme.invoices())) == ("tk:business:1:month", paid, 2)
