@@ -257,6 +257,21 @@ async def test_an_unknown_exception_leaks_nothing_and_is_logged(echo, bearer, re
     assert SECRET in entry["exception"]
 
 
+@pytest.mark.parametrize("method", ["Account", "Down", "Up", "Both", "Public"])
+async def test_a_call_that_an_outage_fails_is_logged_in_a_short_line(echo, bearer, refused, method):
+    """Every call fails while a database is away: tracebacks of each would turn all else out of the logs."""
+    log = io.StringIO()
+    configure_logs("kittest", "info", log)
+    refusal = await refused(call(echo.stub, method, bearer("ACCOUNT"), text="storage"))
+    assert refusal.reason == "STORAGE_UNAVAILABLE"
+    line = log.getvalue().splitlines()[-1]
+    entry = json.loads(line)
+    assert (entry["event"], entry["level"], entry["reason"]) == ("call failed", "error", "STORAGE_UNAVAILABLE")
+    assert entry["error"] == "OperationalError: connection failed: Connection refused"
+    assert "exception" not in entry
+    assert len(line) < 1000
+
+
 async def test_an_answer_of_the_wrong_type_is_an_internal_error(echo, bearer, refused):
     for method in ("Account", "Both"):
         assert (await refused(call(echo.stub, method, bearer("ACCOUNT"), text="none"))).reason == "INTERNAL"

@@ -7,6 +7,7 @@ import time
 import grpc
 import kit_echo_pb2
 import kit_echo_pb2_grpc
+import psycopg
 
 from services.kit.call import current_identity, current_request_id
 from services.kit.errors import Kind, ServiceError
@@ -39,6 +40,8 @@ def echoed(request):
             raise refusal
         case "crash":
             raise RuntimeError(SECRET)
+        case "storage":
+            raise psycopg.OperationalError("connection failed:\n\tConnection refused")
         case "invalid":
             v = Violations()
             v.identifier("account_id", "!" * 10_000)
