@@ -135,7 +135,7 @@ def refused():
 
 @pytest.fixture
 def command(capsys):
-    """`command("price", …)`: a command that needs no settings, in this process; exit status, output and errors."""
+    """`command("price", …)`: a command in this process; exit status, output and errors."""
     return partial(run_here, capsys)
 
 

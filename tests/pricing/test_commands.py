@@ -1,6 +1,7 @@
 """Owns the proof that commands work on the service's own database, show what an import changes, and tell tiers."""
 
 import json
+import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,21 +16,25 @@ SHIPPED = FOLDER / "prices.toml"
 
 
 @pytest.fixture
-def service(settings):
-    """`service("import", …)`: a command as its own process, on a database with the shipped catalogue."""
+def environment(settings):
+    """The settings of a service whose database has the shipped catalogue."""
     parts = Parts(settings)
     parts.prices.ship(load_shipped())
     parts.close()
-    environment = {
+    return {
         "TOLLKEEPER_PRICING_DATABASE_URL": settings.database_url,
         "TOLLKEEPER_IDENTITY_JWKS_FILE": str(settings.identity_jwks_file),
     }
 
-    def called(*arguments):
-        found = run(*arguments, environment=environment)
-        return found.returncode, found.stdout.decode(), found.stderr.decode()
 
-    return called
+@pytest.fixture
+def service(command, environment, monkeypatch):
+    """`service("import", …)`: a command on that database, in this process; exit status, output and errors."""
+    for name in [name for name in os.environ if name.startswith("TOLLKEEPER_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return command
 
 
 def test_without_a_file_the_services_database_prices(service, map_file):
@@ -97,7 +102,7 @@ def test_import_as_json_is_the_contracts_answer(service, map_file):
     assert "Nothing to publish." in service("import", map_file, "--apply")[1]
 
 
-def test_import_by_address(service, map_file):
+def test_import_by_address(environment, map_file):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
@@ -111,10 +116,10 @@ def test_import_by_address(service, map_file):
         thread = threading.Thread(target=server.handle_request)
         thread.start()
         address = f"http://127.0.0.1:{server.server_address[1]}/map.json?signature=secret"
-        status, out, _ = service("import", address, "--apply", "--max-move-percent", 75, "--json")
+        done = run("import", address, "--apply", "--max-move-percent", 75, "--json", environment=environment)
         thread.join()
-    assert status == 0
-    found = json.loads(out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     assert [one["kind"] for one in found["changes"]][:2] == ["changed", "new"]
     assert found["version"]["reason"] == "import of map.json"  # which stays for ever: nothing secret
 

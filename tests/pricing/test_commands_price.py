@@ -209,11 +209,11 @@ def test_batch_ends_quietly_when_its_reader_goes(map_file):
     assert process.returncode == 1
 
 
-def test_batch_is_read_from_a_file(tmp_path, map_file):
+def test_batch_is_read_from_a_file(command, tmp_path, map_file):
     batch = tmp_path / "calls.jsonl"
     batch.write_bytes(lines({"provider": "openai", "model": "gpt-4o", "inputTokens": 4}) * 3)
-    found = run("price", "--batch", batch, "--catalogue", map_file)
-    assert [json.loads(line)["costNanos"] for line in found.stdout.splitlines()] == ["10000"] * 3
+    _, out, _ = command("price", "--batch", batch, "--catalogue", map_file)
+    assert [json.loads(line)["costNanos"] for line in out.splitlines()] == ["10000"] * 3
 
 
 @pytest.mark.parametrize(

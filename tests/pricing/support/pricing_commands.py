@@ -41,7 +41,8 @@ def run(*arguments, environment=None, **options):
 
 
 def run_here(capsys, *arguments):
-    """A command that needs no settings, in this process; its exit status, output and errors."""
+    """A command in this process; its exit status, output and errors. Its settings are in the environment, if any."""
+    capsys.readouterr()  # what was printed before
     try:
         status = main(
             PricingSettings,
