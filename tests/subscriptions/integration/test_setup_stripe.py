@@ -1,11 +1,12 @@
 """`setup-stripe`: Stripe's catalogue from the plans on sale; done twice, it changes nothing the second time."""
 
 from decimal import Decimal
+from functools import partial
 
 import pytest
 import stripe
 from subscriptions_peers import USD
-from subscriptions_process import run
+from subscriptions_process import run, run_here
 from subscriptions_shop import publish_plans
 
 from services.subscriptions.commands.setup_stripe import set_up
@@ -216,6 +217,12 @@ def test_run_that_breaks_off_is_finished_by_the_next(do, v1, stripe_sandbox, pri
 # As a command
 
 
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """`command(settings, …)`: the command in this process; `returncode`, `stdout`, `stderr`."""
+    return partial(run_here, capsys, monkeypatch)
+
+
 def test_command_sets_up_and_says_when_nothing_is_left_to_do(settings, stripe_sandbox):
     told = settings(**stripe_sandbox.settings())
     dry = run(told, "setup-stripe", "--dry-run")
@@ -227,8 +234,8 @@ def test_command_sets_up_and_says_when_nothing_is_left_to_do(settings, stripe_sa
 
 
 @pytest.mark.parametrize("dry_run", [["--dry-run"], []], ids=["dry-run", "apply"])
-def test_command_with_a_wrong_key_says_so_at_once_and_fails(settings, stripe_sandbox, pricing, dry_run):
-    refused = run(settings(**stripe_sandbox.settings(stripe_api_key="sk_test_wrong")), "setup-stripe", *dry_run)
+def test_command_with_a_wrong_key_says_so_at_once_and_fails(command, settings, stripe_sandbox, pricing, dry_run):
+    refused = command(settings(**stripe_sandbox.settings(stripe_api_key="sk_test_wrong")), "setup-stripe", *dry_run)
     assert refused.returncode == 1
     assert "Stripe does not accept the key" in refused.stderr
     assert "TOLLKEEPER_SUBSCRIPTIONS_STRIPE_API_KEY" in refused.stderr
@@ -237,25 +244,25 @@ def test_command_with_a_wrong_key_says_so_at_once_and_fails(settings, stripe_san
     assert pricing.calls == []
 
 
-def test_command_without_a_key_says_so_and_fails(settings):
-    refused = run(settings(), "setup-stripe")
+def test_command_without_a_key_says_so_and_fails(command, settings):
+    refused = command(settings(), "setup-stripe")
     assert refused.returncode == 1
     assert "there is no key of Stripe's" in refused.stderr
 
 
-def test_command_says_which_plan_stripe_cannot_charge_for(settings, stripe_sandbox, pricing):
+def test_command_says_which_plan_stripe_cannot_charge_for(command, settings, stripe_sandbox, pricing):
     pricing.publish("odd", price_nanos=1)
-    refused = run(settings(**stripe_sandbox.settings()), "setup-stripe")
+    refused = command(settings(**stripe_sandbox.settings()), "setup-stripe")
     assert (refused.returncode, "plan odd by the month" in refused.stderr) == (1, True)
     assert "Traceback" not in refused.stderr
 
 
-def test_command_says_that_stripe_or_pricing_is_away(settings, stripe_sandbox, pricing):
+def test_command_says_that_stripe_or_pricing_is_away(command, settings, stripe_sandbox, pricing):
     pricing.down = True
-    refused = run(settings(**stripe_sandbox.settings()), "setup-stripe")
+    refused = command(settings(**stripe_sandbox.settings()), "setup-stripe")
     assert (refused.returncode, "pricing did not answer" in refused.stderr) == (1, True)
     stripe_sandbox.outage(60)
-    refused = run(settings(**stripe_sandbox.settings()), "setup-stripe")
+    refused = command(settings(**stripe_sandbox.settings()), "setup-stripe")
     assert (refused.returncode, "Stripe cannot be reached now" in refused.stderr) == (1, True)
 
 
