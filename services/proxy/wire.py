@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import orjson
 from google.api import httpbody_pb2  # type: ignore[import-untyped]
@@ -14,7 +14,7 @@ from services import rating
 from services.kit.call import current_identity, current_metadata
 from services.kit.refusals import CredentialMissing
 from services.kit.validation import Violations
-from services.proxy import admission, token_counts
+from services.proxy import admission, listings, token_counts
 from services.proxy.calls.call import Asked, Call
 from services.proxy.calls.running import Calls
 from services.proxy.clock import utc_now
@@ -29,6 +29,7 @@ from services.proxy.formats.reading import MAX_MODEL_CHARS
 from services.proxy.formats.request import Request
 from services.proxy.keys.credentials import comes_as_googles, credential
 from services.proxy.keys.model import ADMIN, Key, KeyIdentity
+from services.proxy.listings import Listing
 
 PROVIDER_CHAT = "/tollkeeper.proxy.v1.WireService/ProviderChat"
 IDEMPOTENCY_HEADER = "idempotency-key"
@@ -39,7 +40,11 @@ SESSION_HEADER = "x-session-id"
 Written: TypeAlias = Any
 
 _JSON = "application/json"
-_SAYS_NOTHING = ("embedding", "moderation", "rerank")  # modes of models that are no part of Google's listing
+_SAYS_NOTHING = (
+    "embedding",
+    "moderation",
+    "rerank",
+)  # modes of models that are no part of Google's or Anthropic's listing
 _MAX_IDEMPOTENCY_CHARS = 255
 _MAX_SESSION_CHARS = 128
 # The client's own headers that its provider needs, by form: which version of an API, which parts of it in trial.
@@ -48,17 +53,6 @@ _PASSED_ON = {
     ResponsesRequest: ("openai-beta",),
     MessagesRequest: ("anthropic-version", "anthropic-beta"),
 }
-
-
-class _Listing(NamedTuple):
-    """A listing of models: whose form it has, and the form that its models are asked in, empty where in any."""
-
-    owner: str
-    form: str
-
-
-_OPENAI = _Listing(ChatRequest.owner, "")
-_GOOGLE = _Listing(GeminiRequest.owner, GeminiRequest.form)
 
 
 class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
@@ -151,35 +145,30 @@ class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
         self, _request: pb.ListModelsRequest, _context: Any
     ) -> httpbody_pb2.HttpBody:
         """See the contract."""
-        if _asks_as_google():
-            return await self._listed_for_google()
-        models = await self._models(_key(), _OPENAI)
-        return _json({"object": "list", "data": [_openai_model(card) for card, _name in models.values()]})
+        return await self._listed(_listing_asked_for())
 
     async def GetModel(self, request: pb.GetModelRequest, _context: Any) -> httpbody_pb2.HttpBody:  # noqa: N802
         """See the contract."""
-        if _asks_as_google():
-            return _json(_google_model(*await self._model(request.model, _GOOGLE)))
-        card, _name = await self._model(request.model, _OPENAI)
-        return _json(_openai_model(card))
+        listing = _listing_asked_for()
+        return _json(listing.one(*await self._model(request.model, listing)))
 
     async def ListGoogleModels(  # noqa: N802
         self, _request: pb.ListGoogleModelsRequest, _context: Any
     ) -> httpbody_pb2.HttpBody:
         """See the contract."""
-        return await self._listed_for_google()
+        return await self._listed(listings.GOOGLE)
 
     async def GetGoogleModel(  # noqa: N802
         self, request: pb.GetGoogleModelRequest, _context: Any
     ) -> httpbody_pb2.HttpBody:
         """See the contract."""
-        return _json(_google_model(*await self._model(request.model, _GOOGLE)))
+        return _json(listings.GOOGLE.one(*await self._model(request.model, listings.GOOGLE)))
 
-    async def _listed_for_google(self) -> httpbody_pb2.HttpBody:
-        models = await self._models(_key(), _GOOGLE)
-        return _json({"models": [_google_model(card, name) for card, name in models.values()]})
+    async def _listed(self, listing: Listing) -> httpbody_pb2.HttpBody:
+        models = await self._models(_key(), listing)
+        return _json(listing.all([listing.one(card, name) for card, name in models.values()]))
 
-    async def _model(self, name: str, listing: _Listing) -> tuple[rating.PriceCard, str]:
+    async def _model(self, name: str, listing: Listing) -> tuple[rating.PriceCard, str]:
         violations = Violations()
         violations.text("model", name, max_length=MAX_MODEL_CHARS, required=True)
         violations.raise_if_any()
@@ -188,7 +177,7 @@ class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
             raise ModelNotFound(f"no model {name} for this key", model=name)
         return found
 
-    async def _models(self, key: Key, listing: _Listing) -> dict[str, tuple[rating.PriceCard, str]]:
+    async def _models(self, key: Key, listing: Listing) -> dict[str, tuple[rating.PriceCard, str]]:
         """The models that the key may call: priced, in the plan, allowed for the key. Price and title of each name."""
         parts, now = self._calls.parts, utc_now()
         if key.key_type == ADMIN:
@@ -223,24 +212,12 @@ def _key() -> Key:
     return identity.key
 
 
-def _asks_as_google() -> bool:
-    """Whether a request says by its credential alone that it is of Google's SDK: the path is OpenAI's too."""
-    return comes_as_googles(current_metadata())
-
-
-def _openai_model(card: rating.PriceCard) -> dict[str, Any]:
-    created = int(card.effective_from.timestamp()) if card.effective_from is not None else 0
-    return {"id": card.model, "object": "model", "created": created, "owned_by": card.provider}
-
-
-def _google_model(card: rating.PriceCard, display_name: str) -> dict[str, Any]:
-    limits = {"inputTokenLimit": card.max_input_tokens, "outputTokenLimit": card.max_output_tokens}
-    return {
-        "name": f"models/{card.model}",
-        "displayName": display_name,
-        **{name: limit for name, limit in limits.items() if limit},
-        "supportedGenerationMethods": ["generateContent", "streamGenerateContent"],
-    }
+def _listing_asked_for() -> Listing:
+    """The listing whose SDK says by its headers that it asks: the path is OpenAI's, Anthropic's and Google's."""
+    metadata = current_metadata()
+    if comes_as_googles(metadata):
+        return listings.GOOGLE
+    return listings.ANTHROPIC if "anthropic-version" in metadata else listings.OPENAI
 
 
 def _idempotency_key(metadata: Mapping[str, str | bytes], request: Request) -> str:

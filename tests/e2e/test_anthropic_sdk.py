@@ -58,6 +58,18 @@ def test_tokens_are_counted_for_nothing_as_the_message_then_says(suite, client):
         client(customer.key).messages.count_tokens(model="claude-nobody-prices", messages=QUESTION)
 
 
+def test_models_are_listed_as_anthropic_does(suite, client):
+    models = client(suite.customer().key).models
+    listed = {model.id: model for model in models.list(limit=1000)}
+    assert "claude-3-haiku" in listed
+    assert not [name for name in listed if name.startswith(("gpt", "gemini"))]
+    one = models.retrieve("claude-3-haiku")
+    assert (one.type, one.display_name, one.created_at) == ("model", "claude-3-haiku", listed[one.id].created_at)
+    assert one.created_at.year >= 1970
+    with pytest.raises(anthropic.NotFoundError):
+        models.retrieve("gpt-4o")
+
+
 def test_unary_message_costs_exactly_the_price_of_its_usage(suite, client):
     customer = suite.customer(credit_nanos=10**9)
     answer = client(customer.key).messages.with_raw_response.create(

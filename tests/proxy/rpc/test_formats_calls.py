@@ -101,6 +101,30 @@ async def test_googles_sdk_gets_one_model_in_googles_form(proxy, key, refused):
         assert (await refused(get(kind(model="gpt-4o"), metadata=google))).reason == "MODEL_NOT_FOUND"
 
 
+CLAUDE = {
+    "type": "model",
+    "id": "claude-3-haiku",
+    "display_name": "claude-3-haiku",
+    "created_at": "1970-01-01T00:00:00Z",
+    "max_input_tokens": None,
+    "max_tokens": 8192,
+}
+
+
+async def test_anthropics_sdk_gets_the_models_that_it_can_ask_in_anthropics_form(proxy, key, refused):
+    anthropic = (("x-api-key", key), ("anthropic-version", "2023-06-01"))
+    listed = json.loads((await proxy.wire.ListModels(pb.ListModelsRequest(), metadata=anthropic)).data)
+    ends = {"first_id": "claude-3-haiku", "last_id": "claude-3-haiku"}
+    assert listed == {"data": [CLAUDE], "has_more": False, **ends}
+    got = await proxy.wire.GetModel(pb.GetModelRequest(model="claude-3-haiku"), metadata=anthropic)
+    assert json.loads(got.data) == CLAUDE
+    other = proxy.wire.GetModel(pb.GetModelRequest(model="gpt-4o"), metadata=anthropic)
+    assert (await refused(other)).reason == "MODEL_NOT_FOUND"
+    narrow = ("x-api-key", (await proxy.make_key(allowed_models=["gpt-4o"])).key)
+    none = json.loads((await proxy.wire.ListModels(pb.ListModelsRequest(), metadata=(narrow, anthropic[1]))).data)
+    assert none == {"data": [], "has_more": False, "first_id": None, "last_id": None}
+
+
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 

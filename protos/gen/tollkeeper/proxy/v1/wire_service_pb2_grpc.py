@@ -124,14 +124,15 @@ class WireServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does.
+        """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does, and
+        those that are called as messages, in Anthropic's form, where an anthropic-version does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """One of them; as GetGoogleModel where the key comes as Google's does.
+        """One of them, in the same forms; as GetGoogleModel where the key comes as Google's does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

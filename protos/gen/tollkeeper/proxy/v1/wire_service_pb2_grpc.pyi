@@ -47,9 +47,11 @@ class WireServiceStub:
     Embeddings: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
     """OpenAI embeddings."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_wire_service_pb2.ListModelsRequest, _httpbody_pb2.HttpBody]
-    """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does."""
+    """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does, and
+    those that are called as messages, in Anthropic's form, where an anthropic-version does.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_wire_service_pb2.GetModelRequest, _httpbody_pb2.HttpBody]
-    """One of them; as GetGoogleModel where the key comes as Google's does."""
+    """One of them, in the same forms; as GetGoogleModel where the key comes as Google's does."""
     ListGoogleModels: _grpc.UnaryUnaryMultiCallable[_wire_service_pb2.ListGoogleModelsRequest, _httpbody_pb2.HttpBody]
     """The models that the caller may call by Gemini's RPCs, in Google's form."""
     GetGoogleModel: _grpc.UnaryUnaryMultiCallable[_wire_service_pb2.GetGoogleModelRequest, _httpbody_pb2.HttpBody]
@@ -79,9 +81,11 @@ class WireServiceAsyncStub(WireServiceStub):
     Embeddings: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """OpenAI embeddings."""
     ListModels: _aio.UnaryUnaryMultiCallable[_wire_service_pb2.ListModelsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does."""
+    """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does, and
+    those that are called as messages, in Anthropic's form, where an anthropic-version does.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_wire_service_pb2.GetModelRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """One of them; as GetGoogleModel where the key comes as Google's does."""
+    """One of them, in the same forms; as GetGoogleModel where the key comes as Google's does."""
     ListGoogleModels: _aio.UnaryUnaryMultiCallable[_wire_service_pb2.ListGoogleModelsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """The models that the caller may call by Gemini's RPCs, in Google's form."""
     GetGoogleModel: _aio.UnaryUnaryMultiCallable[_wire_service_pb2.GetGoogleModelRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
@@ -128,14 +132,16 @@ class WireServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wire_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
-        """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does."""
+        """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does, and
+        those that are called as messages, in Anthropic's form, where an anthropic-version does.
+        """
 
     def GetModel(
         self,
         request: _wire_service_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
-        """One of them; as GetGoogleModel where the key comes as Google's does."""
+        """One of them, in the same forms; as GetGoogleModel where the key comes as Google's does."""
 
     def ListGoogleModels(
         self,
