@@ -64,8 +64,8 @@ class MessagesRequest(Request):
                 count.definitions(value)
         if body.get("thread"):
             count.file(None)  # what Anthropic remembers of the conversation is not seen here
-        if body.get("context_management"):
-            count.twice()  # by a compaction
+        if _is_read_twice(body.get("context_management")):
+            count.twice()
         violations.raise_if_any()
         reading.refuse_billed_tools(tools, _PLAIN_TOOLS)
         reading.refuse_billed_tools(brought_along, _PLAIN_TOOLS)
@@ -257,6 +257,17 @@ def _format(body: Mapping[str, Any]) -> Any:
     """The schema of the answer, where there is one; `output_format` is its older name."""
     config = body.get("output_config")
     return config.get("format") if isinstance(config, dict) else None
+
+
+def _is_read_twice(management: object) -> bool:
+    """Whether the context may be read once more, by a compaction. What only clears a part of it has it read once.
+
+    Source: Anthropic's documentation, "Context editing" and "Compaction".
+    """
+    edits = management.get("edits") if isinstance(management, dict) else management
+    if not isinstance(edits, list):
+        return bool(management)
+    return any(not isinstance(edit, dict) or not str(edit.get("type")).startswith("clear_") for edit in edits)
 
 
 def _count_messages(count: tokens.InputCount, violations: Violations, messages: object) -> None:

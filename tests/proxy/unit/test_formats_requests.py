@@ -281,6 +281,22 @@ def test_compaction_may_read_everything_twice():
     assert read("messages", context_management=edits).input_bound >= 2 * read("messages").input_bound
 
 
+@pytest.mark.parametrize(
+    ("edits", "twice"),
+    [
+        ([{"type": "clear_thinking_20251015", "keep": "all"}], False),  # which Claude Code sends with each call
+        ([{"type": "clear_tool_uses_20250919"}, {"type": "clear_thinking_20251015"}], False),
+        ([{"type": "clear_thinking_20251015"}, {"type": "compact_20260112"}], True),
+        ([{"type": "of_tomorrow"}], True),
+        ([7], True),
+        ("all", True),
+    ],
+)
+def test_what_only_clears_the_context_is_not_read_twice(edits, twice):
+    plain, edited = read("messages").input_bound, read("messages", context_management={"edits": edits}).input_bound
+    assert (edited >= 2 * plain) is twice
+
+
 # ------------------------------------------------------------------------------------------------------- billed apart
 
 
