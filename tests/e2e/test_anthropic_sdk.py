@@ -64,7 +64,7 @@ def test_models_are_listed_as_anthropic_does(suite, client):
     assert "claude-3-haiku" in listed
     assert not [name for name in listed if name.startswith(("gpt", "gemini"))]
     one = models.retrieve("claude-3-haiku")
-    assert (one.type, one.display_name, one.created_at) == ("model", "claude-3-haiku", listed[one.id].created_at)
+    assert (one.type, one.display_name, one.created_at) == ("model", "Claude 3 Haiku", listed[one.id].created_at)
     assert one.created_at.year >= 1970
     with pytest.raises(anthropic.NotFoundError):
         models.retrieve("gpt-4o")

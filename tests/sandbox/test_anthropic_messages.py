@@ -208,6 +208,15 @@ def test_answer_follows_the_schema_that_is_asked_for(sandbox, field):
     assert message["usage"]["input_tokens"] == plain["usage"]["input_tokens"] + tokens.count_json(SCHEMA)
 
 
+def test_system_message_in_the_midst_of_a_conversation_is_one_more_message(sandbox):
+    turns = [{"role": "user", "content": "hello"}, {"role": "system", "content": "Be brief."}]
+    alone = sandbox.messages().json()["usage"]["input_tokens"]
+    assert sandbox.messages(messages=turns).json()["usage"]["input_tokens"] == alone + 4 + tokens.count("Be brief.")
+    wrong = sandbox.messages(messages=[*turns, {"role": "tool", "content": "x"}])
+    assert wrong.status == 400
+    assert "messages.2.role" in wrong.json()["error"]["message"]
+
+
 def test_format_that_anthropic_has_not_is_refused(sandbox):
     assert sandbox.messages(output_config={"format": {"type": "json_object"}}).status == 400
 

@@ -256,7 +256,8 @@ def _schema(body: Body) -> Body | None:
 
 def _message_tokens(row: Any, where: str) -> int:
     _typed(row, where, Mapping, "dictionary")
-    if row.get("role") not in ("user", "assistant"):
+    begins_with_it = row.get("role") == "system" and where == "messages.0"  # what begins it has a field of its own
+    if begins_with_it or row.get("role") not in ("user", "assistant", "system"):
         raise _invalid(f"{where}.role: Input should be 'user' or 'assistant'")
     if row.get("content") is None:
         raise _invalid(f"{where}.content: Field required")
