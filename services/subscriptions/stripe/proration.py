@@ -18,6 +18,7 @@ from services.subscriptions.model.plan import METERED, Plan
 from services.subscriptions.stripe import request_store
 from services.subscriptions.stripe.current import latest_invoice_id, own_item
 from services.subscriptions.stripe.moves import Position, used_share
+from services.subscriptions.stripe.names import MONTH
 from services.subscriptions.stripe.parts import StripeParts
 
 # How long the price of a move holds that was shown.
@@ -35,9 +36,12 @@ class Standing:
 
     @property
     def used_until(self) -> int:
-        """The second until which the period's price pays for what is used up of a metered plan; else 0."""
+        """The second until which the period's price pays for what is used up of a metered plan; else 0.
+
+        Of a plan without overage, which is paid by the year, what is included comes anew each month.
+        """
         plan, own = self.position.enjoyed, own_item(self.subscription)
-        if plan.kind != METERED or self.subscription.status == "trialing":
+        if plan.kind != METERED or self.position.interval != MONTH or self.subscription.status == "trialing":
             return 0
         seconds = own.current_period_end - own.current_period_start
         return own.current_period_start + ceil(seconds * used_share(plan, self.used))

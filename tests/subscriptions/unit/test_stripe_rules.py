@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from services.subscriptions.stripe import names
 from services.subscriptions.stripe.catalogue import CatalogueError, price_keys, wanted, whole_cents
 from services.subscriptions.stripe.client import refusal
 from services.subscriptions.stripe.metered_items import exchanged
-from services.subscriptions.stripe.moves import Move, Position, move
+from services.subscriptions.stripe.moves import Move, Position, is_above, move, used_share
 from services.subscriptions.stripe.recharge_rules import Decision, RechargeRule, decide, lifts, month_start
 from services.subscriptions.stripe.urls import return_url
 
@@ -82,6 +83,42 @@ def test_move_is_paid_now_or_comes_with_the_period(position, target, interval, h
 def test_move_that_cannot_be_paid_for_rightly_is_refused(position, target, interval):
     with pytest.raises(SubscriptionUnmovable):
         move(position, target, interval)
+
+
+SOLD = (
+    PlanMetric("llm_tokens", 1_000_000, 20 * USD, "soft"),
+    PlanMetric("agent_executions", 500, 100_000 * USD, "soft"),
+    PlanMetric("storage_gb", 100, 500_000 * USD, "soft"),
+)
+
+
+@pytest.mark.parametrize(
+    ("used", "share"),
+    [
+        ({}, 0),
+        ({"llm_tokens": 500_000}, Fraction(10, 99)),
+        ({"llm_tokens": 5_000_000, "agent_executions": 10}, Fraction(21, 99)),
+        ({"agent_executions": 400}, Fraction(40, 99)),
+        ({"agent_executions": 5000, "llm_tokens": 10**9}, Fraction(70, 99)),
+        ({"storage_gb": 100}, 0),
+    ],
+)
+def test_what_is_used_up_is_worth_what_it_would_cost_above(used, share):
+    assert used_share(replace(METERED, metrics=SOLD), used) == share
+
+
+def test_use_is_above_what_a_plan_includes_where_one_metric_is():
+    sold = replace(METERED, metrics=SOLD)
+    assert not is_above(sold, {"llm_tokens": 1_000_000, "storage_gb": 100, "api_calls": 7})
+    assert is_above(sold, {"llm_tokens": 1_000_001})
+    assert is_above(sold, {"storage_gb": 101})
+
+
+def test_what_is_used_up_is_worth_the_whole_price_at_most():
+    dear = PlanMetric("agent_executions", 5000, 100_000 * USD, "soft")
+    capped = PlanMetric("api_calls", 100, 0, "hard")
+    assert used_share(replace(METERED, metrics=(dear,)), {"agent_executions": 5000}) == 1
+    assert used_share(replace(METERED, metrics=(capped,)), {"api_calls": 25}) == Fraction(1, 4)
 
 
 # Names
