@@ -218,7 +218,9 @@ class Settlements:
         self._left_behind = frozenset(self._ending)
         await asyncio.gather(*(self._keep(one) for one in list(self._ending.values())))
         if self._deliverer is not None:
-            await self._deliverer
+            # A database that says nothing holds it up for ever, and what is below must be written to the log.
+            await asyncio.wait([self._deliverer], timeout=grace)
+            self._deliverer.cancel()  # of no effect where it has ended
         if self._in_memory:
             await asyncio.wait(self._in_memory, timeout=grace)
         for task, one in list(self._in_memory.items()):

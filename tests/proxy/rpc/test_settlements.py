@@ -163,6 +163,38 @@ async def test_settlement_that_was_lost_is_billed_by_the_runbooks_statement(repl
     assert list(ledger.settled) == ["h1"]
 
 
+@pytest.fixture
+def database_silent(proxy_database):
+    """`with database_silent():` what is asked of the outbox is not answered, as long as that."""
+
+    @contextlib.contextmanager
+    def silenced():
+        with psycopg.connect(connection_string(proxy_database)) as other:
+            other.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
+            yield
+
+    return silenced
+
+
+async def test_settlement_is_in_the_log_whole_also_where_the_database_says_nothing(
+    ledger, proxy_database, database_silent
+):
+    engine = async_engine(ProxySettings(database_url=proxy_database, statement_timeout_seconds=60))
+    async with served((ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server, ledger)) as address:
+        way = Ledger(address, lambda *to: aio_channel(to[0], ProxySettings()), timeout_seconds=1)
+        await way.start()
+        settlements, request = Settlements(way, OutboxStore(engine), interval_seconds=0.05), hold(ledger, "h1")
+        ledger.down.add("settle")
+        with database_silent(), capture_logs() as logged:
+            await settlements.start()
+            await settlements.settle(request)
+            await asyncio.wait_for(settlements.stop(0.5), 20)
+            lost = next(entry for entry in logged if "is lost" in entry["event"])
+            assert (lost["hold_id"], lost["amount_nanos"]) == ("h1", request.amount_nanos)
+        await way.stop()
+    await engine.dispose()
+
+
 async def test_release_that_reaches_nobody_is_no_bill_that_is_lost(replica, ledger, database_away):
     settlements, request = await replica(), hold(ledger, "h1")
     ledger.down.add("release")
