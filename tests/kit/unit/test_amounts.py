@@ -66,6 +66,14 @@ def test_negative_amounts_only_where_allowed():
         parse_usd("-9223372036.854775809", allow_negative=True)
 
 
+@pytest.mark.parametrize(
+    ("nanos", "text"),
+    [(0, "0.00"), (1, "0.000000001"), (-1, "-0.000000001"), (10_500_000_001, "10.500000001"), (5_000_000_000, "5.00")],
+)
+def test_an_amount_has_two_decimals_or_as_many_as_it_needs(nanos, text):
+    assert format_usd(nanos) == text
+
+
 @given(st.integers(min_value=-(2**63), max_value=2**63 - 1))
 def test_formatting_loses_nothing(nanos):
     assert parse_usd(format_usd(nanos), allow_negative=True) == nanos
