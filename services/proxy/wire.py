@@ -40,11 +40,8 @@ SESSION_HEADER = "x-session-id"
 Written: TypeAlias = Any
 
 _JSON = "application/json"
-_SAYS_NOTHING = (
-    "embedding",
-    "moderation",
-    "rerank",
-)  # modes of models that are no part of Google's or Anthropic's listing
+# Modes of models that are no part of Google's or Anthropic's listing.
+_SAYS_NOTHING = ("embedding", "moderation", "rerank")
 _MAX_IDEMPOTENCY_CHARS = 255
 _MAX_SESSION_CHARS = 128
 # The client's own headers that its provider needs, by form: which version of an API, which parts of it in trial.
