@@ -20,15 +20,19 @@ from services.rating import accounting
 
 CONVERSE = "converse"
 
-# What OpenAI and Bedrock bill besides the tokens, and others who speak this form: searches of xAI, plug-ins of routers;
-# what lets a router choose another model, or a dearer maker of this one; an answer that is fetched later.
+# What OpenAI and Bedrock bill besides the tokens, and others who speak this form: searches of xAI and Qwen, plug-ins of
+# routers, answers that are made and not given (`best_of`); what lets a router choose another model, or a dearer maker
+# of this one; an answer that is fetched later.
 _BILLED_APART = (
     "web_search_options",
     "guardrailConfig",
     "performanceConfig",
     "search_parameters",
+    "enable_search",
     "plugins",
+    "best_of",
     "models",
+    "fallbacks",
     "route",
     "preset",
     "deferred",
