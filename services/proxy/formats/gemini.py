@@ -74,8 +74,11 @@ class GeminiRequest(Request):
             count.file(None)
         modalities = _field(violations, config, "responseModalities", "response_modalities")
         tier = _tier(violations, body)
+        routing = _field(violations, config, "routingConfig", "routing_config")
         violations.raise_if_any()
         reading.refuse_googles_billed_tools(tools)
+        if routing:
+            raise reading.not_priced("routingConfig")  # another model, at a price of its own
         components = TEXT_COMPONENTS
         if count.has_audio:
             components |= AUDIO_COMPONENTS

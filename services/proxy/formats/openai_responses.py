@@ -88,8 +88,7 @@ class ResponsesRequest(Request):
         violations.raise_if_any()
         for some in (tools, *brought_along):
             reading.refuse_billed_tools(some, _PLAIN_TOOLS)
-        if body.get("multi_agent"):
-            raise reading.not_priced("multi_agent")  # any number of agents, each with a context of its own
+        _refuse_unbounded(body)
         components = TEXT_COMPONENTS
         if count.has_audio:
             components |= AUDIO_COMPONENTS
@@ -232,6 +231,15 @@ def _tools_brought_along(given: object) -> Iterator[object]:
     for item in given if isinstance(given, list) else ():
         if isinstance(item, dict) and item.get("tools"):
             yield item["tools"]
+
+
+def _refuse_unbounded(body: Mapping[str, Any]) -> None:
+    """Raise ToolNotPriced for what may be billed by more than the input and the output cap."""
+    if body.get("multi_agent"):
+        raise reading.not_priced("multi_agent")  # any number of agents, each with a context of its own
+    reasoning = body.get("reasoning")
+    if isinstance(reasoning, dict) and reasoning.get("mode") not in (None, "standard"):
+        raise reading.not_priced("reasoning.mode")  # OpenAI does not say that the cap bounds what pro thinks
 
 
 def _count_input(count: tokens.InputCount, violations: Violations, body: Mapping[str, Any]) -> None:

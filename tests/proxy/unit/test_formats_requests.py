@@ -345,6 +345,10 @@ def test_what_only_clears_the_context_is_not_read_twice(edits, twice):
         ("chat", {"extra_body": {"google": {"tools": [{"exa_ai_search": {}}]}}}, "exaAiSearch"),
         ("responses", {"tools": [{"type": "what_openai_adds_next"}]}, "what_openai_adds_next"),
         ("responses", {"multi_agent": {"enabled": True}}, "multi_agent"),
+        ("responses", {"reasoning": {"effort": "high", "mode": "pro"}}, "reasoning.mode"),
+        ("responses", {"reasoning": {"mode": ["what_openai_adds_next"]}}, "reasoning.mode"),
+        ("gemini", {"generationConfig": {"routingConfig": {"autoMode": {}}}}, "routingConfig"),
+        ("gemini", {"generation_config": {"routing_config": {"manual_mode": {"model_name": "m"}}}}, "routingConfig"),
         (
             "messages",
             {"tools": [{"type": "what_anthropic_adds_next_20270101", "name": "a"}]},
