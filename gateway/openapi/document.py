@@ -28,7 +28,7 @@ _IDEMPOTENCY_KEY = {
     "name": "idempotency-key",
     "in": "header",
     "description": "The same key within 24 hours has the same answer, charged once.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[A-Za-z0-9._:-]+$"},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 }
 
 
