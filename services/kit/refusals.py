@@ -18,6 +18,8 @@ KitError (domain "tollkeeper")
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import psycopg
 import sqlalchemy.exc
@@ -127,6 +129,7 @@ class Internal(KitError):
     advice = "Report the request id; retry with the same request id."
 
 
+_LOGGED_CHARS = 300
 _PEER_DOWN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _STORAGE_DOWN = (
     psycopg.OperationalError,
@@ -153,6 +156,18 @@ def as_refusal(error: BaseException, request_id: str) -> ServiceError:
     if isinstance(error, _STORAGE_DOWN):
         return StorageUnavailable("the database did not answer", retry_after_seconds=1)
     return _internal(request_id)
+
+
+def logged(error: BaseException) -> dict[str, Any]:
+    """How a failure stands in the log: with its traceback where it is a fault of ours, else in a line.
+
+    While storage or a peer is away everything fails: where it was tells nothing then, and would fill the log.
+    """
+    if isinstance(as_refusal(error, ""), Internal):
+        return {"exc_info": error}
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:_LOGGED_CHARS]}"}
 
 
 def _internal(request_id: str) -> Internal:

@@ -17,9 +17,9 @@ from prometheus_client import Counter, Gauge
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.kit.db import async_engine, connection_string, connection_words, session_options
-from services.kit.errors import ServiceError
 from services.kit.logs import get_logger
 from services.kit.metrics import serve_metrics
+from services.kit.refusals import logged
 from services.ledger.group_commit import GroupCommit
 from services.ledger.presence import attended
 from services.ledger.service import Ledger
@@ -115,10 +115,8 @@ async def _repeated(job: Job, name: str, seconds: float, stop: asyncio.Event) ->
     while not stop.is_set():
         try:
             await job()
-        except (ServiceError, OSError, psycopg.OperationalError) as error:
-            _log.warning("a job failed; trying again", job=name, error=str(error))
-        except Exception:  # noqa: BLE001 (a job that stops for ever at one error is worse)
-            _log.exception("a job failed; trying again", job=name)
+        except Exception as error:  # noqa: BLE001 (a job that stops for ever at one error is worse)
+            _log.error("a job failed; trying again", job=name, **logged(error))
         await _pause(stop, seconds)
 
 

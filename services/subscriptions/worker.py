@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.kit.logs import get_logger
+from services.kit.refusals import logged
 from services.subscriptions import gauges, store
 from services.subscriptions.deliverer import Deliverer
 from services.subscriptions.gauges import leaders_gauge
@@ -99,8 +100,8 @@ class BackgroundJobs:
             try:
                 if job():
                     continue
-            except Exception:  # noqa: BLE001 (whatever it is, the job has to go on)
-                _log.exception("a background job failed", job=name)
+            except Exception as error:  # noqa: BLE001 (whatever it is, the job has to go on)
+                _log.error("a background job failed", job=name, **logged(error))
                 pause = _FAILURE_PAUSE_SECONDS
             self._stopping.wait(pause)
 

@@ -18,7 +18,7 @@ from services.kit.http2.call import Handler
 from services.kit.identity import ANONYMOUS, Authenticator, Identity, Role
 from services.kit.logs import get_logger
 from services.kit.metrics import rpc_metrics
-from services.kit.refusals import Internal, MalformedRequest, as_refusal
+from services.kit.refusals import Internal, MalformedRequest, as_refusal, logged
 from services.kit.tracing import end_span, rpc_span
 
 _log = get_logger(__name__)
@@ -26,7 +26,6 @@ _log = get_logger(__name__)
 # Far beyond any real deadline: the sync server says so that there is none.
 _NO_DEADLINE_SECONDS = 1e8
 _SERVER_FAULT = 500
-_LOGGED_CHARS = 300
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 Metadata = dict[str, str | bytes]
@@ -112,11 +111,8 @@ class Rpc:
     def refuse(self, call: Call, context: Any, error: Exception) -> tuple[grpc.StatusCode, str, Any]:
         """Count and log a failed call; the result is what goes on the wire: code, message, trailing metadata."""
         refusal = as_refusal(error, call.request_id)
-        if isinstance(refusal, Internal):
-            _log.error("call failed", reason=refusal.reason, exc_info=error)
-        elif refusal is not error:
-            # Storage or a peer is away, and every call fails: where they were tells nothing, and would fill the log.
-            _log.error("call failed", reason=refusal.reason, error=_in_a_line(error))
+        if refusal is not error or isinstance(refusal, Internal):
+            _log.error("call failed", reason=refusal.reason, **logged(error))
         else:
             log = _log.warning if refusal.kind.http_status >= _SERVER_FAULT else _log.info
             log("call refused", reason=refusal.reason, message=refusal.message)
@@ -137,13 +133,6 @@ class Rpc:
         self._metrics.ended(time.monotonic() - call.started, code, reason)
         if call.span is not None:
             end_span(call.span, code, reason)
-
-
-def _in_a_line(error: BaseException) -> str:
-    """An error's kind and the beginning of its words."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:_LOGGED_CHARS]}"
 
 
 def _joined(pairs: Iterable[tuple[str, str | bytes]]) -> Metadata:

@@ -15,6 +15,7 @@ from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 
 from services.kit.errors import RemoteError
 from services.kit.logs import get_logger
+from services.kit.refusals import logged
 from services.proxy.errors import LedgerUnavailable
 from services.proxy.ledger import Ledger
 from services.proxy.outbox.store import CLAIM_ROWS, RELEASE, OutboxStore, Undelivered
@@ -130,9 +131,11 @@ class Settlements:
         try:
             # Not cancelled where it takes too long: that would wait for the database, too.
             await asyncio.wait_for(asyncio.shield(keeping), _KEEP_SECONDS)
-        except Exception:  # noqa: BLE001 (whatever it is: a settlement is not thrown away)
+        except Exception as error:  # noqa: BLE001 (whatever it is: a settlement is not thrown away)
             keeping.add_done_callback(_seen)
-            _log.exception("the outbox cannot be written; an end of a hold is kept in memory", hold_id=one.hold_id)
+            _log.error(
+                "the outbox cannot be written; an end of a hold is kept in memory", hold_id=one.hold_id, **logged(error)
+            )
             task = asyncio.create_task(self._offered(one))
             self._in_memory[task] = one
             task.add_done_callback(self._in_memory.pop)
