@@ -81,7 +81,7 @@ types: $(READY) ## mypy, strict
 	$(PY) -m mypy
 
 test: $(READY) ## all tests, against real Postgres, Redis and Envoy; ARGS='-k name' for some
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 $(ARGS)
+	$(PY) -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --durations 20 $(ARGS)
 
 check: lint types test ## everything that continuous integration checks
 

@@ -241,8 +241,16 @@ async def replay(record, pieces=None, *, breaks=False, held=None, **words):
         try:
             call.held_output_tokens = 10**9 if held is None else held
             step = call.held_output_tokens
-            await relay(call, answer, end_hold, extend_hold, output_tokens=step, cancel_on_disconnect=False)
-        except ProviderUnavailable as error:
+            await relay(
+                call,
+                answer,
+                end_hold,
+                extend_hold,
+                discreet=lambda words: words,
+                output_tokens=step,
+                cancel_on_disconnect=False,
+            )
+        except Exception as error:  # noqa: BLE001 (whatever it is, who reads the answer must not wait for ever)
             await call.delivery.end(error)
 
     relaying = asyncio.ensure_future(relayed())
