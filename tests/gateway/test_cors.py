@@ -16,13 +16,13 @@ def open_gateway(make_gateway):
     return make_gateway(cors_origins=(ORIGIN, "http://localhost:3000"))
 
 
-def preflight(gateway, path, origin=ORIGIN):
+def preflight(gateway, path, origin=ORIGIN, headers="authorization,content-type"):
     return gateway(
         "OPTIONS",
         path,
         origin=origin,
         access_control_request_method="POST",
-        access_control_request_headers="authorization,content-type",
+        access_control_request_headers=headers,
     )
 
 
