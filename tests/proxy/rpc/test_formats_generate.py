@@ -294,7 +294,7 @@ async def test_refusals_are_those_of_the_wire_and_call_nobody(generate, stream, 
 async def test_providers_refusal_charges_nothing(generate, stream, ledger, refused):
     for ask in (generate, stream):
         assert (await refused(ask("[[sandbox status=400]]"))).reason == "PROVIDER_REFUSED"
-        assert (await refused(ask("[[sandbox status=429]]"))).reason == "PROVIDER_RATE_LIMITED"
+        assert (await refused(ask("[[sandbox status=429 retry_after=0]]"))).reason == "PROVIDER_RATE_LIMITED"
         assert (await refused(ask("[[sandbox status=503]]"))).reason == "PROVIDER_UNAVAILABLE"
         assert (await refused(ask("[[sandbox fault=reset]]"))).reason == "PROVIDER_UNAVAILABLE"
     assert not ledger.settled

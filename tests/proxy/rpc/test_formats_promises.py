@@ -26,7 +26,7 @@ DEARER = "gpt-4o-mini"
 # None of these is known to leave an account whole; all of them must.
 MISHAPS = [
     HELLO,
-    "[[sandbox status=429]]",
+    "[[sandbox status=429 retry_after=0]]",
     "[[sandbox fault=reset]]",
     "[[sandbox fault=cut-stream]]",
     "[[sandbox fault=cut-event]]",

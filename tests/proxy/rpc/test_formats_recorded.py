@@ -150,13 +150,14 @@ async def test_providers_error_charges_nothing_and_says_what_the_provider_said( 
     else:
         got = await begun
         assert got.status == error["status"]
-        assert got.headers.get("retry-after") == headers.get("retry-after")
+        assert got.headers.get("retry-after") == headers.get("retry-after", error.get("retry_after"))
         if form == "converse":
             told = got.json()["error"]
             assert {name: told[name] for name in error["shown"]} == error["shown"]
         else:
             assert got.body == body
-    tried_again = error["meaning"] == "again" and "retry-after" not in headers
+    # Who says that it had too many calls rests for longer than a call waits here.
+    tried_again = error["meaning"] == "again" and "retry-after" not in headers and error["status"] != 429
     assert len(upstream.requests) == (2 if tried_again else 1)
     assert len(ledger.holds) == len(ledger.released) == 1
     assert not ledger.settled
