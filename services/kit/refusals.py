@@ -142,8 +142,7 @@ _STORAGE_DOWN = (
 
 def as_refusal(error: BaseException, request_id: str) -> ServiceError:
     """The refusal a caller gets for `error`. Whatever is not a refusal itself leaks nothing but the request id."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]  # what a TaskGroup makes of one failure
+    error = _alone(error)
     if isinstance(error, grpc.RpcError):
         error = RemoteError.from_rpc(error)
         if error.code not in _PEER_DOWN:
@@ -165,9 +164,15 @@ def logged(error: BaseException) -> dict[str, Any]:
     """
     if isinstance(as_refusal(error, ""), Internal):
         return {"exc_info": error}
+    error = _alone(error)
+    return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:_LOGGED_CHARS]}"}
+
+
+def _alone(error: BaseException) -> BaseException:
+    """The one failure that a TaskGroup made a group of."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:_LOGGED_CHARS]}"}
+    return error
 
 
 def _internal(request_id: str) -> Internal:

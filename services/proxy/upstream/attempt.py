@@ -11,12 +11,7 @@ from functools import cache, lru_cache
 
 from prometheus_client import Counter, Histogram
 from pyreqwest.client import Client, ClientBuilder
-from pyreqwest.exceptions import (
-    ClientClosedError,
-    PoolTimeoutError,
-    PyreqwestError,
-    ReadError,
-)
+from pyreqwest.exceptions import ClientClosedError, PoolTimeoutError, PyreqwestError, ReadError
 from pyreqwest.http import Url
 from pyreqwest.request import StreamRequest
 from pyreqwest.response import Response
