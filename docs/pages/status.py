@@ -13,8 +13,7 @@ from services.kit.access import unimplemented_methods
 UNBUILT_PARTS = (
     "Model calls: tools that a provider runs and bills itself, servers of MCP, background responses are refused.",
     "Model calls: `x-quota-*` count model calls; what is emitted of the same metrics, later, and for hard caps alone.",
-    "Model calls: Google's countTokens, embedContent, caches, files and `/v1alpha` are a 404; models are listed.",
-    "Model calls: Anthropic's count_tokens, batches and files are a 404; models are listed in OpenAI's form.",
+    "Model calls: Google's embedContent, caches, files and `/v1alpha`, Anthropic's batches and files are a 404.",
     "Model calls: without the provider's count all texts are counted by OpenAI's public tokenizer, Claude's too.",
     "Keys: usage records name a rotated key by the first of its line, which limits count; not by the one that called.",
     "A subscription's credit ends with its period; its renewal brings the next, seconds later (docs/decisions/016).",

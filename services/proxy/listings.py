@@ -52,7 +52,7 @@ def _google_model(card: rating.PriceCard, display_name: str) -> Json:
         "name": f"models/{card.model}",
         "displayName": display_name,
         **{name: limit for name, limit in limits.items() if limit},
-        "supportedGenerationMethods": ["generateContent", "streamGenerateContent"],
+        "supportedGenerationMethods": ["generateContent", "streamGenerateContent", "countTokens"],
     }
 
 

@@ -1,4 +1,4 @@
-"""Owns the counts of tokens that clients ask for before a message. They cost nothing, so nothing is held or billed.
+"""Owns the counts of tokens that clients ask for before a call. They cost nothing, so nothing is held or billed.
 
 Claude Code and others who cannot have one send the whole context as a message of one token instead, which is billed.
 """
@@ -15,8 +15,7 @@ from services.proxy.calls.delivery import Head, Metadata
 from services.proxy.calls.life import Parts
 from services.proxy.clock import utc_now
 from services.proxy.errors import AccountNotFound, FormNotSpoken, KeyTypeNotAllowed, ProviderUnavailable
-from services.proxy.formats import anthropic_count
-from services.proxy.formats.anthropic_count import CountRequest
+from services.proxy.formats.counting import CountRequest
 from services.proxy.keys.model import ADMIN, Key
 from services.proxy.rates import REQUESTS, Limit
 from services.proxy.upstream import ProviderRefusalError, UnreadAnswerError, failure
@@ -35,14 +34,14 @@ async def count(parts: Parts, key: Key, request: CountRequest, headers: Metadata
     entitlement = await parts.entitlements.get(key.account_id)
     if entitlement is None:
         raise AccountNotFound("no entitlement of this account is known", account_id=key.account_id)
-    forms = frozenset((anthropic_count.FORM,))
+    forms = frozenset((request.of.form,))
     card = admission.choose_card(
         key,
         entitlement,
         parts.catalogue.current,
         request.model,
         utc_now(),
-        owner=anthropic_count.OWNER,
+        owner=request.of.owner,
         askable=parts.upstreams.speaking(forms),
     )
     provider = parts.upstreams.provider(card.provider)

@@ -19,8 +19,9 @@ from services.proxy.calls.call import Asked, Call
 from services.proxy.calls.running import Calls
 from services.proxy.clock import utc_now
 from services.proxy.errors import AccountNotFound, AccountSuspended, KeyTypeNotAllowed, ModelNotFound
-from services.proxy.formats.anthropic_count import CountRequest
+from services.proxy.formats import counting
 from services.proxy.formats.anthropic_messages import MessagesRequest
+from services.proxy.formats.counting import CountRequest
 from services.proxy.formats.gemini import GeminiRequest
 from services.proxy.formats.openai_chat import ChatRequest
 from services.proxy.formats.openai_embeddings import EmbeddingsRequest
@@ -87,10 +88,22 @@ class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
         self, request: httpbody_pb2.HttpBody, context: Any
     ) -> Written:
         """See the contract."""
-        return self._counted(CountRequest.read(request.data), context)
+        return self._counted(counting.of_message(request.data), context)
+
+    def CountInputTokens(  # noqa: N802
+        self, request: httpbody_pb2.HttpBody, context: Any
+    ) -> Written:
+        """See the contract."""
+        return self._counted(counting.of_response(request.data), context)
+
+    def CountGoogleTokens(  # noqa: N802
+        self, request: pb.CountGoogleTokensRequest, context: Any
+    ) -> Written:
+        """See the contract."""
+        return self._counted(counting.of_contents(request.body.data, request.model), context)
 
     async def _counted(self, asked: CountRequest, context: Any) -> None:
-        headers = _passed_on(MessagesRequest, current_metadata())
+        headers = _passed_on(asked.of, current_metadata())
         head, body = await token_counts.count(self._calls.parts, _key(), asked, headers)
         await context.send_initial_metadata(head.metadata)
         await context.write(httpbody_pb2.HttpBody(content_type=head.content_type, data=body))

@@ -59,14 +59,22 @@ def test_models_are_listed_and_found(suite, client, version):
 @pytest.mark.parametrize("version", ["v1", "v1beta", "v1alpha"])
 def test_what_is_not_served_is_googles_own_404(suite, client, version):
     google = client(suite.customer(credit_nanos=10**9).key, api_version=version)
-    asked = {
-        "countTokens": lambda: google.models.count_tokens(model=MODEL, contents=QUESTION),
-        "embedContent": lambda: google.models.embed_content(model=MODEL, contents=QUESTION),
-    }
-    for ask in asked.values():
-        with pytest.raises(errors.ClientError) as caught:
-            ask()
-        assert (caught.value.code, caught.value.status) == (404, "NOT_FOUND")
+    with pytest.raises(errors.ClientError) as caught:
+        google.models.embed_content(model=MODEL, contents=QUESTION)
+    assert (caught.value.code, caught.value.status) == (404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta"])
+def test_tokens_are_counted_for_nothing_as_the_content_then_says(suite, client, version):
+    customer = suite.customer(credit_nanos=10**9)
+    models = client(customer.key, api_version=version).models
+    counted = models.count_tokens(model=MODEL, contents=QUESTION)
+    assert suite.available(customer.key) == 10**9
+    answer = models.generate_content(model=MODEL, contents=QUESTION)
+    assert answer.usage_metadata.prompt_token_count == counted.total_tokens
+    with pytest.raises(errors.ClientError) as caught:
+        models.count_tokens(model="gemini-nobody-prices", contents=QUESTION)
+    assert (caught.value.code, caught.value.status) == (403, "PERMISSION_DENIED")
 
 
 def test_streamed_content_costs_exactly_the_price_of_its_usage(suite, client):

@@ -245,6 +245,14 @@ def test_streamed_response_costs_exactly_the_price_of_its_usage(suite, client):
     assert int(last.model_extra["credits"]["costNanos"]) == cost
 
 
+def test_tokens_are_counted_for_nothing_as_the_response_then_says(suite, client):
+    customer = suite.customer(credit_nanos=10**9)
+    asked = {"model": "gpt-4o", "input": "What is a toll?", "instructions": "Be brief."}
+    counted = client(customer.key).responses.input_tokens.count(**asked)
+    assert suite.available(customer.key) == 10**9
+    assert client(customer.key).responses.create(**asked).usage.input_tokens == counted.input_tokens
+
+
 def test_response_calls_tools_and_is_cut_at_its_cap(suite, client):
     customer = suite.customer(credit_nanos=10**9)
     tool = {"type": "function", "strict": False, **TOLL}

@@ -17,7 +17,7 @@ GEMINI = {
     "name": "models/gemini-1.5-pro",
     "displayName": "gemini-1.5-pro",
     "outputTokenLimit": 8192,
-    "supportedGenerationMethods": ["generateContent", "streamGenerateContent"],
+    "supportedGenerationMethods": ["generateContent", "streamGenerateContent", "countTokens"],
 }
 PIXEL = base64.b64encode(os.urandom(30_000)).decode()
 SCHEMA = {"type": "object", "properties": {"bridge": {"type": "string", "description": "Which bridge " * 40}}}

@@ -66,7 +66,7 @@ def _row(provider: Provider, dialect: Dialect, name: str) -> dict[str, Any]:
                 "displayName": name,
                 "inputTokenLimit": _INPUT_LIMIT,
                 "outputTokenLimit": _OUTPUT_LIMIT,
-                "supportedGenerationMethods": ["generateContent", "streamGenerateContent"],
+                "supportedGenerationMethods": ["generateContent", "streamGenerateContent", "countTokens"],
             }
         case _:
             return {"id": name, "object": "model", "created": _CREATED, "owned_by": f"sandbox-{provider.value}"}

@@ -24,7 +24,7 @@ class Endpoint(StrEnum):
     RESPONSES = "responses"
     EMBEDDINGS = "embeddings"
     MESSAGES = "messages"
-    COUNT = "count_tokens"
+    COUNT = "countTokens"
     GENERATE = "generateContent"
     STREAM_GENERATE = "streamGenerateContent"
     CONVERSE = "converse"
@@ -71,6 +71,7 @@ _PROVIDERS: Final = frozenset(Provider)
 _FIXED_PATHS: Final = {
     ("POST", "/v1/chat/completions"): Route(None, Endpoint.CHAT, Dialect.OPENAI),
     ("POST", "/v1/responses"): Route(Provider.OPENAI, Endpoint.RESPONSES, Dialect.OPENAI),
+    ("POST", "/v1/responses/input_tokens"): Route(Provider.OPENAI, Endpoint.COUNT, Dialect.OPENAI),
     ("POST", "/v1/embeddings"): Route(Provider.OPENAI, Endpoint.EMBEDDINGS, Dialect.OPENAI),
     ("GET", "/v1/models"): Route(None, Endpoint.MODELS, Dialect.OPENAI),
     ("POST", "/v1/messages"): Route(Provider.ANTHROPIC, Endpoint.MESSAGES, Dialect.ANTHROPIC),
@@ -80,7 +81,7 @@ _FIXED_PATHS: Final = {
     ("GET", "/v1beta/openai/models"): Route(Provider.GOOGLE, Endpoint.MODELS, Dialect.GOOGLE_COMPATIBLE),
     ("GET", "/v1beta/models"): Route(Provider.GOOGLE, Endpoint.MODELS, Dialect.GOOGLE),
 }
-_GEMINI: Final = re.compile(r"/v1(?:beta)?/models/([^/:]+):(generateContent|streamGenerateContent)")
+_GEMINI: Final = re.compile(r"/v1(?:beta)?/models/([^/:]+):(generateContent|streamGenerateContent|countTokens)")
 _CONVERSE: Final = re.compile(r"/model/([^/]+)/(converse|converse-stream)")
 _ONE_GEMINI_MODEL: Final = re.compile(r"/v1beta/models/([^/:]+)")
 _ONE_MODEL: Final = re.compile(r"/v1/models/(.+)")

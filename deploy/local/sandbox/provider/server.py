@@ -27,7 +27,7 @@ from deploy.local.sandbox.provider.refusal import Dialect, Provider, Refusal
 from deploy.local.sandbox.provider.request_log import Call, RequestLog
 from deploy.local.sandbox.provider.routes import Endpoint, Route, provider_of_model, resolve
 from deploy.local.sandbox.provider.wire.anthropic_messages import Messages
-from deploy.local.sandbox.provider.wire.base import JSON, Wire
+from deploy.local.sandbox.provider.wire.base import JSON, Counting, Wire
 from deploy.local.sandbox.provider.wire.bedrock import Converse
 from deploy.local.sandbox.provider.wire.gemini import GenerateContent
 from deploy.local.sandbox.provider.wire.openai_chat import ChatCompletions
@@ -37,18 +37,25 @@ from deploy.local.sandbox.provider.wire.openai_responses import Responses
 SERVER_NAME: Final = "tollkeeper-sandbox-provider"
 _LARGEST_BODY: Final = 64 * 1024 * 1024
 
+_RESPONSES: Final = Responses()
 _MESSAGES: Final = Messages()
+_GEMINI: Final = GenerateContent(sse=False)
 _WIRES: Final[dict[Endpoint, Wire]] = {
     Endpoint.CHAT: ChatCompletions(),
-    Endpoint.RESPONSES: Responses(),
+    Endpoint.RESPONSES: _RESPONSES,
     Endpoint.EMBEDDINGS: Embeddings(),
     Endpoint.MESSAGES: _MESSAGES,
-    Endpoint.GENERATE: GenerateContent(sse=False),
-    Endpoint.STREAM_GENERATE: GenerateContent(sse=False),
+    Endpoint.GENERATE: _GEMINI,
+    Endpoint.STREAM_GENERATE: _GEMINI,
     Endpoint.CONVERSE: Converse(),
     Endpoint.CONVERSE_STREAM: Converse(),
 }
 _GEMINI_SSE: Final = GenerateContent(sse=True)
+_COUNTING: Final[dict[Dialect, Counting]] = {
+    Dialect.OPENAI: _RESPONSES,
+    Dialect.ANTHROPIC: _MESSAGES,
+    Dialect.GOOGLE: _GEMINI,
+}
 
 _REQUEST_ID_HEADERS: Final = {
     Provider.OPENAI: "x-request-id",
@@ -164,7 +171,8 @@ class SandboxProvider:
             if malformed is not None:
                 raise _not_json(route.dialect, malformed)
             _check_version(route, request.headers)
-            prompt = _MESSAGES.count(body, route)
+            counting = _COUNTING[route.dialect]
+            prompt = counting.count(body, route)
             behaviour = self._behaviour(request, route, prompt, key)
             if behaviour.status is not None:
                 error = Refusal(behaviour.status, retry_after=behaviour.retry_after)
@@ -173,7 +181,7 @@ class SandboxProvider:
             return _refused(route, Refusal(HTTPStatus.BAD_REQUEST, str(error)), "req_sandbox_count")
         except Refusal as error:
             return _refused(route, error, "req_sandbox_count")
-        return _json({"input_tokens": prompt.input_tokens})
+        return _json(counting.counted(prompt.input_tokens))
 
     async def _models(self, request: web.BaseRequest, route: Route, raw_path: str, query: str) -> web.StreamResponse:
         """Answer a models listing, which costs nothing and so stays out of the log."""

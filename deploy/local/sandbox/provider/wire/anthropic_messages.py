@@ -66,6 +66,10 @@ class Messages:
         """Read what `POST /v1/messages/count_tokens` asks, which has no output cap. Raises Refusal."""
         return self.read({**body, "max_tokens": 0, "stream": False}, route)
 
+    def counted(self, input_tokens: int) -> dict[str, Any]:
+        """A `message_tokens_count`."""
+        return {"input_tokens": input_tokens}
+
     def unary(self, answer: Answer) -> bytes:
         """A `message`."""
         content: list[dict[str, Any]] = []

@@ -50,6 +50,16 @@ class Wire(Protocol):
         """The error as it is said in the middle of a stream."""
 
 
+class Counting(Protocol):
+    """A wire format in which the tokens of a call's input are counted before it."""
+
+    def count(self, body: Body, route: Route) -> Prompt:
+        """Read what is to be counted. Raises Refusal as `Wire.read` does."""
+
+    def counted(self, input_tokens: int) -> dict[str, Any]:
+        """The answer."""
+
+
 def sse(value: Any, event: str | None = None) -> bytes:
     """One server-sent event with `value` as its JSON data, named where `event` is given."""
     data = b"data: " + orjson.dumps(value) + b"\n\n"

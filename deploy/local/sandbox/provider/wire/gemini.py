@@ -69,6 +69,19 @@ class GenerateContent:
             body=body,
         )
 
+    def count(self, body: Body, route: Route) -> Prompt:
+        """Read what `:countTokens` asks: contents, or a whole call that names its model again. Raises Refusal."""
+        whole = _field(body, "generateContentRequest", Mapping)
+        if whole is None:
+            return self.read({"contents": body.get("contents")}, route)
+        if whole.get("model") != f"models/{route.model}":
+            raise _invalid("* CountTokensRequest.generate_content_request.model: is not the model of the path\n")
+        return self.read(whole, route)
+
+    def counted(self, input_tokens: int) -> dict[str, Any]:
+        """A CountTokensResponse."""
+        return {"totalTokens": input_tokens, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": input_tokens}]}
+
     def unary(self, answer: Answer) -> bytes:
         """A `GenerateContentResponse`."""
         parts = []

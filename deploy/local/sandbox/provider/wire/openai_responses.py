@@ -75,6 +75,14 @@ class Responses:
             body=body,
         )
 
+    def count(self, body: Body, route: Route) -> Prompt:
+        """Read what `POST /v1/responses/input_tokens` asks. Raises Refusal."""
+        return self.read(body, route)
+
+    def counted(self, input_tokens: int) -> dict[str, Any]:
+        """A `response.input_tokens`."""
+        return {"object": "response.input_tokens", "input_tokens": input_tokens}
+
     def unary(self, answer: Answer) -> bytes:
         """A `response`, completed or incomplete."""
         return orjson.dumps(_response(answer, _end_status(answer), _output(answer)))

@@ -102,6 +102,34 @@ class GetGoogleModelRequest(_message.Message):
 Global___GetGoogleModelRequest: _TypeAlias = GetGoogleModelRequest  # noqa: Y015
 
 @_typing.final
+class CountGoogleTokensRequest(_message.Message):
+    """A count of Gemini's tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name, from the path."""
+    @_builtins.property
+    def body(self) -> _httpbody_pb2.HttpBody:
+        """Gemini's own request body."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        body: _httpbody_pb2.HttpBody | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountGoogleTokensRequest: _TypeAlias = CountGoogleTokensRequest  # noqa: Y015
+
+@_typing.final
 class GenerateContentRequest(_message.Message):
     """A Gemini call."""
 

@@ -81,6 +81,16 @@ class WireServiceStub:
                 request_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.CountInputTokens = channel.unary_stream(
+                '/tollkeeper.proxy.v1.WireService/CountInputTokens',
+                request_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.CountGoogleTokens = channel.unary_stream(
+                '/tollkeeper.proxy.v1.WireService/CountGoogleTokens',
+                request_serializer=tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.CountGoogleTokensRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.GenerateContent = channel.unary_stream(
                 '/tollkeeper.proxy.v1.WireService/GenerateContent',
                 request_serializer=tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.GenerateContentRequest.SerializeToString,
@@ -167,6 +177,20 @@ class WireServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountInputTokens(self, request, context):
+        """The input tokens of a response, as OpenAI counts them; as CountTokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountGoogleTokens(self, request, context):
+        """The input tokens of contents, as Google counts them; as CountTokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GenerateContent(self, request, context):
         """Gemini generateContent.
         """
@@ -234,6 +258,16 @@ def add_WireServiceServicer_to_server(servicer, server):
             'CountTokens': grpc.unary_stream_rpc_method_handler(
                     servicer.CountTokens,
                     request_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'CountInputTokens': grpc.unary_stream_rpc_method_handler(
+                    servicer.CountInputTokens,
+                    request_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'CountGoogleTokens': grpc.unary_stream_rpc_method_handler(
+                    servicer.CountGoogleTokens,
+                    request_deserializer=tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.CountGoogleTokensRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'GenerateContent': grpc.unary_stream_rpc_method_handler(
@@ -495,6 +529,60 @@ class WireService:
             target,
             '/tollkeeper.proxy.v1.WireService/CountTokens',
             google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountInputTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tollkeeper.proxy.v1.WireService/CountInputTokens',
+            google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountGoogleTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tollkeeper.proxy.v1.WireService/CountGoogleTokens',
+            tollkeeper_dot_proxy_dot_v1_dot_wire__service__pb2.CountGoogleTokensRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

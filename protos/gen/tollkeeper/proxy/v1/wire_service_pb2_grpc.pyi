@@ -62,6 +62,10 @@ class WireServiceStub:
     """The input tokens of a message, as Anthropic counts them. Admitted as a call, with a limit per minute of its own;
     nothing is held or billed for it.
     """
+    CountInputTokens: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
+    """The input tokens of a response, as OpenAI counts them; as CountTokens."""
+    CountGoogleTokens: _grpc.UnaryStreamMultiCallable[_wire_service_pb2.CountGoogleTokensRequest, _httpbody_pb2.HttpBody]
+    """The input tokens of contents, as Google counts them; as CountTokens."""
     GenerateContent: _grpc.UnaryStreamMultiCallable[_wire_service_pb2.GenerateContentRequest, _httpbody_pb2.HttpBody]
     """Gemini generateContent."""
     StreamGenerateContent: _grpc.UnaryStreamMultiCallable[_wire_service_pb2.StreamGenerateContentRequest, _httpbody_pb2.HttpBody]
@@ -96,6 +100,10 @@ class WireServiceAsyncStub(WireServiceStub):
     """The input tokens of a message, as Anthropic counts them. Admitted as a call, with a limit per minute of its own;
     nothing is held or billed for it.
     """
+    CountInputTokens: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """The input tokens of a response, as OpenAI counts them; as CountTokens."""
+    CountGoogleTokens: _aio.UnaryStreamMultiCallable[_wire_service_pb2.CountGoogleTokensRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """The input tokens of contents, as Google counts them; as CountTokens."""
     GenerateContent: _aio.UnaryStreamMultiCallable[_wire_service_pb2.GenerateContentRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Gemini generateContent."""
     StreamGenerateContent: _aio.UnaryStreamMultiCallable[_wire_service_pb2.StreamGenerateContentRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
@@ -172,6 +180,20 @@ class WireServiceServicer(metaclass=_abc_1.ABCMeta):
         """The input tokens of a message, as Anthropic counts them. Admitted as a call, with a limit per minute of its own;
         nothing is held or billed for it.
         """
+
+    def CountInputTokens(
+        self,
+        request: _httpbody_pb2.HttpBody,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """The input tokens of a response, as OpenAI counts them; as CountTokens."""
+
+    def CountGoogleTokens(
+        self,
+        request: _wire_service_pb2.CountGoogleTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """The input tokens of contents, as Google counts them; as CountTokens."""
 
     def GenerateContent(
         self,
