@@ -72,7 +72,7 @@ class Subscriptions:
             clock=clock,
         )
         self.stripe = StripeAccess(stripe_client(settings))
-        self.stripe_events = EventParts.over(self.engine, self.stripe, self.plans, settings, clock)
+        self.stripe_events = EventParts.over(self.engine, self.stripe, self.plans, ledger, settings, clock=clock)
         stripe_parts = StripeParts.over(self.engine, self.stripe, self.customers, self.plans, ledger, clock=clock)
         self.stripe_use_cases = StripeUseCases.over(stripe_parts, self.stripe_events.application, settings)
         self.counters = UseCounters(redis_client(settings.redis_url), seconds=settings.quota_cache_seconds)

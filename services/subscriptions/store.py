@@ -78,6 +78,13 @@ def close_account(connection: Connection, account_id: str) -> None:
     connection.execute(update(accounts).where(accounts.c.account_id == account_id).values(status="closed"))
 
 
+def close_accounts(connection: Connection, account_ids: Sequence[str]) -> list[str]:
+    """Note that the ledger has closed these accounts; those of which that was not known. By primary key."""
+    rows = accounts.c
+    statement = update(accounts).where(rows.account_id.in_(account_ids), rows.status != "closed")
+    return list(connection.execute(statement.values(status="closed").returning(rows.account_id)).scalars())
+
+
 def list_accounts(connection: Connection, *, plan_id: str, status: str, after: str, limit: int) -> list[Account]:
     """Accounts by id from beyond `after` on; an empty filter is none. By primary key, or `accounts_by_plan`."""
     statement = _SELECT_ACCOUNT.where(accounts.c.account_id > after).order_by(accounts.c.account_id).limit(limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import grpc
@@ -22,6 +22,8 @@ from services.subscriptions.model.delivery import GrantCredit, MoveCycle, OpenLe
 from services.subscriptions.model.plan import limit_id
 
 _log = get_logger(__name__)
+
+_PAGE_SIZE = 1000
 
 
 def _moment(stamp: Timestamp) -> datetime:
@@ -180,6 +182,18 @@ class LedgerClient:
             remote = RemoteError.from_rpc(error)
             _log.warning("not known whether the account is closed", account_id=account_id, code=remote.code.name)
             return False
+
+    def closed_accounts(self) -> Iterator[list[str]]:
+        """All accounts that were ever closed, by id, a page at a time. Raises grpc.RpcError."""
+        page_token = ""
+        while True:
+            request = ledger_pb.ListAccountsRequest(status="closed", page_size=_PAGE_SIZE, page_token=page_token)
+            answer = self._accounts.ListAccounts(request)
+            if answer.accounts:
+                yield [account.account_id for account in answer.accounts]
+            page_token = answer.next_page_token
+            if not page_token:
+                return
 
     def limits(self, account_id: str, scope: str) -> list[LimitUse]:
         """An account's limits of one scope."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from services.subscriptions.clients import PlanCatalogue
+from services.subscriptions.clients import LedgerClient, PlanCatalogue
 from services.subscriptions.clock import Clock
 from services.subscriptions.settings import Settings
 from services.subscriptions.stripe.application import Application
@@ -40,7 +40,14 @@ class EventParts:
 
     @classmethod
     def over(
-        cls, engine: Engine, access: StripeAccess, plans: PlanCatalogue, settings: Settings, clock: Clock
+        cls,
+        engine: Engine,
+        access: StripeAccess,
+        plans: PlanCatalogue,
+        ledger: LedgerClient,
+        settings: Settings,
+        *,
+        clock: Clock,
     ) -> EventParts:
         """The parts over these."""
         reader = StripeReader(access)
@@ -54,7 +61,7 @@ class EventParts:
             reader,
             Gathering(reader, plans, seconds=_GATHER_SECONDS),
             Effects(grace_days=settings.grace_days),
-            renewals=Renewals(access, reader, enabled=settings.stripe_collect_renewals),
+            renewals=Renewals(access, reader, ledger, enabled=settings.stripe_collect_renewals),
             clock=clock,
         )
         return cls(

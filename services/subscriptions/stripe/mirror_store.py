@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from services.subscriptions.model.delivery import GrantCredit, ReverseGrant
 from services.subscriptions.stripe.model import CreditPart, Mirror, Payment
 from services.subscriptions.stripe.tables import stripe_customers, stripe_grants, stripe_payments, subscriptions
+from services.subscriptions.tables import accounts
 
 _PART_COLUMNS = [column for column in stripe_grants.columns if column.name != "transaction_id"]
 _MAX_KNOWN = 1000
@@ -88,6 +89,19 @@ def accounts_to_look_at(connection: Connection, now: datetime, *, limit: int) ->
         select(subscriptions.c.account_id)
         .where(subscriptions.c.look_at <= now)
         .order_by(subscriptions.c.look_at)
+        .limit(limit)
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def closed_and_subscribed(connection: Connection, *, after: str, limit: int) -> list[str]:
+    """Closed accounts that Stripe has a subscription of, by id from beyond `after` on. Reads one row an account."""
+    kept, account = subscriptions.c, accounts.c
+    statement = (
+        select(kept.account_id)
+        .join(accounts, account.account_id == kept.account_id)
+        .where(account.status == "closed", kept.status.not_in(("canceled", "incomplete")), kept.account_id > after)
+        .order_by(kept.account_id)
         .limit(limit)
     )
     return list(connection.execute(statement).scalars())

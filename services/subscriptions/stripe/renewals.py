@@ -13,6 +13,7 @@ import stripe
 from prometheus_client import Counter
 
 from services.kit.logs import get_logger
+from services.subscriptions.clients import LedgerClient
 from services.subscriptions.errors import PaymentFailed, PaymentMethodMissing, StripeUnavailable, SubscriptionsError
 from services.subscriptions.model.account import Account
 from services.subscriptions.stripe.client import StripeAccess, stripe_errors
@@ -48,11 +49,12 @@ class Outcome(Enum):
 
 
 class Renewals:
-    """Collects; `enabled` False: leaves all to Stripe."""
+    """Collects; `enabled` False: leaves all to Stripe. The ledger is asked whether the account is closed by now."""
 
-    def __init__(self, access: StripeAccess, reader: StripeReader, *, enabled: bool) -> None:
+    def __init__(self, access: StripeAccess, reader: StripeReader, ledger: LedgerClient, *, enabled: bool) -> None:
         self._access = access
         self._reader = reader
+        self._ledger = ledger
         self._enabled = enabled
 
     def collect_waiting(self, account: Account, seen: Seen) -> Outcome | None:
@@ -63,7 +65,9 @@ class Renewals:
         found = seen.subscription
         if not self._enabled or found is None or not found.renewal_id or not found.in_force or not account.may_call:
             return None
-        return self._collect(account.account_id, found.renewal_id) if _sells_credit(seen, found) else None
+        if not _sells_credit(seen, found) or self._ledger.is_closed(account.account_id):
+            return None
+        return self._collect(account.account_id, found.renewal_id)
 
     def _collect(self, account_id: str, invoice_id: str) -> Outcome:
         try:

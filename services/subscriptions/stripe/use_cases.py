@@ -13,6 +13,7 @@ from services.subscriptions.stripe import mirror_store, request_store
 from services.subscriptions.stripe.application import Application
 from services.subscriptions.stripe.changes import PlanChanges, Wish
 from services.subscriptions.stripe.checkout import Checkout, ReturnUrls
+from services.subscriptions.stripe.closing import Closing
 from services.subscriptions.stripe.current import SubscriptionView
 from services.subscriptions.stripe.invoices import Invoices
 from services.subscriptions.stripe.metered_items import MeteredItems
@@ -28,6 +29,7 @@ _APPLIED_WITHIN_SECONDS = 2.0
 _DELETED_AT_ONCE = 1000
 _UPKEEP_SECONDS = 60.0
 _FOLLOW_SECONDS = 30.0
+_CLOSED_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class StripeUseCases:
     invoices: Invoices
     recharges: AutoRecharges
     metered_items: MeteredItems
+    closing: Closing
 
     @classmethod
     def over(cls, parts: StripeParts, application: Application, settings: Settings) -> StripeUseCases:
@@ -55,6 +58,7 @@ class StripeUseCases:
             Invoices(parts),
             AutoRecharges(parts, application, pause_seconds=settings.recharge_seconds),
             MeteredItems(parts),
+            Closing(parts, application),
         )
 
     def kept_subscription(self, account_id: str) -> Mirror | None:
@@ -106,4 +110,5 @@ class StripeUseCases:
         if configured:
             found.append(ScheduledJob("auto-recharge", self.recharges.look_next, settings.poll_seconds))
             found.append(ScheduledJob("metered-items", self.metered_items.look, _FOLLOW_SECONDS))
+            found.append(ScheduledJob("closed-accounts", self.closing.look, _CLOSED_SECONDS))
         return found

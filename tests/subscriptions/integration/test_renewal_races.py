@@ -87,7 +87,7 @@ def test_workers_at_once_without_a_lease_charge_once(told, draft):
         customer_id = mirror_store.customer_of(connection, "acme")
     seen = Gathering(reader, parts.plans, seconds=20).gather(account, customer_id, (), ())
     assert seen.subscription.renewal_id == draft.id
-    renewals = Renewals(parts.stripe, reader, enabled=True)
+    renewals = Renewals(parts.stripe, reader, parts.ledger, enabled=True)
     with ThreadPoolExecutor(8) as pool:
         outcomes = [pool.submit(renewals.collect_waiting, account, seen) for _ in range(8)]
     assert {done.result().value for done in outcomes} <= {"collected", "overtaken", "later", "refused"}

@@ -93,6 +93,7 @@ class FakeLedger(
         self.usage = []  # sums of usage, as they are asked for
         self.records = []  # what the usage feed gives; a cursor is how many have been given
         self.refuse = {}  # kind of operation → google.rpc.Status
+        self.page_size = 1000
         self.applied = []  # (account, what) in the order it took effect
 
     def serve(self):
@@ -201,6 +202,16 @@ class FakeLedger(
                 context.abort(grpc.StatusCode.NOT_FOUND, "no such account")
             status = self.books[request.account_id]["status"]
             return ledger_resources.Account(account_id=request.account_id, status=status)
+
+    def ListAccounts(self, request, context):
+        with self.call("ListAccounts", request, context):
+            found = sorted(a for a, book in self.books.items() if book["status"] == request.status)
+            rest = [account_id for account_id in found if account_id > request.page_token]
+            page = rest[: self.page_size]
+            return ledger_pb.ListAccountsResponse(
+                accounts=[ledger_resources.Account(account_id=a, status=request.status) for a in page],
+                next_page_token=page[-1] if len(rest) > len(page) else "",
+            )
 
     def GetBalance(self, request, context):
         with self.call("GetBalance", request, context):

@@ -1,0 +1,89 @@
+"""Owns that an account which the ledger has closed is charged for nothing more: its subscriptions end at Stripe.
+
+The ledger calls nobody, so it is asked. What was used and is not billed yet is not billed: who wants that ends the
+subscription before the account. Asked as often as there is something to end, Stripe ends each subscription once.
+"""
+
+from __future__ import annotations
+
+import stripe
+from prometheus_client import Counter
+
+from services.kit.logs import get_logger
+from services.subscriptions import store
+from services.subscriptions.errors import SubscriptionsError
+from services.subscriptions.stripe import mirror_store
+from services.subscriptions.stripe.application import Application
+from services.subscriptions.stripe.client import stripe_errors
+from services.subscriptions.stripe.parts import StripeParts
+
+_log = get_logger(__name__)
+
+_AT_ONCE = 100
+_MOST_DRAFTS = 100
+
+_ENDED = Counter(
+    "tollkeeper_subscriptions_of_closed_accounts",
+    "Subscriptions of accounts that the ledger has closed, by what became of them: ended, or failed to be",
+    ["outcome"],
+)
+
+
+class Closing:
+    """Learns of closed accounts, and ends what they subscribe to. Any number of these are safe side by side."""
+
+    def __init__(self, parts: StripeParts, application: Application) -> None:
+        self._parts = parts
+        self._application = application
+
+    def look(self) -> bool:
+        """The job: False, there is no more until later. Raises grpc.RpcError where the ledger does not answer."""
+        for account_ids in self._parts.ledger.closed_accounts():
+            with self._parts.engine.begin() as connection:
+                learned = store.close_accounts(connection, account_ids)
+            for account_id in learned:
+                _log.info("the ledger has closed the account", account_id=account_id)
+        after = ""
+        while True:
+            with self._parts.engine.connect() as connection:
+                accounts = mirror_store.closed_and_subscribed(connection, after=after, limit=_AT_ONCE)
+            for account_id in accounts:
+                self._end_quietly(account_id)
+            if len(accounts) < _AT_ONCE:
+                return False
+            after = accounts[-1]
+
+    def _end_quietly(self, account_id: str) -> None:
+        try:
+            self._end(account_id)
+        except SubscriptionsError as error:
+            _ENDED.labels("failed").inc()
+            _log.error("a closed account is still subscribed at Stripe", account_id=account_id, reason=error.reason)
+
+    def _end(self, account_id: str) -> None:
+        customer_id = self._parts.stripe_customers.find(account_id)
+        subscription = self._parts.current.find(customer_id) if customer_id is not None else None
+        if subscription is not None:
+            with stripe_errors("end a closed account's subscription", account_id=account_id):
+                self._stop_drafts(subscription)
+                self._cancel(subscription)
+            _ENDED.labels("ended").inc()
+            _log.warning("a closed account is subscribed no more", account_id=account_id, subscription=subscription.id)
+        # A further subscription, should there be one, is found by this; it ends the next time.
+        self._application.refresh_quietly(account_id, self._parts.clock())
+
+    def _stop_drafts(self, subscription: stripe.Subscription) -> None:
+        """Keep Stripe from collecting what it has drafted: with the end it stops collecting only what is final."""
+        invoices = self._parts.access.client.v1.invoices
+        listed = invoices.list(params={"subscription": subscription.id, "status": "draft", "limit": _MOST_DRAFTS})
+        for draft in listed.data:
+            if draft.auto_advance:
+                invoices.update(draft.id, params={"auto_advance": False})
+
+    def _cancel(self, subscription: stripe.Subscription) -> None:
+        subscriptions = self._parts.access.client.v1.subscriptions
+        try:
+            subscriptions.cancel(subscription.id, params={"invoice_now": False, "prorate": False})
+        except stripe.InvalidRequestError:  # somebody else was quicker
+            if subscriptions.retrieve(subscription.id).status != "canceled":
+                raise
