@@ -29,13 +29,17 @@ class StripeCustomers:
     def ensure(self, account: Account) -> str:
         """The customer's id, made now if need be. Raises what `stripe_errors` says, StripeNotConfigured.
 
-        Two that make it at once get the same one from Stripe, by the idempotency key. That is another one every ten
+        One that was deleted at Stripe's dashboard is a customer no more, though no event has told of it yet. Two that make it at once get the same one from Stripe, by the idempotency key. That is another one every ten
         minutes: a fault of Stripe's is the answer to a key for a day, and nobody could buy anything so long. Should two
         be made, the first that is kept here is the customer, and nothing is ever asked for the other.
         """
         known = self.find(account.account_id)
-        if known is not None:
+        if known is not None and not self._is_deleted(known):
             return known
+        if known is not None:
+            with self._engine.begin() as connection:
+                mirror_store.end_customer(connection, known)
+                mirror_store.look_by(connection, account.account_id, self._clock())
         with self._engine.connect() as connection:
             number = request_store.count_customers(connection, account.account_id) + 1
         # Looked for again after the counting: one made between the two would make the number that of a further one.
@@ -48,6 +52,11 @@ class StripeCustomers:
         kept = self.find(account.account_id)
         assert kept is not None
         return kept
+
+    def _is_deleted(self, customer_id: str) -> bool:
+        with stripe_errors("read a customer", customer=customer_id):
+            found = self._access.client.v1.customers.retrieve(customer_id)
+        return bool(getattr(found, "deleted", False))
 
     def _make(self, account: Account, number: int) -> stripe.Customer:
         params: stripe.params.CustomerCreateParams = {

@@ -268,6 +268,8 @@ class AutoRecharges:
         client = self._parts.access.client
         with stripe_errors("read the payment methods", customer=customer_id):
             customer = client.v1.customers.retrieve(customer_id)
+            if getattr(customer, "deleted", False):  # nothing further can be asked about it
+                return None
             settings = customer.invoice_settings if "invoice_settings" in customer else None
             if settings is not None and settings.default_payment_method:
                 return _id(settings.default_payment_method)
