@@ -6,10 +6,15 @@ A move that is paid at once is made as of the second for which it was shown (`pr
 A move to a cheaper plan changes the price without proration; what is metered follows when the next period has begun
 (`metered_items`), since until then it is used under the dearer plan. What says that the dearer plan is kept until then
 is in the subscription's metadata, beside the plan that follows: so Stripe alone knows where an account stands.
+
+Moves of one account are made one after the other, each from where the one before it has ended.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +23,7 @@ import stripe
 from services.subscriptions.errors import SubscriptionNotFound, SubscriptionUnmovable
 from services.subscriptions.model.account import Account
 from services.subscriptions.model.plan import METERED
-from services.subscriptions.stripe import names
+from services.subscriptions.stripe import events_store, names
 from services.subscriptions.stripe.catalogue import is_subscribable
 from services.subscriptions.stripe.checkout import require_subscribable
 from services.subscriptions.stripe.client import stripe_errors
@@ -35,6 +40,11 @@ from services.subscriptions.stripe.moves import Move, Position, is_above, move
 from services.subscriptions.stripe.parts import StripeParts
 from services.subscriptions.stripe.proration import Prorations, Standing, Target, begins_period
 from services.subscriptions.stripe.requests import Answered, Once
+
+# Longer than a move takes while Stripe is well; who dies in the middle of one holds up the next for no longer.
+_LEASE_SECONDS = 60.0
+_WAIT_SECONDS = 5.0
+_RECHECK_SECONDS = 0.05
 
 # Statuses in which nothing is owed, so that a move can be paid.
 _MOVABLE = frozenset({"active", "trialing"})
@@ -76,19 +86,20 @@ class PlanChanges:
         self._cancel = Once(parts.engine, "cancellation", Settled, SubscriptionView)
 
     def update(self, account_id: str, wish: Wish, request_id: str) -> Answered[SubscriptionView]:
-        """Move a subscription, or take its end back.
+        """Move a subscription, or take its end back; waits for another move of the account.
 
         Raises AccountNotFound, AccountStopped, SubscriptionNotFound, SubscriptionUnmovable, PlanNotFound, PlanRetired,
         PlanNotSubscribable, InvalidArgument, StripeCatalogueMissing, PaymentFailed, IdempotencyConflict and what
         `stripe_errors` says; grpc.RpcError where pricing does not answer.
         """
-        return self._update.make(
-            account_id,
-            request_id,
-            (wish.plan_id, wish.interval, wish.resume),
-            settle=lambda: self._settle_update(account_id, wish),
-            ask=lambda settled, key: self._carry_out(account_id, settled, key),
-        )
+        with self._one_at_a_time(account_id):
+            return self._update.make(
+                account_id,
+                request_id,
+                (wish.plan_id, wish.interval, wish.resume),
+                settle=lambda: self._settle_update(account_id, wish),
+                ask=lambda settled, key: self._carry_out(account_id, settled, key),
+            )
 
     def cancel(self, account_id: str, *, now: bool, request_id: str) -> Answered[SubscriptionView]:
         """End a subscription, now or with the period that is paid for; a closed account's too. Raises as `update`."""
@@ -160,6 +171,26 @@ class PlanChanges:
             found = client.v1.subscriptions.retrieve(subscription_id, params={"expand": ["latest_invoice"]})
         invoice = found.latest_invoice
         return (invoice.hosted_invoice_url or "") if isinstance(invoice, stripe.Invoice) else ""
+
+    @contextmanager
+    def _one_at_a_time(self, account_id: str) -> Iterator[None]:
+        """Move nothing else of the account meanwhile. Raises SubscriptionUnmovable: to be asked again soon."""
+        ends = time.monotonic() + _WAIT_SECONDS
+        while True:
+            with self._parts.engine.begin() as connection:
+                lease = events_store.lease_moves(connection, account_id, lease_seconds=_LEASE_SECONDS)
+            if lease is not None:
+                break
+            if time.monotonic() >= ends:
+                raise SubscriptionUnmovable(
+                    "another move is being made: ask again in a minute", retry_after_seconds=_LEASE_SECONDS
+                )
+            time.sleep(_RECHECK_SECONDS)
+        try:
+            yield
+        finally:
+            with self._parts.engine.begin() as connection:
+                events_store.end_lease(connection, lease)
 
     # Settling what Stripe is asked
 

@@ -29,9 +29,10 @@ class StripeCustomers:
     def ensure(self, account: Account) -> str:
         """The customer's id, made now if need be. Raises what `stripe_errors` says, StripeNotConfigured.
 
-        One that was deleted at Stripe's dashboard is a customer no more, though no event has told of it yet. Two that make it at once get the same one from Stripe, by the idempotency key. That is another one every ten
-        minutes: a fault of Stripe's is the answer to a key for a day, and nobody could buy anything so long. Should two
-        be made, the first that is kept here is the customer, and nothing is ever asked for the other.
+        One that was deleted at Stripe's dashboard is a customer no more, though no event has told of it yet. Two that
+        make it at once get the same one from Stripe, by the idempotency key. That is another one every ten minutes: a
+        fault of Stripe's is the answer to a key for a day, and nobody could buy anything so long. Should two be made,
+        the first that is kept here is the customer, and nothing is ever asked for the other.
         """
         known = self.find(account.account_id)
         if known is not None and not self._is_deleted(known):

@@ -19,7 +19,10 @@ _STORED = [stripe_events.c[name] for name in StoredEvent.__slots__]
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to apply what Stripe says of an account, until it lapses or another one has a higher `number`."""
+    """The right to apply what Stripe says of an account, or to move its subscription.
+
+    Until it lapses, or another one has a higher `number`.
+    """
 
     account_id: str
     number: int
@@ -155,6 +158,11 @@ def lease_account(connection: Connection, account_id: str, *, lease_seconds: flo
     """Lease an account; None while another one has it."""
     row = connection.execute(_LEASE_ACCOUNT, {"lease_seconds": lease_seconds, "account_id": account_id}).first()
     return Lease(row.account_id, row.number) if row is not None else None
+
+
+def lease_moves(connection: Connection, account_id: str, *, lease_seconds: float) -> Lease | None:
+    """Lease the moves of an account's subscription; None while another one has them. No account's id has a space."""
+    return lease_account(connection, f"moves of {account_id}", lease_seconds=lease_seconds)
 
 
 _END_LEASE = text("UPDATE stripe_leases SET leased_until = now() WHERE account_id = :account_id AND number = :number")

@@ -39,7 +39,8 @@ stripe_events = Table(
     Index("stripe_events_by_time", "received_at", "event_id"),
 )
 
-# One at a time applies what Stripe says of an account. `number` rises with each lease: who comes late finds another.
+# One at a time applies what Stripe says of an account, and one at a time moves its subscription (`moves of …`).
+# `number` rises with each lease: who comes late finds another.
 stripe_leases = Table(
     "stripe_leases",
     metadata,

@@ -1,6 +1,9 @@
 """Commands that follow one another at once: each finds the account where the one before it has left it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+from subscriptions_peers import eventually
 from subscriptions_shop import own_price
 from tollkeeper.subscriptions.v1 import billing_service_pb2 as pb
 from tollkeeper.subscriptions.v1 import operator_service_pb2 as operator_pb
@@ -71,3 +74,27 @@ def test_move_that_is_repeated_takes_back_no_later_one(shop, older):
     error = acme.update_refused(plan=older, request_id="r1")
     assert error.reason == "SUBSCRIPTION_UNMOVABLE"
     assert (own_price(acme.subscription), acme.charged(), len(acme.invoices())) == ("tk:business:1:month", paid, 2)
+
+
+def test_move_asked_for_while_another_is_made_begins_where_that_one_ends(shop):
+    """On its way to Stripe is a move down; what is paid for meanwhile is not given up for what was paid before."""
+    acme = shop.customer()
+    acme.subscribe("professional")
+    shop.sandbox.fault("slow", "/v1/subscriptions/*", delay_ms=1500)
+    with ThreadPoolExecutor(1) as pool:
+        down = pool.submit(acme.update, plan="starter", request_id="down")
+        eventually(lambda: not shop.sandbox.call("GET", "/sandbox/faults")["faults"])
+        up = acme.update(plan="business", request_id="up")
+        assert down.result().pending_plan == "starter"
+    assert (up.plan, up.pending_plan) == ("business", "")
+    now = acme.ask(acme.billing.GetSubscription, pb.GetSubscriptionRequest())
+    assert (now.plan, own_price(acme.subscription)) == ("business", "tk:business:1:month")
+
+
+def test_move_left_in_the_middle_keeps_others_waiting_for_no_longer_than_it_may_last(shop, database):
+    acme = shop.customer()
+    acme.subscribe("starter")
+    database.rows(
+        "INSERT INTO stripe_leases VALUES (:name, 1, now() + interval '1 second')", name=f"moves of {acme.account_id}"
+    )
+    assert acme.update(plan="professional").plan == "professional"
