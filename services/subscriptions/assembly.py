@@ -21,6 +21,7 @@ from services.subscriptions.metering.jobs import metering_jobs
 from services.subscriptions.metering.reporting import MeterReporter
 from services.subscriptions.metering.service import BillingRecords, Metering
 from services.subscriptions.metering.servicer import MeteringServicer
+from services.subscriptions.metering.standing import LedgerStandings
 from services.subscriptions.metering.stripe_meters import StripeMeterReporter
 from services.subscriptions.reports.service import Reports
 from services.subscriptions.reports.servicer import ReportServicer
@@ -82,7 +83,13 @@ class Subscriptions:
             meter_reporter = StripeMeterReporter(self.stripe.client)
         self.meter_reporter = meter_reporter
         self.metering = Metering(
-            self.engine, self.customers, self.plans, self.counters, billing=self.billing_records, clock=clock
+            self.engine,
+            self.customers,
+            self.plans,
+            self.counters,
+            billing=self.billing_records,
+            standings=LedgerStandings(ledger),
+            clock=clock,
         )
         self.billing = Billing(self.customers, self.plans, pricing, ledger, self.metering, clock=clock)
         usage = LedgerUsage(ledger_channel)

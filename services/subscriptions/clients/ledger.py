@@ -176,12 +176,17 @@ class LedgerClient:
 
     def is_closed(self, account_id: str) -> bool:
         """Whether an account was closed, as far as the ledger can be asked now and knows the account."""
+        return self.status(account_id) == "closed"
+
+    def status(self, account_id: str, *, timeout_seconds: float | None = None) -> str:
+        """`open`, `suspended` or `closed`; empty where the ledger cannot be asked now or does not know the account."""
+        request = ledger_pb.GetAccountRequest(account_id=account_id)
         try:
-            return self._accounts.GetAccount(ledger_pb.GetAccountRequest(account_id=account_id)).status == "closed"
+            return str(self._accounts.GetAccount(request, timeout=timeout_seconds).status)
         except grpc.RpcError as error:
             remote = RemoteError.from_rpc(error)
-            _log.warning("not known whether the account is closed", account_id=account_id, code=remote.code.name)
-            return False
+            _log.warning("the ledger does not say what the account is", account_id=account_id, code=remote.code.name)
+            return ""
 
     def closed_accounts(self) -> Iterator[list[str]]:
         """All accounts that were ever closed, by id, a page at a time. Raises grpc.RpcError."""

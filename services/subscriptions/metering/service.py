@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from fractions import Fraction
 from typing import Protocol
@@ -31,6 +31,7 @@ from services.subscriptions.metering.model import (
     is_stopped,
     quota_terms,
 )
+from services.subscriptions.metering.standing import LedgerStandings
 from services.subscriptions.model.account import Account
 from services.subscriptions.model.cycle import Cycle
 from services.subscriptions.service.customers import Customers
@@ -113,6 +114,7 @@ class Metering:
         counters: UseCounters,
         *,
         billing: BillingRecords,
+        standings: LedgerStandings,
         clock: Clock = utc_now,
     ) -> None:
         self._engine = engine
@@ -120,6 +122,7 @@ class Metering:
         self._plans = plans
         self._counters = counters
         self._billing = billing
+        self._standings = standings
         self._clock = clock
 
     def emit(self, account_id: str, events: Sequence[UsageEvent]) -> Emitted:
@@ -177,6 +180,9 @@ class Metering:
     def check(self, account_id: str, metric: str, quantity: int) -> Verdict:
         """Whether so much more of a metric may be used. Raises AccountNotFound."""
         account = self._customers.get(account_id)
+        stopped = self._standings.of(account_id)
+        if is_stopped(stopped):
+            account = replace(account, status=stopped)
         terms = self._terms(account, metric)
         quota, cap, source = None, "", "plan"
         if terms is not None:

@@ -259,6 +259,28 @@ def test_suspended_account_is_told_so(suite):
     assert suite.check("api_calls")[0].reason == "ACCOUNT_STOPPED"
 
 
+@pytest.mark.parametrize("status", ["suspended", "closed"])
+def test_account_that_the_ledger_alone_has_stopped_is_told_so(suite, ledger, status):
+    suite.create("metered-standard")
+    assert suite.allows("api_calls", 1)
+    ledger.books["acme"]["status"] = status
+    eventually(lambda: not suite.allows("api_calls", 1))
+    refusal = suite.check("api_calls")[0]
+    assert (refusal.reason, refusal.metadata["status"]) == ("ACCOUNT_STOPPED", status)
+    ledger.books["acme"]["status"] = "open"
+    eventually(lambda: suite.allows("api_calls", 1))
+
+
+def test_ledger_is_asked_of_an_account_once_a_second_and_needs_no_answer(suite, ledger):
+    suite.create("metered-standard")
+    assert all(suite.allows("api_calls", 1) for _ in range(20))
+    assert len(ledger.named("GetAccount")) < 20
+    ledger.down = True
+    suite.create("metered-standard", "beta")
+    request = pb.CheckQuotaRequest(account_id="beta", metric="api_calls", quantity=1)
+    assert suite.service(suite.service.metering.CheckQuota, request).allowed
+
+
 # Gauges
 
 

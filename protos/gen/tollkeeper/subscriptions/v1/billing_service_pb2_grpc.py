@@ -693,7 +693,8 @@ class MeteringServiceServicer:
     def CheckQuota(self, request, context):
         """Whether more of a metric may be used. Answers with headers `x-quota-metric`, `x-quota-limit`, `x-quota-remaining`,
         `x-quota-reset` (in seconds since 1970).
-        Errors: RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) for a hard cap.
+        Errors: RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) for a hard cap; PERMISSION_DENIED (ACCOUNT_STOPPED) for an account that
+        is suspended or closed, within a second of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

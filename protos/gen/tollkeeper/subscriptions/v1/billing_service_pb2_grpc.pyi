@@ -219,7 +219,8 @@ class MeteringServiceStub:
     CheckQuota: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.CheckQuotaRequest, _billing_service_pb2.CheckQuotaResponse]
     """Whether more of a metric may be used. Answers with headers `x-quota-metric`, `x-quota-limit`, `x-quota-remaining`,
     `x-quota-reset` (in seconds since 1970).
-    Errors: RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) for a hard cap.
+    Errors: RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) for a hard cap; PERMISSION_DENIED (ACCOUNT_STOPPED) for an account that
+    is suspended or closed, within a second of it.
     """
 
 @_typing.type_check_only
@@ -238,7 +239,8 @@ class MeteringServiceAsyncStub(MeteringServiceStub):
     CheckQuota: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.CheckQuotaRequest, _billing_service_pb2.CheckQuotaResponse]  # type: ignore[assignment]
     """Whether more of a metric may be used. Answers with headers `x-quota-metric`, `x-quota-limit`, `x-quota-remaining`,
     `x-quota-reset` (in seconds since 1970).
-    Errors: RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) for a hard cap.
+    Errors: RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) for a hard cap; PERMISSION_DENIED (ACCOUNT_STOPPED) for an account that
+    is suspended or closed, within a second of it.
     """
 
 class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -274,7 +276,8 @@ class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_billing_service_pb2.CheckQuotaResponse, _abc.Awaitable[_billing_service_pb2.CheckQuotaResponse]]:
         """Whether more of a metric may be used. Answers with headers `x-quota-metric`, `x-quota-limit`, `x-quota-remaining`,
         `x-quota-reset` (in seconds since 1970).
-        Errors: RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) for a hard cap.
+        Errors: RESOURCE_EXHAUSTED (QUOTA_EXCEEDED) for a hard cap; PERMISSION_DENIED (ACCOUNT_STOPPED) for an account that
+        is suspended or closed, within a second of it.
         """
 
 def add_MeteringServiceServicer_to_server(servicer: MeteringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
