@@ -251,8 +251,9 @@ _LEVEL_BEFORE = """
     ORDER BY at DESC, level DESC LIMIT 1
 """
 # Whole hours by `usage_hours`, the rest of the first and last one by `usage_minutes`, and what waits to be aggregated:
-# one statement, so one moment; an event is seen once, be it aggregated or not. By primary keys and
-# `usage_events_waiting_of_account`; at most some 870 rows a metric, and what waits.
+# one statement, so one moment; an event is seen once, be it aggregated or not. And what a move at once has carried into
+# the cycle that it began: Stripe was told of it as of then, and bills it there. By primary keys and
+# `usage_events_waiting_of_account`; at most some 870 rows a metric, a day's reports, and what waits.
 _USE = text(
     """
     WITH wanted AS (SELECT metric, metric = ANY(:gauges) AS is_gauge FROM unnest(CAST(:metrics AS text[])) AS metric),
@@ -268,7 +269,12 @@ _USE = text(
         UNION ALL
         SELECT metric, quantity, 0 FROM usage_events
         WHERE NOT aggregated AND account_id = :account_id AND metric = ANY(:metrics)
-          AND occurred_at >= :start AND occurred_at < :end),
+          AND occurred_at >= :start AND occurred_at < :end
+        UNION ALL
+        SELECT metric, 0, value FROM meter_reports
+        WHERE account_id = :account_id AND metric = ANY(:metrics) AND metric <> ALL(:gauges)
+          AND window_start >= CAST(:start AS timestamptz) - interval '1 day' AND window_start < :start
+          AND stamped_at >= :start),
     sums AS (
         SELECT metric, sum(emitted) AS emitted, sum(proxied) AS proxied, max(emitted) AS peak
         FROM parts GROUP BY metric)

@@ -189,6 +189,26 @@ def test_use_that_stripe_is_told_after_a_move_at_once_is_billed_by_the_period_it
     assert acme.charged()[2:] == [49_900 + 11_000 * AGENTS // 2 // CENT]
 
 
+def test_quota_shows_what_a_move_carries_into_the_period_that_bills_it(shop, acme, report, known):
+    acme.subscribe("metered-standard")
+    known(acme)
+    shop.later(days=10)
+    emit(acme, 60_000)
+    shop.later(minutes=1)
+    acme.update(plan="metered-enterprise")
+    shop.later(minutes=5)
+    emit(acme, 1000)
+    shop.later(minutes=5)
+    report()
+    quotas = acme.ask(acme.caller.metering.ListQuotas, pb.ListQuotasRequest()).quotas
+    (agents,) = [quota for quota in quotas if quota.metric == "agent_executions"]
+    assert (agents.used, agents.overage, agents.overage_nanos) == (61_000, 11_000, 11_000 * AGENTS // 2)
+    shop.later(days=32)
+    assert acme.charged()[2:] == [49_900 + agents.overage_nanos // CENT]
+    quotas = acme.ask(acme.caller.metering.ListQuotas, pb.ListQuotasRequest()).quotas
+    assert not any(quota.used for quota in quotas), "carried into one period, and no further"
+
+
 def test_use_before_a_metered_plan_was_paid_is_not_billed_by_it(shop, acme, report, known):
     """The same minutes, on a plan that nobody pays for: what it includes is free."""
     acme = shop.customer("free", plan="metered-free")
