@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
@@ -89,6 +90,7 @@ class Call:
     held_output_tokens: int = MAX_CAP
     held_until: float = 0.0
     extensions: int = 0
+    _estimate: rating.Usage | None = None
 
     def __post_init__(self) -> None:
         self.provider = self.asked.provider
@@ -105,15 +107,25 @@ class Call:
         self.attempt += 1
         self.request, self.provider, self.reader = request, provider, request.reader()
 
+    async def count(self) -> None:
+        """Count what was used, of a call that has ended, where the provider has not: in a thread, for it may take long.
+
+        Two million characters take the tokenizer up to some seconds, in which nobody else's call would go on.
+        """
+        if self.reader.usage is None:
+            self._estimate = await asyncio.to_thread(self._estimated)
+
     def counted(self) -> rating.Usage:
-        """What was used: the provider's count, else an estimate, never of nothing nor of more than is held.
+        """What was used: the provider's count, else an estimate."""
+        return self.reader.usage or self._estimate or self._estimated()
+
+    def _estimated(self) -> rating.Usage:
+        """What was used as it is estimated: never nothing nor more than is held.
 
         A provider sends at least a token in each piece of a stream, so there are at least as many as pieces. What it
         said above its cap without counting it, nobody has asked for, and there is no money for it.
         """
         reader = self.reader
-        if reader.usage is not None:
-            return reader.usage
         known = reader.partial or rating.Usage(input_tokens=min(self._estimated_input(), self.held_input_tokens))
         if not self.request.choices:
             return known

@@ -307,12 +307,13 @@ class Life:
         call, admitted = self._call, self._admitted
         if not call.hold_open or admitted is None:
             return None
-        call.hold_open = False
         if not call.reader.owed:
+            call.hold_open = False
             call.quotas = ()  # they were told with this hold in them
             await self._parts.settlements.release(call.key.account_id, call.hold_id, "the call was not answered")
             return None
-        self._billed = True
+        await call.count()
+        call.hold_open, self._billed = False, True
         request = settlement(call, admitted, status)
         return self._settled(request, await self._parts.settlements.settle(request))
 
@@ -385,6 +386,7 @@ class Life:
         assert admitted is not None
         if not call.reader.owed:
             return await self._end_hold(FAILED)
+        await call.count()
         request = settlement(call, admitted, OK)
         settled = Settled(call.hold_id, request.amount_nanos, None)
         told = _with_credits(body, settled) if call.asked.credits_in_body else body

@@ -1,6 +1,8 @@
 """What a provider has made and bills is billed, whatever it says of it and whatever becomes of its answer here."""
 
+import asyncio
 import gzip
+import threading
 
 import orjson
 import pytest
@@ -11,6 +13,7 @@ from proxy_wire import ask, every_provider
 from tollkeeper.proxy.v1 import generate_service_pb2 as generate_pb
 from tollkeeper.proxy.v1 import generate_service_pb2_grpc
 
+from services.proxy.formats import tokens
 from services.proxy.sse import event_of
 
 MULTIPLIER = 1.5
@@ -264,3 +267,25 @@ async def test_googles_list_of_errors_is_not_billed_and_the_fallback_is_asked(as
         await (await asked(provider, {}, fallbacks={"gpt-4o": ["openai/gpt-3.5-turbo"]}))
     assert [(bill.usage.model, bill.usage.input_tokens) for bill in ledger.bills] == [("gpt-3.5-turbo", 100)]
     assert not ledger.open_holds
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_counting_what_a_provider_did_not_count_keeps_nobody_waiting(start_proxy, ledger, monkeypatch, stream):
+    counting, others_went_on, waits = threading.Event(), threading.Event(), []
+    estimated = tokens.estimated
+
+    def slowly(model, texts):
+        counting.set()
+        waits.append(others_went_on.wait(5))
+        return estimated(model, texts)
+
+    monkeypatch.setattr("services.proxy.formats.tokens.estimated", slowly)
+    proxy = await start_proxy()
+    key = (await proxy.make_key()).key
+    uncounted = asyncio.create_task(proxy.chat(key, text="[[sandbox usage=none]]", stream=stream, max_tokens=64))
+    await asyncio.to_thread(counting.wait, 10)
+    await proxy.chat(key)
+    others_went_on.set()
+    await uncounted
+    assert waits == [True, True]  # the input and the output, once each
+    assert [bill.usage.estimated for bill in ledger.bills] == [False, True]
