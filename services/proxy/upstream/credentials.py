@@ -1,8 +1,10 @@
 """Owns a provider's credentials: which of them is called next, what an attempt says about it, and what is logged.
 
 What one account's call meets may be due to what it asks: a header or a body that a provider answers with 401, a request
-that makes it fail. So it counts for that account alone, until calls of three accounts have met the like with no answer
-to anybody between them: then it counts for all. A provider that cannot be reached is so for everyone, at once.
+that makes it fail, one that is larger by itself than a rate limit. So it counts for that account alone, until calls of
+three accounts have met the like with no answer to anybody between them, nor in the five seconds before: then it counts
+for all. Three of many calls fail one after the other by chance, too, and are one customer's where that has three
+accounts. A provider that cannot be reached is so for everyone, at once.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from services.proxy.upstream.standing import Standing
 _log = get_logger(__name__)
 
 _WITNESSES = 3
+_LATELY_SECONDS = 5.0
 # Accounts with something of their own: of more, the one that was noted first is forgotten.
 _MOST_ACCOUNTS = 1024
 
@@ -54,6 +57,7 @@ class Credential(Generic[_K]):
         self._for_all = self._new()
         self._own: dict[str, Standing] = {}  # by account
         self._witnesses: dict[tuple[str, str], set[str]] = {}  # accounts, by what their calls have met, of which model
+        self._answered: dict[str, float] = {}  # when anybody was last, by model; empty: for any
         self._known = State.CLOSED
         self._told = False  # that the provider refuses it
         _STATE.labels(provider, str(number)).set_function(lambda: self._for_all.breaker.state(time.monotonic()))
@@ -70,7 +74,7 @@ class Credential(Generic[_K]):
         own = self._own.get(account) if self._own else None
         return (self._for_all,) if own is None else (own, self._for_all)
 
-    def _met(self, what: str, account: str, model: str = "") -> tuple[Standing, ...]:
+    def _met(self, now: float, what: str, account: str, model: str = "") -> tuple[Standing, ...]:
         """Note what a call of this account has met; for whom it counts."""
         if not account:
             return (self._for_all,)
@@ -81,8 +85,10 @@ class Credential(Generic[_K]):
             if len(self._own) >= _MOST_ACCOUNTS:
                 del self._own[next(iter(self._own))]
             self._own[account] = self._new()
-        own = self._own[account]
-        return (own,) if len(witnesses) < _WITNESSES else (own, self._for_all)
+        own, answered = self._own[account], self._answered.get(model)
+        if len(witnesses) < _WITNESSES or (answered is not None and now - answered < _LATELY_SECONDS):
+            return (own,)
+        return (own, self._for_all)
 
     def ready_in(self, now: float, model: str, account: str = "") -> float:
         """Seconds until it may be called for this model, 0 where it may be now."""
@@ -108,6 +114,7 @@ class Credential(Generic[_K]):
 
     def answered(self, now: float, model: str, account: str = "") -> None:
         """The provider is well and takes it."""
+        self._answered[model] = self._answered[""] = now
         if self._witnesses:
             self._witnesses = {met: who for met, who in self._witnesses.items() if met[1] not in {"", model}}
         for one in self._of(account):
@@ -118,6 +125,7 @@ class Credential(Generic[_K]):
 
     def busy(self, now: float, account: str = "") -> None:
         """The provider is well and takes it, but has had too many calls."""
+        self._answered[""] = now
         for what in ("failure", "rejection"):
             self._witnesses.pop((what, ""), None)
         self._well(now, account)
@@ -131,13 +139,13 @@ class Credential(Generic[_K]):
 
     def failed(self, now: float, account: str = "") -> None:
         """The provider was not reached, was silent, or failed."""
-        for one in self._met("failure", account):
+        for one in self._met(now, "failure", account):
             one.breaker.failed(now)
         self._tell(now)
 
     def rested(self, now: float, seconds: float, account: str = "") -> None:
         """The provider asks for a rest of so many seconds."""
-        for one in self._met("failure", account):
+        for one in self._met(now, "failure", account):
             one.rested(now, seconds)
         self._tell(now)
 
@@ -145,8 +153,7 @@ class Credential(Generic[_K]):
         """The provider has had too many calls for this model, and asks for a rest of so many seconds, or just for one.
 
         Its rate limits are mostly of one model each, so others are called on: one that is over its own says so itself.
-        They are of all who call it by this credential, so a rest that it asks for counts for all. Where it says only
-        that it was too much, it may have been this one call's size.
+        It may have been this one call's size, or all who call it by this credential: see above.
         """
         if not self.limited_for(now, model, account):
             _log.info(
@@ -157,12 +164,12 @@ class Credential(Generic[_K]):
                 seconds=seconds,
                 account_id=account,
             )
-        for one in (self._for_all,) if seconds is not None else self._met("limit", account, model):
+        for one in self._met(now, "limit", account, model):
             one.limited(now, model, seconds)
 
     def rejected(self, now: float, status: int, account: str = "") -> None:
         """The provider does not take it: it rests, then is tried with one call."""
-        for one in self._met("rejection", account):
+        for one in self._met(now, "rejection", account):
             one.rejected(now, self._refused_seconds)
         self._tell(now)
         self._tell_refused(status, account)
@@ -171,7 +178,7 @@ class Credential(Generic[_K]):
         """The provider takes it, but not for what was asked: others are tried first for a while."""
         for one in self._of(account):
             one.breaker.answered(now)
-        for one in self._met("denial", account):
+        for one in self._met(now, "denial", account):
             one.denied(now, self._refused_seconds)
         self._tell(now)
         self._tell_refused(status, account)

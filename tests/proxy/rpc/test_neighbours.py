@@ -16,6 +16,7 @@ FAULTS = {
     "a provider that is down for so long": "status=503 retry_after=60",
     "a connection that breaks": "fault=reset",
     "a rate limit of no length": "status=429",
+    "a rate limit for so long": "status=429 retry_after=60",
 }
 
 

@@ -84,3 +84,45 @@ def test_what_is_an_accounts_own_is_forgotten_with_its_next_answer(credentials):
     assert one._own
     one.answered(1, "m", "acme")
     assert not one._own
+
+
+def meets_a_failure(one, now, account):
+    one.failed(now, account)
+    one.rested(now, 60, account)
+
+
+MET = {
+    "a refusal": lambda one, now, account: one.rejected(now, 401, account),
+    "a failure with a rest": meets_a_failure,
+    "a limit": lambda one, now, account: one.limited(now, "m", 60, account),
+}
+
+
+@pytest.mark.parametrize("meets", MET.values(), ids=MET)
+def test_what_some_accounts_meet_while_others_are_answered_is_not_for_all(credentials, meets):
+    (one, _) = credentials._all
+    now = 0.0
+    for number in range(200):
+        one.answered(now, "m", "bob")
+        for account in ("a", "b", "c", "d"):
+            meets(one, now, f"{account}-{number}")
+        now += 4
+        assert one.ready_in(now, "m", "bob") == one.ready_in(now, "m", "carol") == 0
+
+
+@pytest.mark.parametrize("meets", MET.values(), ids=MET)
+def test_what_accounts_go_on_meeting_with_no_answer_to_anybody_is_for_all(credentials, meets):
+    (one, _) = credentials._all
+    one.answered(0, "m", "bob")
+    for now in range(1, 6):
+        meets(one, now, f"account-{now}")
+    assert one.ready_in(5, "m", "bob") > 50
+
+
+def test_answer_for_another_model_says_nothing_of_a_models_limit(credentials):
+    (one, _) = credentials._all
+    one.answered(0, "other", "bob")
+    for account in ("a", "b", "c"):
+        one.limited(1, "m", 60, account)
+    assert one.ready_in(1, "m", "bob") == 60
+    assert one.ready_in(1, "other", "bob") == 0
