@@ -13,6 +13,7 @@ Json = dict[str, Any]
 ADMIN = "envoy_admin"
 HEALTH_CHECK_SECONDS = 2
 MAX_RETRIES = 50
+STREAM_WINDOW_BYTES = 64 * 1024
 # What may wait for a connection to a service: HTTP/2 needs few, so a queue means that it is down.
 MAX_PENDING_REQUESTS = 1_000
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -37,8 +38,14 @@ def service(name: str, addresses: Sequence[Address], options: Options) -> Json:
             _HTTP_OPTIONS: {
                 "@type": "type.googleapis.com/" + _HTTP_OPTIONS,
                 "explicit_http_config": {
-                    # As long as services give each other (services/kit/channels.py): who is busy is not dead.
-                    "http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "10s"}},
+                    "http2_protocol_options": {
+                        # As long as services give each other (services/kit/channels.py): who is busy is not dead.
+                        "connection_keepalive": {"interval": "30s", "timeout": "10s"},
+                        # What a client does not read fills its stream's window, and counts in the connection's, which
+                        # is everybody's: so that one holds all of theirs. By default (16 and 24 MiB) two fill it.
+                        "initial_stream_window_size": STREAM_WINDOW_BYTES,
+                        "initial_connection_window_size": 2**31 - 1,
+                    },
                 },
             }
         },

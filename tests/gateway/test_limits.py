@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 
 import grpc
@@ -234,6 +235,37 @@ def test_every_connection_that_is_closed_for_load_is_counted_where_the_alert_loo
 # ---- memory
 
 MIB = 1024 * 1024
+
+
+def test_clients_that_do_not_read_their_answers_hold_up_no_other(make_gateway, services, eventually):
+    """All share few connections to a service, each with a window of its own."""
+    gateway = make_gateway()
+    passed = 0
+
+    async def answer(_request, _context):
+        nonlocal passed
+        for _ in range(20):
+            yield httpbody_pb2.HttpBody(content_type="text/event-stream", data=bytes(MIB))
+            passed += 1
+
+    services.answers[CHAT] = answer
+    with contextlib.ExitStack() as opened:
+        for _ in range(10):
+            client = opened.enter_context(socket.create_connection(("127.0.0.1", gateway.port), timeout=20))
+            client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
+            assert client.recv(1)
+
+        def stands():
+            before = passed
+            time.sleep(0.5)
+            return passed == before
+
+        eventually(stands)
+        memory = envoy.get(gateway.admin_port, "/memory")
+        statuses = [gateway("GET", "/v1/models").status for _ in range(10)]
+    assert statuses == [200] * 10
+    assert memory is not None
+    assert int(json.loads(memory)["allocated"]) < 60 * MIB
 
 
 def test_bodies_that_never_end_do_not_fill_the_memory(make_gateway, eventually):
