@@ -7,9 +7,11 @@ timeout gets the channel's, or what is left of the deadline of the call being se
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import grpc
 import grpc.aio
@@ -113,7 +115,7 @@ class _TokenSource:
 class _Caller:
     """A multi-callable of a channel that adds what every call carries. Serves all arities, sync and aio."""
 
-    def __init__(self, inner: Any, tokens: _TokenSource, timeout_seconds: float | None) -> None:
+    def __init__(self, inner: Callable[[], Any], tokens: _TokenSource, timeout_seconds: float | None) -> None:
         self._inner = inner
         self._tokens = tokens
         self._timeout_seconds = timeout_seconds
@@ -134,34 +136,81 @@ class _Caller:
         return arguments
 
     def __call__(self, request: Any = None, timeout: float | None = None, **arguments: Any) -> Any:
-        return self._inner(request, **self._carrying({"timeout": timeout, **arguments}))
+        return self._inner()(request, **self._carrying({"timeout": timeout, **arguments}))
 
     def with_call(self, request: Any, timeout: float | None = None, **arguments: Any) -> Any:
-        return self._inner.with_call(request, **self._carrying({"timeout": timeout, **arguments}))
+        return self._inner().with_call(request, **self._carrying({"timeout": timeout, **arguments}))
 
     def future(self, request: Any, timeout: float | None = None, **arguments: Any) -> Any:
-        return self._inner.future(request, **self._carrying({"timeout": timeout, **arguments}))
+        return self._inner().future(request, **self._carrying({"timeout": timeout, **arguments}))
+
+
+class _InUse(NamedTuple):
+    """A channel of gRPC's, what it shows to its peers, and the multi-callables that were made of it, by who asks."""
+
+    channel: Any
+    credentials: grpc.ChannelCredentials | None
+    callables: dict[object, Any]
 
 
 class _CarryingChannel:
-    """A channel whose multi-callables are `_Caller`s; in all else the channel it wraps."""
+    """A channel whose multi-callables are `_Caller`s; in all else the channel of gRPC's that it wraps.
 
-    def __init__(self, inner: Any, settings: ServiceSettings, timeout_seconds: float) -> None:
-        self._inner = inner
+    That cannot take up new certificates, so with those another is made. Calls under way on the one before go on.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[grpc.ChannelCredentials | None], Any],
+        credentials: Callable[[], grpc.ChannelCredentials] | None,
+        settings: ServiceSettings,
+        timeout_seconds: float,
+    ) -> None:
+        self._make = make
+        self._credentials = credentials
+        self._lock = threading.Lock()
+        shown = None if credentials is None else credentials()
+        self._in_use = _InUse(make(shown), shown, {})
         self._tokens = _TokenSource(settings)
         self._timeout_seconds = timeout_seconds
 
+    @property
+    def _inner(self) -> Any:
+        return self._in_use.channel
+
+    def _current(self) -> _InUse:
+        if self._credentials is None:
+            return self._in_use
+        with self._lock:
+            shown = self._credentials()
+            if shown is not self._in_use.credentials:
+                # With its multi-callables the old one is forgotten: it would go on connecting with what has expired.
+                self._in_use = _InUse(self._make(shown), shown, {})
+            return self._in_use
+
+    def _caller(self, kind: str, arguments: Any, options: Any, timeout_seconds: float | None) -> _Caller:
+        key = object()
+
+        def inner() -> Any:
+            in_use = self._current()
+            found = in_use.callables.get(key)
+            if found is None:
+                found = in_use.callables[key] = getattr(in_use.channel, kind)(*arguments, **options)
+            return found
+
+        return _Caller(inner, self._tokens, timeout_seconds)
+
     def unary_unary(self, *arguments: Any, **options: Any) -> Any:
-        return _Caller(self._inner.unary_unary(*arguments, **options), self._tokens, self._timeout_seconds)
+        return self._caller("unary_unary", arguments, options, self._timeout_seconds)
 
     def unary_stream(self, *arguments: Any, **options: Any) -> Any:
-        return _Caller(self._inner.unary_stream(*arguments, **options), self._tokens, None)
+        return self._caller("unary_stream", arguments, options, None)
 
     def stream_unary(self, *arguments: Any, **options: Any) -> Any:
-        return _Caller(self._inner.stream_unary(*arguments, **options), self._tokens, None)
+        return self._caller("stream_unary", arguments, options, None)
 
     def stream_stream(self, *arguments: Any, **options: Any) -> Any:
-        return _Caller(self._inner.stream_stream(*arguments, **options), self._tokens, None)
+        return self._caller("stream_stream", arguments, options, None)
 
 
 class _SyncChannel(_CarryingChannel, grpc.Channel):
@@ -208,13 +257,14 @@ def aio_channel(address: str, settings: ServiceSettings, *, name: str = "") -> g
     `name`: what the peer is called, and its certificate is for, where the address is that of one replica. A unary call
     that has to outlast the one being served names a timeout of its own.
     """
-    credentials, options = channel_credentials(settings), _options(settings, name)
-    inner = (
-        grpc.aio.insecure_channel(address, options=options)
-        if credentials is None
-        else grpc.aio.secure_channel(address, credentials, options=options)
-    )
-    return _AioChannel(inner, settings, DEFAULT_TIMEOUT_SECONDS)
+    options = _options(settings, name)
+
+    def make(credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+        if credentials is None:
+            return grpc.aio.insecure_channel(address, options=options)
+        return grpc.aio.secure_channel(address, credentials, options=options)
+
+    return _AioChannel(make, channel_credentials(settings), settings, DEFAULT_TIMEOUT_SECONDS)
 
 
 def unary_channel(address: str, settings: ServiceSettings, *, name: str = "") -> grpc.aio.Channel:
@@ -229,18 +279,19 @@ def unary_channel(address: str, settings: ServiceSettings, *, name: str = "") ->
         ping_seconds=_PING_SECONDS,
         pong_seconds=_PONG_SECONDS,
     )
-    inner: Any = Channel(address, limits, tls=channel_context(settings), name=name)
-    return _AioChannel(inner, settings, DEFAULT_TIMEOUT_SECONDS)
+    inner = Channel(address, limits, tls=channel_context(settings), name=name)
+    return _AioChannel(lambda _: inner, None, settings, DEFAULT_TIMEOUT_SECONDS)
 
 
 def sync_channel(
     address: str, settings: ServiceSettings, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
 ) -> grpc.Channel:
     """A channel for a sync service; see `aio_channel`. `timeout_seconds` is for unary calls that name none."""
-    credentials, options = channel_credentials(settings), _options(settings)
-    inner = (
-        grpc.insecure_channel(address, options=options)
-        if credentials is None
-        else grpc.secure_channel(address, credentials, options=options)
-    )
-    return _SyncChannel(inner, settings, timeout_seconds)
+    options = _options(settings)
+
+    def make(credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+        if credentials is None:
+            return grpc.insecure_channel(address, options=options)
+        return grpc.secure_channel(address, credentials, options=options)
+
+    return _SyncChannel(make, channel_credentials(settings), settings, timeout_seconds)

@@ -41,10 +41,13 @@ _CONNECTING, _FAILED = grpc.ChannelConnectivity.CONNECTING, grpc.ChannelConnecti
 class Channel:
     """Unary calls to the server at `address` (host:port). It connects with the first call, then stays connected.
 
-    `name`: what the server is called, and its certificate is for; empty for the host of the address.
+    `tls`: asked for each connection. `name`: what the server is called, and its certificate is for; empty for the host
+    of the address.
     """
 
-    def __init__(self, address: str, limits: Limits, *, tls: ssl.SSLContext | None = None, name: str = "") -> None:
+    def __init__(
+        self, address: str, limits: Limits, *, tls: Callable[[], ssl.SSLContext] | None = None, name: str = ""
+    ) -> None:
         self._host, self._port = split_address(address)
         self._limits = limits
         self._tls = tls
@@ -205,7 +208,7 @@ class Channel:
             lambda: ClientConnection(self._limits, self._authority, scheme, self._connections),
             self._host,
             self._port,
-            ssl=self._tls,
+            ssl=None if self._tls is None else self._tls(),
             server_hostname=self._name if self._tls is not None else None,
         )
         try:

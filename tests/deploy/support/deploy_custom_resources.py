@@ -166,7 +166,7 @@ _RULES = _object(
 
 _ISSUER_REFERENCE = _object({"kind": {"const": "Issuer"}, "name": STRING})
 _PRIVATE_KEY = _object(
-    {"algorithm": {"const": "ECDSA"}, "size": {"const": 256}}, {"rotationPolicy": {"const": "Always"}}
+    {"algorithm": {"const": "ECDSA"}, "size": {"const": 256}}, {"rotationPolicy": {"enum": ["Always", "Never"]}}
 )
 _CERTIFICATE = _object(
     {"secretName": STRING, "duration": DURATION, "privateKey": _PRIVATE_KEY, "issuerRef": _ISSUER_REFERENCE},

@@ -81,4 +81,5 @@ def test_the_authority_is_the_one_that_certificates_are_asked_of(with_tls):
     asked = issuers[certificate["spec"]["issuerRef"]["name"]]
     assert asked["ca"]["secretName"] == authority["spec"]["secretName"]
     assert authority["spec"]["isCA"]
+    assert authority["spec"]["privateKey"]["rotationPolicy"] == "Never"  # else parts would not know each other
     assert "selfSigned" in issuers[authority["spec"]["issuerRef"]["name"]]

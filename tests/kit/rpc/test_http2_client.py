@@ -464,10 +464,10 @@ async def test_tls_proves_the_servers_name_and_closing_leaves_nothing(tmp_path, 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         async with serving(handlers.by_path, tls=serves) as server:
-            async with channel_to(server.port, tls=trusts, name="ledger.test") as channel:
+            async with channel_to(server.port, tls=lambda: trusts, name="ledger.test") as channel:
                 assert await ask(channel) == b"hi"
             for trusted, name in ((trusts, "other.test"), (ssl.create_default_context(), "ledger.test")):
-                async with channel_to(server.port, tls=trusted, name=name) as channel:
+                async with channel_to(server.port, tls=lambda trusted=trusted: trusted, name=name) as channel:
                     error = await failure(channel)
                     assert error.code() is Code.UNAVAILABLE
                     assert "certificate" in error.details()
