@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, func, insert, select, text, update
+from sqlalchemy import Connection, Row, case, exists, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as insert_or_ignore
 
 from services.subscriptions.model.account import Account, PlanChange
@@ -213,12 +213,17 @@ def has_waiting(connection: Connection, account_id: str) -> bool:
 def tell_again(connection: Connection, account_id: str, kinds: Sequence[str]) -> int:
     """Have deliveries of these kinds that were made, and are still kept, made again, and all that wait made now.
 
-    They keep their order. How many wait then. By primary key; the account's row is locked.
+    They keep their order; what had arrived counts as waiting from now on. How many wait then. By primary key; the
+    account's row is locked.
     """
     statement = (
         update(outbox)
         .where(outbox.c.account_id == account_id, outbox.c.delivered_at.is_(None) | outbox.c.kind.in_(kinds))
-        .values(delivered_at=None, next_attempt_at=func.now())
+        .values(
+            created_at=case((outbox.c.delivered_at.is_(None), outbox.c.created_at), else_=func.now()),
+            delivered_at=None,
+            next_attempt_at=func.now(),
+        )
     )
     return connection.execute(statement).rowcount
 

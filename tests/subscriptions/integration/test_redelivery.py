@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
 from subscriptions_events import STARTER_CREDIT
 from subscriptions_peers import USD
 
+from services.subscriptions import store
 from services.subscriptions.__main__ import main
 from services.subscriptions.commands import COMMANDS
 from services.subscriptions.model.account import AccountWords
@@ -77,6 +79,17 @@ def test_ledger_and_proxy_of_a_later_moment_take_back_a_move_that_is_lost(made, 
     assert made.customers.set_plan("acme", "free", "m1").account.provisioned
     assert proxy.entitlements["acme"].plan_id == "free"
     assert [nanos for _, nanos in credit_of(ledger)] == [5 * USD]
+
+
+def test_what_is_told_again_waits_since_then_and_what_waited_before_since_it_did(made, database):
+    create(made, "free")
+    database.rows("UPDATE outbox SET created_at = now() - interval '3 days'")
+    with made.engine.begin() as connection:
+        assert store.tell_again(connection, "acme", ("grant_credit",)) == 1
+        assert store.waiting_summary(connection)[1] < 60  # the alert on what waits would fire at once
+        connection.execute(text("UPDATE outbox SET created_at = now() - interval '1 hour' WHERE delivered_at IS NULL"))
+        assert store.tell_again(connection, "acme", ("grant_credit",)) == 1
+        assert store.waiting_summary(connection)[1] >= 3600
 
 
 def test_account_that_is_lost_is_made_again_on_the_book_that_the_ledger_has(made, clock, ledger, proxy, database):
