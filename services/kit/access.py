@@ -51,10 +51,8 @@ class Rule:
             elif request.account_id != caller.account_id:
                 raise AccountMismatch("the account named is not the caller's own")
         elif not request.account_id:
-            raise InvalidArgument(
-                f"invalid {ACCOUNT_FIELD}: is required",
-                violations=[Violation(ACCOUNT_FIELD, "is required from callers that may name any account")],
-            )
+            required = Violation(ACCOUNT_FIELD, "is required from callers that may name any account")
+            raise InvalidArgument.naming([required])
 
 
 def service_descriptor(name: str) -> ServiceDescriptor:

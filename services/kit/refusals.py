@@ -18,13 +18,14 @@ KitError (domain "tollkeeper")
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Self
 
 import grpc
 import psycopg
 import sqlalchemy.exc
 
-from services.kit.errors import Kind, RemoteError, ServiceError
+from services.kit.errors import Kind, RemoteError, ServiceError, Violation
 
 
 class KitError(ServiceError):
@@ -39,6 +40,15 @@ class InvalidArgument(KitError):
     kind = Kind.INVALID
     reason = "INVALID_ARGUMENT"
     advice = "Correct the fields named in the violations and send the request again."
+
+    @classmethod
+    def naming(cls, violations: Collection[Violation]) -> Self:
+        """The refusal whose message says of every field what is wrong with it; of those that lack the same, once."""
+        fields: dict[str, list[str]] = {}
+        for violation in violations:
+            fields.setdefault(violation.description, []).append(violation.field)
+        faults = (f"{', '.join(dict.fromkeys(names))}: {description}" for description, names in fields.items())
+        return cls(f"invalid {'; '.join(faults)}", violations=violations)
 
 
 class MalformedRequest(KitError):

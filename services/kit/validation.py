@@ -43,8 +43,7 @@ class Violations:
     def raise_if_any(self) -> None:
         """Raise InvalidArgument naming every field found wrong."""
         if self.found:
-            fields = ", ".join(dict.fromkeys(violation.field for violation in self.found))
-            raise InvalidArgument(f"invalid {fields}: {self.found[0].description}", violations=self.found)
+            raise InvalidArgument.naming(self.found)
 
     def identifier(self, field: str, value: str, *, required: bool = True) -> str:
         """An identifier; empty only where not required."""

@@ -313,4 +313,4 @@ def _id_of(posted: Posted) -> str:
 
 
 def _invalid(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument(f"invalid {field}: {description}", violations=[Violation(field, description)])
+    return InvalidArgument.naming([Violation(field, description)])

@@ -174,9 +174,6 @@ def _rated(rate: Callable[[], _T]) -> _T:
             service_tier=error.service_tier,
         ) from error
     except InvalidUsage as error:
-        field = f"usage.{error.field}"
-        raise InvalidArgument(
-            f"invalid {field}: {error.description}", violations=[Violation(field, error.description)]
-        ) from error
+        raise InvalidArgument.naming([Violation(f"usage.{error.field}", error.description)]) from error
     except CostOverflow as error:
         raise CostTooLarge(str(error)) from error

@@ -95,15 +95,12 @@ def turn(engine: Engine, asked: Asked) -> Iterator[Turn]:
 def refuse(within: str, faults: Sequence[Fault]) -> None:
     """Raise InvalidArgument naming all faults, each in the message that the request has as its field `within`."""
     if faults:
-        violations = [Violation(f"{within}.{fault.field}", fault.description) for fault in faults]
-        fields = ", ".join(dict.fromkeys(violation.field for violation in violations))
-        raise InvalidArgument(f"invalid {fields}: {faults[0].description}", violations=violations)
+        raise InvalidArgument.naming([Violation(f"{within}.{fault.field}", fault.description) for fault in faults])
 
 
 def not_past(field: str, asked: datetime | None, now: datetime) -> datetime:
     """The moment from which something is to be in force; now where none is asked for. Raises InvalidArgument."""
     moment = asked or now
     if moment < now:
-        description = "must not be in the past"
-        raise InvalidArgument(f"invalid {field}: {description}", violations=[Violation(field, description)])
+        raise InvalidArgument.naming([Violation(field, "must not be in the past")])
     return moment

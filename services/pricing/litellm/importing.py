@@ -97,7 +97,7 @@ def _read(order: Order) -> PriceMap:
         content = fetch(order.url) if order.url else order.content
         return read_price_map(content, datetime.now(UTC))
     except (BadAddressError, TooLargeError, PriceMapError) as error:
-        raise InvalidArgument(f"invalid {field}: {error}", violations=[Violation(field, str(error))]) from error
+        raise InvalidArgument.naming([Violation(field, str(error))]) from error
     except FetchError as error:
         raise PriceMapUnreachable(f"the price map {error}") from error
 

@@ -28,6 +28,17 @@ def test_all_faults_are_named_at_once():
         assert name in caught.value.message
 
 
+def test_message_says_of_each_field_what_is_wrong_with_it():
+    v = Violations()
+    v.text("events[0].id", "", max_length=100, required=True)
+    v.between("warn_percent", 0, 1, 100)
+    v.text("events[1].id", "", max_length=100, required=True)
+    with pytest.raises(InvalidArgument) as caught:
+        v.raise_if_any()
+    said = "invalid events[0].id, events[1].id: is required; warn_percent: must be from 1 to 100"
+    assert caught.value.message == said
+
+
 def test_long_values_are_not_repeated_to_the_caller():
     v = Violations()
     v.identifier("account_id", "x" * 10_000)
