@@ -74,8 +74,9 @@ def request_amount(
     None, 0 and "" mean not given, as in proto3 (0 counts as given where zero is allowed). What is wrong is added to
     `violations`; then, and where nothing is given, the result is 0.
     """
+    nanos_given = amount_nanos is not None if allow_zero else bool(amount_nanos)
     if amount_usd:
-        if amount_nanos:
+        if nanos_given:
             violations.add(usd_field, f"give {nanos_field} or {usd_field}, not both")
             return 0
         try:
@@ -83,11 +84,12 @@ def request_amount(
         except AmountError as error:
             violations.add(usd_field, str(error))
             return 0
-    elif amount_nanos or (amount_nanos is not None and allow_zero):
+    elif amount_nanos is not None and nanos_given:
         nanos, field = amount_nanos, nanos_field
     else:
         if required:
-            violations.add(nanos_field, f"give {nanos_field} or {usd_field}, greater than zero")
+            least = "" if allow_zero else ", greater than zero"
+            violations.add(nanos_field, f"give {nanos_field} or {usd_field}{least}")
         return 0
     if nanos < 0 and not allow_negative:
         violations.add(field, "must not be negative")

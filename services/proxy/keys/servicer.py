@@ -162,6 +162,9 @@ def _wish(request: pb.CreateKeyRequest, violations: Violations) -> KeyWish:
 
 def _limit(request: pb.CreateKeyRequest, violations: Violations, window: str) -> int:
     nanos_field, usd_field = f"{window}_limit_nanos", f"{window}_limit_usd"
+    if request.HasField(nanos_field) and not getattr(request, nanos_field):  # type: ignore[arg-type]
+        # Who says nothing may be spent is not to get a key that may spend all.
+        violations.add(nanos_field, "must be greater than zero; leave it out for no limit")
     amount = request_amount(
         violations,
         getattr(request, nanos_field) if request.HasField(nanos_field) else None,  # type: ignore[arg-type]

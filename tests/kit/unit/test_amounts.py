@@ -115,7 +115,8 @@ def test_amount_that_is_none_is_a_violation_of_its_field(nanos, usd, field):
 
 def test_zero_and_negative_amounts_where_allowed():
     assert _amount(0, "", allow_zero=True) == (0, [])
-    assert _amount(None, "", allow_zero=True)[1] != []
+    assert _amount(None, "", allow_zero=True)[1] == [("amount_nanos", "give amount_nanos or amount_usd")]
+    assert _amount(0, "0.01", allow_zero=True)[1] == [("amount_usd", "give amount_nanos or amount_usd, not both")]
     assert _amount(None, "0.00", allow_zero=True) == (0, [])
     assert _amount(-5, "", allow_negative=True) == (-5, [])
     assert _amount(0, "-0.000000005", allow_negative=True) == (-5, [])

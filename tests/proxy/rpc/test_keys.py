@@ -83,6 +83,13 @@ async def test_every_wrong_field_is_named_at_once_and_nothing_is_made(proxy, ref
     assert not ledger.limits
 
 
+async def test_limit_of_nothing_is_refused_and_makes_no_key_that_may_spend_all(proxy, refused, ledger):
+    nothing = pb.CreateKeyRequest(account_id="acme", daily_limit_nanos=0, monthly_limit_usd="0")
+    refusal = await refused(proxy.keys.CreateKey(nothing, metadata=proxy.admin))
+    assert [violation.field for violation in refusal.violations] == ["daily_limit_nanos", "monthly_limit_usd"]
+    assert not ledger.limits
+
+
 async def test_key_of_an_unknown_account_is_not_made(proxy, refused):
     assert (await refused(proxy.make_key("nobody"))).reason == "ACCOUNT_NOT_FOUND"
 
