@@ -15,7 +15,7 @@ UNBUILT_PARTS = (
     "Model calls: `x-quota-*` count model calls; what is emitted of the same metrics, later, and for hard caps alone.",
     "Model calls: Google's embedContent, caches, files and `/v1alpha`, Anthropic's batches and files are a 404.",
     "Model calls: without the provider's count all texts are counted by OpenAI's public tokenizer, Claude's too.",
-    "Keys: usage records name a rotated key by the first of its line, which limits count; not by the one that called.",
+    "Keys: usage records, and limits, name a rotated key by the first of its line (`firstKeyId`), not as it called.",
     "A subscription's credit ends with its period; its renewal brings the next, seconds later (docs/decisions/016).",
     "A proxy that alone is cut off from the ledger for longer than its holds last: they lapse (docs/decisions/024).",
     "Row-level security: in the ledger; the other services narrow reads to the caller's account in code alone.",

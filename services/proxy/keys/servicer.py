@@ -206,4 +206,5 @@ def message(key: Key) -> resources_pb2.Key:
         requests_per_minute=key.requests_per_minute,
         tokens_per_minute=key.tokens_per_minute,
         replaced_by_key_id=key.replaced_by_key_id,
+        first_key_id=key.limit_subject,
     )

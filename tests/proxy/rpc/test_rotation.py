@@ -75,6 +75,14 @@ async def test_rotated_key_has_the_same_rights_and_another_secret(proxy):
         await listing(proxy, secret)
 
 
+async def test_every_key_of_a_line_names_the_one_that_limits_and_bills_do(proxy):
+    first = await proxy.make_key(daily_limit_usd="5.00")
+    second = await rotate(proxy, first.key_id)
+    third = await rotate(proxy, second.key_id)
+    assert {made.record.first_key_id for made in (first, second, third)} == {first.key_id}
+    assert (await get(proxy, second.key_id)).first_key_id == first.key_id
+
+
 async def test_old_key_names_its_successor_and_goes_on_for_a_day(proxy):
     made = await proxy.make_key()
     new = await rotate(proxy, made.key_id)

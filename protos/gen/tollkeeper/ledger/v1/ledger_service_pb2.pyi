@@ -1377,7 +1377,9 @@ class SetLimitRequest(_message.Message):
     scope: _builtins.str
     """`account` (default), `plan`, `key` or `workspace`."""
     subject: _builtins.str
-    """The key's or the workspace's id; required for those scopes, empty for the others."""
+    """The key's `first_key_id` or the workspace's id; required for those scopes, empty for the others. The ledger knows
+    neither: a limit of one that is not there limits nothing.
+    """
     unit: _builtins.str
     """`nanos` (default), `tokens` or `requests`."""
     window: _builtins.str
@@ -1572,7 +1574,7 @@ class ListTransactionsRequest(_message.Message):
     type: _builtins.str
     """One of `Transaction.type`. Empty: all but movements of holds."""
     key_id: _builtins.str
-    """Spent with this key."""
+    """Spent with this key, by its `first_key_id`."""
     workspace: _builtins.str
     """Spent in this workspace."""
     provider: _builtins.str
@@ -1666,7 +1668,7 @@ class ListUsageRequest(_message.Message):
     model: _builtins.str
     """Answered by this model."""
     key_id: _builtins.str
-    """Made with this key."""
+    """Made with this key, by its `first_key_id`."""
     workspace: _builtins.str
     """Made in this workspace."""
     session: _builtins.str

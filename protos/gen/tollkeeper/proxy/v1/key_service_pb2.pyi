@@ -51,11 +51,11 @@ class CreateKeyRequest(_message.Message):
     workspace: _builtins.str
     """The workspace that its calls belong to. An identifier of at most 64 characters."""
     daily_limit_nanos: _builtins.int
-    """Most it may spend in a UTC day. Give this or `daily_limit_usd`."""
+    """Most it may spend in a UTC day. Positive. Give this or `daily_limit_usd`; neither: no limit of its own."""
     daily_limit_usd: _builtins.str
     """The same, in USD as a decimal string."""
     monthly_limit_nanos: _builtins.int
-    """Most it may spend in a UTC month. Give this or `monthly_limit_usd`."""
+    """Most it may spend in a UTC month. Positive. Give this or `monthly_limit_usd`; neither: no limit of its own."""
     monthly_limit_usd: _builtins.str
     """The same, in USD as a decimal string."""
     requests_per_minute: _builtins.int

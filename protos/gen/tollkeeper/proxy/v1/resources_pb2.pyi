@@ -42,6 +42,7 @@ class Key(_message.Message):
     REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     REPLACED_BY_KEY_ID_FIELD_NUMBER: _builtins.int
+    FIRST_KEY_ID_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Names the key everywhere but in a client's credential. Not secret."""
     account_id: _builtins.str
@@ -57,9 +58,9 @@ class Key(_message.Message):
     workspace: _builtins.str
     """The workspace that its calls belong to. May be empty."""
     daily_limit_nanos: _builtins.int
-    """Most it may spend in a UTC day. 0: no limit of its own."""
+    """Most it may spend in a UTC day, as told when it was made. 0: no limit of its own."""
     monthly_limit_nanos: _builtins.int
-    """Most it may spend in a UTC month. 0: no limit of its own."""
+    """Most it may spend in a UTC month, as told when it was made. 0: no limit of its own."""
     status: _builtins.str
     """`active`, `revoked` or `expired`."""
     requests_per_minute: _builtins.int
@@ -68,6 +69,10 @@ class Key(_message.Message):
     """Tokens in each minute. 0: no limit of its own."""
     replaced_by_key_id: _builtins.str
     """The key that took its place by rotation; this one ends at `expires_at`."""
+    first_key_id: _builtins.str
+    """The key that its line of rotations began with; itself where it took no other's place. Usage records and transactions
+    name this one, whichever of the line made the call, and it is the `subject` of limits of scope `key`.
+    """
     @_builtins.property
     def allowed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models that it may call. Empty: all that the plan allows."""
@@ -104,10 +109,11 @@ class Key(_message.Message):
         requests_per_minute: _builtins.int = ...,
         tokens_per_minute: _builtins.int = ...,
         replaced_by_key_id: _builtins.str = ...,
+        first_key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "revoked_at", b"revoked_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allowed_models", b"allowed_models", "created_at", b"created_at", "daily_limit_nanos", b"daily_limit_nanos", "expires_at", b"expires_at", "key_id", b"key_id", "key_type", b"key_type", "last_four", b"last_four", "monthly_limit_nanos", b"monthly_limit_nanos", "name", b"name", "prefix", b"prefix", "replaced_by_key_id", b"replaced_by_key_id", "requests_per_minute", b"requests_per_minute", "revoked_at", b"revoked_at", "status", b"status", "tokens_per_minute", b"tokens_per_minute", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allowed_models", b"allowed_models", "created_at", b"created_at", "daily_limit_nanos", b"daily_limit_nanos", "expires_at", b"expires_at", "first_key_id", b"first_key_id", "key_id", b"key_id", "key_type", b"key_type", "last_four", b"last_four", "monthly_limit_nanos", b"monthly_limit_nanos", "name", b"name", "prefix", b"prefix", "replaced_by_key_id", b"replaced_by_key_id", "requests_per_minute", b"requests_per_minute", "revoked_at", b"revoked_at", "status", b"status", "tokens_per_minute", b"tokens_per_minute", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
