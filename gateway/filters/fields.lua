@@ -1,4 +1,5 @@
--- Owns one refusal: a JSON body that has a field which its message has not, or a list or a null where there can be none.
+-- Owns one refusal: a JSON body that has a field which its message has not, or one twice, or a list or a null where there
+-- can be none.
 -- The transcoder would drop in silence what is not there, and a misspelt `expiresAt` would give credit that never expires;
 -- and nulls of a list, so that `"allowedModels": [null]` would give a key that may call every model.
 --
@@ -21,6 +22,14 @@ local MAX_NAMED = 20
 
 local walk
 
+-- Of each field's name what its two spellings have in common; kept, since the contracts' fields are few.
+local spelt = {}
+
+local function one_spelling(name)
+  if spelt[name] == nil then spelt[name] = (name:gsub("_", ""):lower()) end
+  return spelt[name]
+end
+
 -- Notes that what stands at `path`, which ends in a dot, is not as it must be.
 local function note(search, path, description)
   if #search.wrong < MAX_NAMED then
@@ -39,15 +48,23 @@ end
 
 -- The members of an object whose brace is at `at`: the position after it, or nil.
 local function members(json, at, fields, search, path, depth)
+  local seen = {}
   at = json:find("%S", at + 1)
   if at and json:byte(at) == 125 then return at + 1 end
   while at do
     if json:byte(at) ~= 34 then return nil end
     local stop = string_end(json, at + 1)
     if stop == nil then return nil end
-    local below = path .. json:sub(at + 1, stop - 1) .. "."
-    local held = fields and (fields[json:sub(at + 1, stop - 1)] or fields["*"])
-    if fields and held == nil then note(search, below, "there is no such field") end
+    local name = json:sub(at + 1, stop - 1)
+    local below = path .. name .. "."
+    local held = fields and (fields[name] or fields["*"])
+    if held then
+      local field = fields["*"] and name or one_spelling(name)
+      if seen[field] then note(search, below, "stands twice") end
+      seen[field] = true
+    elseif fields then
+      note(search, below, "there is no such field")
+    end
     at = json:match("^%s*:%s*()", stop + 1)
     local said = depth == 0 and search.said[below]
     if said and at and differs(json, at, said) then note(search, below, "is another one in the path") end

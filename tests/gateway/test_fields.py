@@ -147,6 +147,30 @@ def test_list_or_null_where_none_can_be_is_refused_by_name(gateway, services, pa
     assert services.calls == []
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        # The transcoder takes the last, another reader the first.
+        (CREDITS, b'{"amountUsd": "1", "amountUsd": "2"}', "amountUsd"),
+        (CREDITS, b'{"amount_usd": "1", "amountUsd": "2"}', "amountUsd"),
+        (CREDITS, b'{"amountUsd": "1", "amount_usd": null}', "amount_usd"),
+        (CREDITS, b'{"account_id": "acme", "accountId": "acme"}', "accountId"),
+        (EVENTS, b'{"events": [{"id": "1"}, {"id": "2", "quantity": 1, "quantity": 2}]}', "events.quantity"),
+        (EVENTS, b'{"events": [{"labels": {"a": "1", "b": "2", "a": "3"}}]}', "events.labels.a"),
+    ],
+    ids=str,
+)
+def test_field_that_stands_twice_is_refused_by_name(gateway, services, path, body, field):
+    refused(gateway("POST", path, body, **KEY), field)
+    assert services.calls == []
+
+
+def test_labels_that_only_look_alike_are_two(gateway, services):
+    body = {"events": [{"id": "1", "labels": {"a_b": "1", "aB": "2", "ab": "3", "*": "4"}}]}
+    assert gateway("POST", EVENTS, body, **KEY).status == 200
+    assert len(services.calls[0].request.events[0].labels) == 4
+
+
 def test_text_that_looks_like_a_field_is_text(gateway, services):
     text = 'a "noSuchField": 1, {"x": "\\'
     assert gateway("POST", CREDITS, {"description": text}, **KEY).status == 200
