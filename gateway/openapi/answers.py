@@ -16,7 +16,7 @@ _BAD_REQUEST = "A field is wrong, and is named; or what the request asks for doe
 STATUSES = {
     "400": _BAD_REQUEST,
     "401": "There is no credential, or it is not valid.",
-    "402": "Out of credit.",
+    "402": "Out of credit, or a payment was declined.",
     "403": "The credential does not allow this, the account is suspended, or its plan does not cover it.",
     "404": "There is no such thing.",
     "408": "The request did not arrive in time.",
@@ -33,19 +33,30 @@ _WITH_CREDENTIAL = ("401", "403")
 # What is refused before its path is read, because it is not quite HTTP, has the shape of our own API everywhere.
 _BEFORE_THE_PATH = ("400", "408", "431")
 _OF_MODEL_CALLS = ("402", "409")
+# By RPC what the contracts' types do not say.
+_CHARGES_A_CARD = frozenset({"UpdateSubscription", "UpgradeTier"})
+_TELLS_QUOTA = frozenset({"EmitEvents"})
+_COSTS_NOTHING = frozenset({"CountTokens", "CountInputTokens", "CountGoogleTokens"})
 
 _REQUEST_ID = {"x-request-id": {"$ref": "#/components/headers/RequestId"}}
 _RETRY_AFTER = {"retry-after": {"$ref": "#/components/headers/RetryAfter"}}
-_COST = {
+_LIMIT_HEADERS = {
+    f"x-ratelimit-{what}-{unit}": {"$ref": f"#/components/headers/RateLimit{what.capitalize()}"}
+    for unit in ("requests", "tokens")
+    for what in ("limit", "remaining", "reset")
+}
+_QUOTA_HEADERS = {
+    f"x-quota-{what}": {"$ref": f"#/components/headers/Quota{what.capitalize()}"}
+    for what in ("metric", "limit", "remaining", "reset")
+}
+_COST_HEADERS = {
     name: {"$ref": f"#/components/headers/{component}"}
     for name, component in (
         ("x-tollkeeper-cost-credits", "CostCredits"),
         ("x-tollkeeper-credits-remaining", "CreditsRemaining"),
         ("x-tollkeeper-request-id", "CallId"),
-        ("x-quota-metric", "QuotaMetric"),
-        ("x-quota-limit", "QuotaLimit"),
-        ("x-quota-remaining", "QuotaRemaining"),
-        ("x-quota-reset", "QuotaReset"),
+        ("x-tollkeeper-fallback", "Fallback"),
+        ("idempotency-replayed", "Replayed"),
     )
 }
 HEADERS: dict[str, Json] = {
@@ -54,8 +65,19 @@ HEADERS: dict[str, Json] = {
     "CostCredits": {"description": "What the call cost, in credits; not on streams.", "schema": {"type": "string"}},
     "CreditsRemaining": {"description": "What is left, in credits; not on streams.", "schema": {"type": "string"}},
     "CallId": {"description": "Names the call in usage records.", "schema": {"type": "string"}},
+    "Fallback": {
+        "description": "Where a fallback answered: its provider and model.",
+        "schema": {"type": "string"},
+    },
+    "Replayed": {
+        "description": "`true` on the answer that an earlier call with this idempotency key was given.",
+        "schema": {"type": "string"},
+    },
+    "RateLimitLimit": {"description": "What may be used in a minute, if limited.", "schema": {"type": "string"}},
+    "RateLimitRemaining": {"description": "What is left of it.", "schema": {"type": "string"}},
+    "RateLimitReset": {"description": "Until all of it is there again, as `1m0.5s`.", "schema": {"type": "string"}},
     "QuotaMetric": {
-        "description": "`llm_tokens` or `api_calls`: of the plan's quotas the one nearest to its end, if any.",
+        "description": "Of the plan's quotas that the call counts against, the one nearest to its end, if any.",
         "schema": {"type": "string"},
     },
     "QuotaLimit": {"description": "What of it may be used in a cycle.", "schema": {"type": "string"}},
@@ -107,8 +129,17 @@ _SHAPES = {Wire.API: "Status", Wire.OPENAI: "OpenaiError", Wire.ANTHROPIC: "Anth
 
 
 def calls_a_model(binding: Binding, *, raw: bool) -> bool:
-    """Whether a provider is called and billed: the body passes as it came, and somebody is asked for a credential."""
+    """Whether a provider is called: the body passes as it came, and somebody is asked for a credential."""
     return raw and not binding.public and binding.method == "POST"
+
+
+def is_billed(binding: Binding, *, raw: bool) -> bool:
+    """Whether that call costs something."""
+    return calls_a_model(binding, raw=raw) and _name(binding) not in _COSTS_NOTHING
+
+
+def _name(binding: Binding) -> str:
+    return binding.rpc.rpartition(".")[2]
 
 
 def responses(binding: Binding, success: Json, *, raw: bool) -> dict[str, Json]:
@@ -118,10 +149,17 @@ def responses(binding: Binding, success: Json, *, raw: bool) -> dict[str, Json]:
     statuses = {
         *_EVERYWHERE,
         *(() if binding.public else _WITH_CREDENTIAL),
-        *(_OF_MODEL_CALLS if model_call else ()),
-        *(("409",) if writes else ()),
+        *(_OF_MODEL_CALLS if is_billed(binding, raw=raw) else ()),
+        *(("402",) if _name(binding) in _CHARGES_A_CARD else ()),
+        *(("409",) if writes and not model_call else ()),
     }
-    found = {"200": {"description": "Done.", "headers": _REQUEST_ID | (_COST if model_call else {}), **success}}
+    headers = {
+        **_REQUEST_ID,
+        **(_COST_HEADERS if is_billed(binding, raw=raw) else {}),
+        **(_LIMIT_HEADERS if model_call else {}),
+        **(_QUOTA_HEADERS if is_billed(binding, raw=raw) or _name(binding) in _TELLS_QUOTA else {}),
+    }
+    found = {"200": {"description": "Done.", "headers": headers, **success}}
     for status in sorted(statuses):
         found[status] = {"$ref": f"#/components/responses/{_response_name(binding.wire, status)}"}
     if model_call:

@@ -21,14 +21,23 @@ unmodified SDKs; `/api/*` is proto JSON.
 
 Requests take camelCase (as written here) or snake_case, and 64-bit integers as numbers or strings; a field that is not
 there is refused by name. Answers have camelCase, 64-bit integers as strings, and every field, also an empty one.
-Amounts are integer nano-USD, 1 USD = 1 000 000 000 nanos. A customer's key acts on its own account; an admin key names
-one by `accountId`. Every path that is not here is a 404, every other method of one that is a 405."""
+Amounts are integer nano-USD, 1 USD = 1 000 000 000 nanos. A `requestId`, like an account's or a workspace's id, has 1
+to 64 of `A-Z a-z 0-9 . _ : -`, the first a letter or digit. A `pageSize` above the most is taken as the most. A
+customer's key acts on its own account; an admin key names one by `accountId`. Every path that is not here is a 404,
+every other method of one that is a 405."""
 _CREDENTIALS = ("bearer", "apiKey", "googApiKey")
 _IDEMPOTENCY_KEY = {
     "name": "idempotency-key",
     "in": "header",
-    "description": "The same key within 24 hours has the same answer, charged once.",
+    "description": "The same key within 24 hours has the same answer, charged once. Not with a stream: that is a 400.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+}
+
+_SESSION = {
+    "name": "x-session-id",
+    "in": "header",
+    "description": "The conversation or job that the call belongs to; its usage record's `session`.",
+    "schema": {"type": "string", "maxLength": 200},
 }
 
 
@@ -99,8 +108,8 @@ def _operation(contracts: Contracts, schemas: Schemas, binding: Binding) -> Json
     if binding.body != "*":
         skipped = {path.partition(".")[0] for path in bound} | {binding.body}
         parameters += _query_parameters(schemas, method.input_type, skipped)
-    if answers.calls_a_model(binding, raw=raw):
-        parameters.append(_IDEMPOTENCY_KEY)
+    if answers.is_billed(binding, raw=raw):
+        parameters += [_SESSION] if method.name == "StreamGenerateContent" else [_IDEMPOTENCY_KEY, _SESSION]
     return {
         "summary": comment.partition(". ")[0].rstrip("."),
         "description": comment,
@@ -178,7 +187,9 @@ def _request_body(schemas: Schemas, binding: Binding, message: Descriptor, bound
     # `plan.plan_id` of the path is `plan_id` of a body that is the plan.
     without = {path.rpartition(".")[2] for path in bound}
     name = message.name if binding.body == "*" else binding.rpc.rpartition(".")[2] + "Body"
-    schema = schemas.request(message, name, without)
+    # A change names what it changes; what a new thing needs, it has already.
+    partial = binding.method == "PATCH" and binding.body != "*"
+    schema = schemas.request(message, name, without, partial=partial)
     return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 

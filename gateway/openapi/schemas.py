@@ -45,9 +45,12 @@ class Schemas:
         self._in_both = frozenset(in_requests_and_answers)
         self.components: dict[str, Json] = {}
 
-    def request(self, message: Descriptor, name: str, without: Collection[str] = ()) -> Json:
-        """A reference to what a request's body may bring, by that name: all but the fields that its path brings."""
-        return self._component(message, name, incoming=True, without=without)
+    def request(self, message: Descriptor, name: str, without: Collection[str] = (), *, partial: bool = False) -> Json:
+        """A reference to what a request's body may bring, by that name: all but the fields that its path brings.
+
+        `partial`: none of them is required.
+        """
+        return self._component(message, name, incoming=True, without=without, partial=partial)
 
     def answer(self, message: Descriptor) -> Json:
         """A reference to what an answer has."""
@@ -65,16 +68,24 @@ class Schemas:
         name = message.name + ("Input" if incoming and message.full_name in self._in_both else "")
         return self._component(message, name, incoming=incoming)
 
-    def _component(self, message: Descriptor, name: str, *, incoming: bool, without: Collection[str] = ()) -> Json:
+    def _component(
+        self,
+        message: Descriptor,
+        name: str,
+        *,
+        incoming: bool,
+        without: Collection[str] = (),
+        partial: bool = False,
+    ) -> Json:
         if name not in self.components:
             self.components[name] = {}  # so that a message that holds itself ends here
-            self.components[name] = self._object(message, incoming=incoming, without=without)
+            self.components[name] = self._object(message, incoming=incoming, without=without, partial=partial)
         return {"$ref": f"#/components/schemas/{name}"}
 
-    def _object(self, message: Descriptor, *, incoming: bool, without: Collection[str]) -> Json:
+    def _object(self, message: Descriptor, *, incoming: bool, without: Collection[str], partial: bool) -> Json:
         fields = [field for field in message.fields if field.name not in without]
         if incoming:
-            required = [field.json_name for field in fields if is_required(field)]
+            required = [field.json_name for field in fields if is_required(field) and not partial]
         else:
             required = [field.json_name for field in fields if field.is_repeated or not field.has_presence]
         comment = self._contracts.comment(message)

@@ -209,6 +209,28 @@ def test_refusal_has_the_documented_shape(gateway, services, method, path, opera
     validator(documented).validate(answer.json)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("PATCH", "/api/billing/subscription"), ("POST", "/api/credits/upgrade")],
+)
+def test_declined_payment_is_documented(gateway, services, method, path):
+    async def refuse(_request, context):
+        context.grpc.set_trailing_metadata((("x-tollkeeper-http-status", "402"),))
+        await context.grpc.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Your card was declined.")
+
+    services.answers[binding_of(method, path).rpc] = refuse
+    answer = gateway(method, path, {}, **KEY)
+    assert answer.status == 402
+    documented = resolved(DOCUMENT["paths"][path][method.lower()]["responses"]["402"])
+    validator(documented["content"]["application/json"]["schema"]).validate(answer.json)
+
+
+def test_change_of_a_plan_requires_nothing_that_making_one_does():
+    schemas = DOCUMENT["components"]["schemas"]
+    assert "multiplierMillionths" in schemas["PlanInput"]["required"]
+    assert "required" not in schemas["UpdatePlanBody"]
+
+
 @pytest.mark.parametrize(("method", "path", "operation"), OURS, ids=NAMES)
 def test_credential_is_documented_where_one_is_asked_for(gateway, services, method, path, operation):
     public = binding_of(method, path).public

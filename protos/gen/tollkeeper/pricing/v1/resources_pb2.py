@@ -22,32 +22,67 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tollkeeper/pricing/v1/resources.proto\x12\x15tollkeeper.pricing.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"`\n\x04Rate\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12\x14\n\x0cservice_tier\x18\x02 \x01(\t\x12\x14\n\x0c\x61\x62ove_tokens\x18\x03 \x01(\x03\x12\x19\n\x11nanos_per_million\x18\x04 \x01(\x03\"\x85\x02\n\x05Price\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12*\n\x05rates\x18\x04 \x03(\x0b\x32\x1b.tollkeeper.pricing.v1.Rate\x12\x18\n\x10max_input_tokens\x18\x05 \x01(\x03\x12\x19\n\x11max_output_tokens\x18\x06 \x01(\x03\x12\x0f\n\x07version\x18\x07 \x01(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\twithdrawn\x18\t \x01(\x08\x12\x14\n\x0c\x64isplay_name\x18\n \x01(\t\"\xd3\x01\n\x10\x43\x61talogueVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61uthor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x16\n\x0eprices_changed\x18\x06 \x01(\x05\x12\x12\n\naccount_id\x18\x07 \x01(\t\"\x89\x02\n\rPriceOverride\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12*\n\x05rates\x18\x04 \x03(\x0b\x32\x1b.tollkeeper.pricing.v1.Rate\x12\x1d\n\x15multiplier_millionths\x18\x05 \x01(\x03\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x65\x66\x66\x65\x63tive_until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf7\x02\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x19\n\x11\x63\x61\x63he_read_tokens\x18\x03 \x01(\x03\x12\x1d\n\x15\x63\x61\x63he_write_5m_tokens\x18\x04 \x01(\x03\x12\x1d\n\x15\x63\x61\x63he_write_1h_tokens\x18\x05 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x06 \x01(\x03\x12\x1a\n\x12\x61udio_input_tokens\x18\x07 \x01(\x03\x12\x1b\n\x13\x61udio_output_tokens\x18\x08 \x01(\x03\x12\x1a\n\x12image_input_tokens\x18\t \x01(\x03\x12\x1b\n\x13image_output_tokens\x18\n \x01(\x03\x12\x0e\n\x06images\x18\x0b \x01(\x03\x12\x12\n\ncharacters\x18\x0c \x01(\x03\x12\x14\n\x0cmilliseconds\x18\r \x01(\x03\x12\x15\n\x08requests\x18\x0e \x01(\x03H\x00\x88\x01\x01\x42\x0b\n\t_requests\"^\n\x08\x43ostPart\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x19\n\x11nanos_per_million\x18\x03 \x01(\x03\x12\x12\n\ncost_nanos\x18\x04 \x01(\x03\"\xac\x01\n\x04\x43ost\x12\x12\n\ncost_nanos\x18\x01 \x01(\x03\x12\x14\n\x0c\x62illed_nanos\x18\x02 \x01(\x03\x12\x15\n\rprice_version\x18\x03 \x01(\x03\x12.\n\x05parts\x18\x04 \x03(\x0b\x32\x1f.tollkeeper.pricing.v1.CostPart\x12\x18\n\x10input_cost_nanos\x18\x05 \x01(\x03\x12\x19\n\x11output_cost_nanos\x18\x06 \x01(\x03\"^\n\nPlanMetric\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x10\n\x08included\x18\x02 \x01(\x03\x12!\n\x19overage_nanos_per_million\x18\x03 \x01(\x03\x12\x0b\n\x03\x63\x61p\x18\x04 \x01(\t\"\x90\x05\n\x04Plan\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x13\n\x0bprice_nanos\x18\x05 \x01(\x03\x12$\n\x1c\x61nnual_discount_basis_points\x18\x06 \x01(\x05\x12\x1b\n\x13margin_basis_points\x18\x07 \x01(\x05\x12\x1f\n\x17promotional_grant_nanos\x18\x08 \x01(\x03\x12\x14\n\x0c\x63redit_nanos\x18\t \x01(\x03\x12\x18\n\x10tokens_per_cycle\x18\n \x01(\x03\x12\x1a\n\x12requests_per_cycle\x18\x0b \x01(\x03\x12\x1e\n\x16max_tokens_per_request\x18\x0c \x01(\x03\x12\x1b\n\x13requests_per_minute\x18\r \x01(\x05\x12\x19\n\x11tokens_per_minute\x18\x0e \x01(\x03\x12\x11\n\tproviders\x18\x0f \x03(\t\x12\x0e\n\x06models\x18\x10 \x03(\t\x12\x1d\n\x15multiplier_millionths\x18\x11 \x01(\x03\x12(\n overage_nanos_per_million_tokens\x18\x12 \x01(\x03\x12\x32\n\x07metrics\x18\x13 \x03(\x0b\x32!.tollkeeper.pricing.v1.PlanMetric\x12\x1a\n\x12rollover_cap_nanos\x18\x14 \x01(\x03\x12\x12\n\ngrace_days\x18\x15 \x01(\x05\x12\x14\n\x0cwarn_percent\x18\x16 \x01(\x05\x12\x0f\n\x07retired\x18\x17 \x01(\x08\x12.\n\ncreated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tollkeeper/pricing/v1/resources.proto\x12\x15tollkeeper.pricing.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"l\n\x04Rate\x12\x17\n\tcomponent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x0cservice_tier\x18\x02 \x01(\t\x12\x14\n\x0c\x61\x62ove_tokens\x18\x03 \x01(\x03\x12\x1f\n\x11nanos_per_million\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x02\"\x97\x02\n\x05Price\x12\x16\n\x08provider\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04mode\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12*\n\x05rates\x18\x04 \x03(\x0b\x32\x1b.tollkeeper.pricing.v1.Rate\x12\x18\n\x10max_input_tokens\x18\x05 \x01(\x03\x12\x19\n\x11max_output_tokens\x18\x06 \x01(\x03\x12\x0f\n\x07version\x18\x07 \x01(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\twithdrawn\x18\t \x01(\x08\x12\x14\n\x0c\x64isplay_name\x18\n \x01(\t\"\xd3\x01\n\x10\x43\x61talogueVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61uthor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x16\n\x0eprices_changed\x18\x06 \x01(\x05\x12\x12\n\naccount_id\x18\x07 \x01(\t\"\x9b\x02\n\rPriceOverride\x12\x18\n\naccount_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08provider\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12*\n\x05rates\x18\x04 \x03(\x0b\x32\x1b.tollkeeper.pricing.v1.Rate\x12\x1d\n\x15multiplier_millionths\x18\x05 \x01(\x03\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_from\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x65\x66\x66\x65\x63tive_until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf7\x02\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x19\n\x11\x63\x61\x63he_read_tokens\x18\x03 \x01(\x03\x12\x1d\n\x15\x63\x61\x63he_write_5m_tokens\x18\x04 \x01(\x03\x12\x1d\n\x15\x63\x61\x63he_write_1h_tokens\x18\x05 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x06 \x01(\x03\x12\x1a\n\x12\x61udio_input_tokens\x18\x07 \x01(\x03\x12\x1b\n\x13\x61udio_output_tokens\x18\x08 \x01(\x03\x12\x1a\n\x12image_input_tokens\x18\t \x01(\x03\x12\x1b\n\x13image_output_tokens\x18\n \x01(\x03\x12\x0e\n\x06images\x18\x0b \x01(\x03\x12\x12\n\ncharacters\x18\x0c \x01(\x03\x12\x14\n\x0cmilliseconds\x18\r \x01(\x03\x12\x15\n\x08requests\x18\x0e \x01(\x03H\x00\x88\x01\x01\x42\x0b\n\t_requests\"^\n\x08\x43ostPart\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x19\n\x11nanos_per_million\x18\x03 \x01(\x03\x12\x12\n\ncost_nanos\x18\x04 \x01(\x03\"\xac\x01\n\x04\x43ost\x12\x12\n\ncost_nanos\x18\x01 \x01(\x03\x12\x14\n\x0c\x62illed_nanos\x18\x02 \x01(\x03\x12\x15\n\rprice_version\x18\x03 \x01(\x03\x12.\n\x05parts\x18\x04 \x03(\x0b\x32\x1f.tollkeeper.pricing.v1.CostPart\x12\x18\n\x10input_cost_nanos\x18\x05 \x01(\x03\x12\x19\n\x11output_cost_nanos\x18\x06 \x01(\x03\"j\n\nPlanMetric\x12\x14\n\x06metric\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x10\n\x08included\x18\x02 \x01(\x03\x12!\n\x19overage_nanos_per_million\x18\x03 \x01(\x03\x12\x11\n\x03\x63\x61p\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\"\xba\x05\n\x04Plan\x12\x15\n\x07plan_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x1a\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04kind\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x0bprice_nanos\x18\x05 \x01(\x03\x12$\n\x1c\x61nnual_discount_basis_points\x18\x06 \x01(\x05\x12\x1b\n\x13margin_basis_points\x18\x07 \x01(\x05\x12\x1f\n\x17promotional_grant_nanos\x18\x08 \x01(\x03\x12\x14\n\x0c\x63redit_nanos\x18\t \x01(\x03\x12\x18\n\x10tokens_per_cycle\x18\n \x01(\x03\x12\x1a\n\x12requests_per_cycle\x18\x0b \x01(\x03\x12\x1e\n\x16max_tokens_per_request\x18\x0c \x01(\x03\x12\x1b\n\x13requests_per_minute\x18\r \x01(\x05\x12\x19\n\x11tokens_per_minute\x18\x0e \x01(\x03\x12\x17\n\tproviders\x18\x0f \x03(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06models\x18\x10 \x03(\tB\x04\xe2\x41\x01\x02\x12#\n\x15multiplier_millionths\x18\x11 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12(\n overage_nanos_per_million_tokens\x18\x12 \x01(\x03\x12\x32\n\x07metrics\x18\x13 \x03(\x0b\x32!.tollkeeper.pricing.v1.PlanMetric\x12\x1a\n\x12rollover_cap_nanos\x18\x14 \x01(\x03\x12\x12\n\ngrace_days\x18\x15 \x01(\x05\x12\x1a\n\x0cwarn_percent\x18\x16 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12\x0f\n\x07retired\x18\x17 \x01(\x08\x12.\n\ncreated_at\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tollkeeper.pricing.v1.resources_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RATE']._serialized_start=97
-  _globals['_RATE']._serialized_end=193
-  _globals['_PRICE']._serialized_start=196
-  _globals['_PRICE']._serialized_end=457
-  _globals['_CATALOGUEVERSION']._serialized_start=460
-  _globals['_CATALOGUEVERSION']._serialized_end=671
-  _globals['_PRICEOVERRIDE']._serialized_start=674
-  _globals['_PRICEOVERRIDE']._serialized_end=939
-  _globals['_USAGE']._serialized_start=942
-  _globals['_USAGE']._serialized_end=1317
-  _globals['_COSTPART']._serialized_start=1319
-  _globals['_COSTPART']._serialized_end=1413
-  _globals['_COST']._serialized_start=1416
-  _globals['_COST']._serialized_end=1588
-  _globals['_PLANMETRIC']._serialized_start=1590
-  _globals['_PLANMETRIC']._serialized_end=1684
-  _globals['_PLAN']._serialized_start=1687
-  _globals['_PLAN']._serialized_end=2343
+  _globals['_RATE'].fields_by_name['component']._loaded_options = None
+  _globals['_RATE'].fields_by_name['component']._serialized_options = b'\342A\001\002'
+  _globals['_RATE'].fields_by_name['nanos_per_million']._loaded_options = None
+  _globals['_RATE'].fields_by_name['nanos_per_million']._serialized_options = b'\342A\001\002'
+  _globals['_PRICE'].fields_by_name['provider']._loaded_options = None
+  _globals['_PRICE'].fields_by_name['provider']._serialized_options = b'\342A\001\002'
+  _globals['_PRICE'].fields_by_name['model']._loaded_options = None
+  _globals['_PRICE'].fields_by_name['model']._serialized_options = b'\342A\001\002'
+  _globals['_PRICE'].fields_by_name['mode']._loaded_options = None
+  _globals['_PRICE'].fields_by_name['mode']._serialized_options = b'\342A\001\002'
+  _globals['_PRICEOVERRIDE'].fields_by_name['account_id']._loaded_options = None
+  _globals['_PRICEOVERRIDE'].fields_by_name['account_id']._serialized_options = b'\342A\001\002'
+  _globals['_PRICEOVERRIDE'].fields_by_name['provider']._loaded_options = None
+  _globals['_PRICEOVERRIDE'].fields_by_name['provider']._serialized_options = b'\342A\001\002'
+  _globals['_PRICEOVERRIDE'].fields_by_name['model']._loaded_options = None
+  _globals['_PRICEOVERRIDE'].fields_by_name['model']._serialized_options = b'\342A\001\002'
+  _globals['_PLANMETRIC'].fields_by_name['metric']._loaded_options = None
+  _globals['_PLANMETRIC'].fields_by_name['metric']._serialized_options = b'\342A\001\002'
+  _globals['_PLANMETRIC'].fields_by_name['cap']._loaded_options = None
+  _globals['_PLANMETRIC'].fields_by_name['cap']._serialized_options = b'\342A\001\002'
+  _globals['_PLAN'].fields_by_name['plan_id']._loaded_options = None
+  _globals['_PLAN'].fields_by_name['plan_id']._serialized_options = b'\342A\001\002'
+  _globals['_PLAN'].fields_by_name['display_name']._loaded_options = None
+  _globals['_PLAN'].fields_by_name['display_name']._serialized_options = b'\342A\001\002'
+  _globals['_PLAN'].fields_by_name['kind']._loaded_options = None
+  _globals['_PLAN'].fields_by_name['kind']._serialized_options = b'\342A\001\002'
+  _globals['_PLAN'].fields_by_name['providers']._loaded_options = None
+  _globals['_PLAN'].fields_by_name['providers']._serialized_options = b'\342A\001\002'
+  _globals['_PLAN'].fields_by_name['models']._loaded_options = None
+  _globals['_PLAN'].fields_by_name['models']._serialized_options = b'\342A\001\002'
+  _globals['_PLAN'].fields_by_name['multiplier_millionths']._loaded_options = None
+  _globals['_PLAN'].fields_by_name['multiplier_millionths']._serialized_options = b'\342A\001\002'
+  _globals['_PLAN'].fields_by_name['warn_percent']._loaded_options = None
+  _globals['_PLAN'].fields_by_name['warn_percent']._serialized_options = b'\342A\001\002'
+  _globals['_RATE']._serialized_start=130
+  _globals['_RATE']._serialized_end=238
+  _globals['_PRICE']._serialized_start=241
+  _globals['_PRICE']._serialized_end=520
+  _globals['_CATALOGUEVERSION']._serialized_start=523
+  _globals['_CATALOGUEVERSION']._serialized_end=734
+  _globals['_PRICEOVERRIDE']._serialized_start=737
+  _globals['_PRICEOVERRIDE']._serialized_end=1020
+  _globals['_USAGE']._serialized_start=1023
+  _globals['_USAGE']._serialized_end=1398
+  _globals['_COSTPART']._serialized_start=1400
+  _globals['_COSTPART']._serialized_end=1494
+  _globals['_COST']._serialized_start=1497
+  _globals['_COST']._serialized_end=1669
+  _globals['_PLANMETRIC']._serialized_start=1671
+  _globals['_PLANMETRIC']._serialized_end=1777
+  _globals['_PLAN']._serialized_start=1780
+  _globals['_PLAN']._serialized_end=2478
 # @@protoc_insertion_point(module_scope)

@@ -45,7 +45,7 @@ class Rate(_message.Message):
     0: for every call.
     """
     nanos_per_million: _builtins.int
-    """Nano-USD for one million units. Not negative; 0 means free."""
+    """Nano-USD for one million units. Not negative; 0 means free, and so does a rate that is left out."""
     def __init__(
         self,
         *,
@@ -494,9 +494,9 @@ class Plan(_message.Message):
     rollover_cap_nanos: _builtins.int
     """Unspent credit that is carried into the next cycle, at most. 0: none."""
     grace_days: _builtins.int
-    """Days of grace after a failed payment."""
+    """Days of grace after a failed payment. 0: none."""
     warn_percent: _builtins.int
-    """At which share of a limit to warn, in percent."""
+    """At which share of a limit to warn, in percent. 1 to 100."""
     retired: _builtins.bool
     """Not sold any more."""
     @_builtins.property

@@ -445,7 +445,9 @@ class CreateTopUpRequest(_message.Message):
     account_id: _builtins.str
     """Whose."""
     amount_nanos: _builtins.int
-    """How much credit, in nanos; whole cents. Give this or `amount_usd`."""
+    """How much credit, in nanos; whole cents, from $1.00 to $10 000.00 unless the operator sets others. Give this or
+    `amount_usd`.
+    """
     amount_usd: _builtins.str
     """How much, in USD as a decimal string."""
     success_url: _builtins.str
@@ -746,7 +748,7 @@ class UsageEvent(_message.Message):
     metric: _builtins.str
     """`llm_tokens`, `api_calls`, `agent_executions`, `storage_gb` or `user_seats`."""
     quantity: _builtins.int
-    """How many. Positive; at most 1 000 000 000 000."""
+    """How many; of `storage_gb` and `user_seats`, which are levels, how high. Positive; at most 1 000 000 000 000."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it happened; at most 35 days ago and 5 minutes ahead. Default: now."""

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class BillingServiceStub:
-    """An account's billing. RPCs that need Stripe answer FAILED_PRECONDITION (STRIPE_NOT_CONFIGURED) without its keys.
+    """An account's billing. Errors of all: NOT_FOUND (ACCOUNT_NOT_FOUND). RPCs that need Stripe answer FAILED_PRECONDITION
+    (STRIPE_NOT_CONFIGURED) without its keys, UNAVAILABLE (STRIPE_UNAVAILABLE) while it does not answer.
     """
 
     def __init__(self, channel):
@@ -104,19 +105,19 @@ class BillingServiceStub:
 
 
 class BillingServiceServicer:
-    """An account's billing. RPCs that need Stripe answer FAILED_PRECONDITION (STRIPE_NOT_CONFIGURED) without its keys.
+    """An account's billing. Errors of all: NOT_FOUND (ACCOUNT_NOT_FOUND). RPCs that need Stripe answer FAILED_PRECONDITION
+    (STRIPE_NOT_CONFIGURED) without its keys, UNAVAILABLE (STRIPE_UNAVAILABLE) while it does not answer.
     """
 
     def GetBillingAccount(self, request, context):
-        """Account, plan and balance.
+        """Account, plan and balance. Errors: UNAVAILABLE (ACCOUNT_NOT_PROVISIONED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBillingStats(self, request, context):
-        """Spend and use today, this month and in the present cycle. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
-        (ACCOUNT_NOT_PROVISIONED).
+        """Spend and use today, this month and in the present cycle. Errors: UNAVAILABLE (ACCOUNT_NOT_PROVISIONED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,29 +131,38 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSubscription(self, request, context):
-        """Moves to another plan or interval, or resumes one that was to end.
+        """Moves to another plan or interval, or resumes one that was to end. A dearer plan begins at once, and what
+        PreviewSubscription says is charged now, to the payment method that Stripe has; a cheaper one begins with the next
+        period. Errors: RESOURCE_EXHAUSTED (PAYMENT_FAILED, HTTP 402: nothing has changed), NOT_FOUND (SUBSCRIPTION_NOT_FOUND,
+        PLAN_NOT_FOUND), FAILED_PRECONDITION (PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE, SUBSCRIPTION_UNMOVABLE), ALREADY_EXISTS
+        (IDEMPOTENCY_CONFLICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelSubscription(self, request, context):
-        """Ends it now or with the paid period. Errors: FAILED_PRECONDITION (SUBSCRIPTION_UNMOVABLE, to be asked again in some
-        minutes) for an end now while use of the last minutes has still to be billed.
+        """Ends it now or with the paid period. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), FAILED_PRECONDITION
+        (SUBSCRIPTION_UNMOVABLE, to be asked again in some minutes) for an end now while use of the last minutes has still to
+        be billed, ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PreviewSubscription(self, request, context):
-        """What a move to another plan would cost now: the invoice that would follow.
+        """What a move to another plan would cost: the invoice that would follow, made by a dearer plan at once, by a cheaper one
+        at the period's end. Without a subscription, a new one's first. Errors: NOT_FOUND (PLAN_NOT_FOUND),
+        FAILED_PRECONDITION (PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE, SUBSCRIPTION_UNMOVABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateCheckout(self, request, context):
-        """A page to subscribe at.
+        """A page to subscribe at; of an account's open ones the newest alone stays open. Errors: NOT_FOUND (PLAN_NOT_FOUND),
+        FAILED_PRECONDITION (PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE, SUBSCRIPTION_EXISTS, STRIPE_CATALOGUE_MISSING),
+        PERMISSION_DENIED (ACCOUNT_STOPPED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,7 +176,8 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateTopUp(self, request, context):
-        """A page to buy credit at.
+        """A page to buy credit at; the credit is there when it was paid. Errors: PERMISSION_DENIED (ACCOUNT_STOPPED),
+        ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,7 +205,7 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetUpcomingInvoice(self, request, context):
-        """The invoice to come.
+        """The invoice to come. Errors: NOT_FOUND (INVOICE_NOT_FOUND: none is).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -277,7 +288,8 @@ def add_BillingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BillingService:
-    """An account's billing. RPCs that need Stripe answer FAILED_PRECONDITION (STRIPE_NOT_CONFIGURED) without its keys.
+    """An account's billing. Errors of all: NOT_FOUND (ACCOUNT_NOT_FOUND). RPCs that need Stripe answer FAILED_PRECONDITION
+    (STRIPE_NOT_CONFIGURED) without its keys, UNAVAILABLE (STRIPE_UNAVAILABLE) while it does not answer.
     """
 
     @staticmethod
@@ -669,7 +681,7 @@ class MeteringServiceServicer:
     """
 
     def ListQuotas(self, request, context):
-        """Quotas and their use in the present cycle.
+        """Quotas and their use in the present cycle; none of a plan that is not metered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

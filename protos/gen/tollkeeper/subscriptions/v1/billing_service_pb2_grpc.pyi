@@ -28,34 +28,48 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BillingServiceStub:
-    """An account's billing. RPCs that need Stripe answer FAILED_PRECONDITION (STRIPE_NOT_CONFIGURED) without its keys."""
+    """An account's billing. Errors of all: NOT_FOUND (ACCOUNT_NOT_FOUND). RPCs that need Stripe answer FAILED_PRECONDITION
+    (STRIPE_NOT_CONFIGURED) without its keys, UNAVAILABLE (STRIPE_UNAVAILABLE) while it does not answer.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> BillingServiceAsyncStub: ...
     GetBillingAccount: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.GetBillingAccountRequest, _billing_service_pb2.BillingAccount]
-    """Account, plan and balance."""
+    """Account, plan and balance. Errors: UNAVAILABLE (ACCOUNT_NOT_PROVISIONED)."""
     GetBillingStats: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.GetBillingStatsRequest, _billing_service_pb2.BillingStats]
-    """Spend and use today, this month and in the present cycle. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
-    (ACCOUNT_NOT_PROVISIONED).
-    """
+    """Spend and use today, this month and in the present cycle. Errors: UNAVAILABLE (ACCOUNT_NOT_PROVISIONED)."""
     GetSubscription: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.GetSubscriptionRequest, _resources_pb2.Subscription]
     """The subscription; status `none` without one."""
     UpdateSubscription: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.UpdateSubscriptionRequest, _resources_pb2.Subscription]
-    """Moves to another plan or interval, or resumes one that was to end."""
+    """Moves to another plan or interval, or resumes one that was to end. A dearer plan begins at once, and what
+    PreviewSubscription says is charged now, to the payment method that Stripe has; a cheaper one begins with the next
+    period. Errors: RESOURCE_EXHAUSTED (PAYMENT_FAILED, HTTP 402: nothing has changed), NOT_FOUND (SUBSCRIPTION_NOT_FOUND,
+    PLAN_NOT_FOUND), FAILED_PRECONDITION (PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE, SUBSCRIPTION_UNMOVABLE), ALREADY_EXISTS
+    (IDEMPOTENCY_CONFLICT).
+    """
     CancelSubscription: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.CancelSubscriptionRequest, _resources_pb2.Subscription]
-    """Ends it now or with the paid period. Errors: FAILED_PRECONDITION (SUBSCRIPTION_UNMOVABLE, to be asked again in some
-    minutes) for an end now while use of the last minutes has still to be billed.
+    """Ends it now or with the paid period. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), FAILED_PRECONDITION
+    (SUBSCRIPTION_UNMOVABLE, to be asked again in some minutes) for an end now while use of the last minutes has still to
+    be billed, ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
     """
     PreviewSubscription: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.PreviewSubscriptionRequest, _resources_pb2.Invoice]
-    """What a move to another plan would cost now: the invoice that would follow."""
+    """What a move to another plan would cost: the invoice that would follow, made by a dearer plan at once, by a cheaper one
+    at the period's end. Without a subscription, a new one's first. Errors: NOT_FOUND (PLAN_NOT_FOUND),
+    FAILED_PRECONDITION (PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE, SUBSCRIPTION_UNMOVABLE).
+    """
     CreateCheckout: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.CreateCheckoutRequest, _billing_service_pb2.CreateCheckoutResponse]
-    """A page to subscribe at."""
+    """A page to subscribe at; of an account's open ones the newest alone stays open. Errors: NOT_FOUND (PLAN_NOT_FOUND),
+    FAILED_PRECONDITION (PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE, SUBSCRIPTION_EXISTS, STRIPE_CATALOGUE_MISSING),
+    PERMISSION_DENIED (ACCOUNT_STOPPED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+    """
     CreatePortalSession: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.CreatePortalSessionRequest, _billing_service_pb2.CreatePortalSessionResponse]
     """A page to see and change payment methods and invoices at."""
     CreateTopUp: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.CreateTopUpRequest, _billing_service_pb2.CreateTopUpResponse]
-    """A page to buy credit at."""
+    """A page to buy credit at; the credit is there when it was paid. Errors: PERMISSION_DENIED (ACCOUNT_STOPPED),
+    ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+    """
     SetAutoRecharge: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.SetAutoRechargeRequest, _billing_service_pb2.AutoRecharge]
     """Credit to be bought by itself whenever the balance falls below a threshold."""
     GetAutoRecharge: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.GetAutoRechargeRequest, _billing_service_pb2.AutoRecharge]
@@ -63,35 +77,49 @@ class BillingServiceStub:
     ListInvoices: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.ListInvoicesRequest, _billing_service_pb2.ListInvoicesResponse]
     """Invoices, newest first."""
     GetUpcomingInvoice: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.GetUpcomingInvoiceRequest, _resources_pb2.Invoice]
-    """The invoice to come."""
+    """The invoice to come. Errors: NOT_FOUND (INVOICE_NOT_FOUND: none is)."""
 
 @_typing.type_check_only
 class BillingServiceAsyncStub(BillingServiceStub):
-    """An account's billing. RPCs that need Stripe answer FAILED_PRECONDITION (STRIPE_NOT_CONFIGURED) without its keys."""
+    """An account's billing. Errors of all: NOT_FOUND (ACCOUNT_NOT_FOUND). RPCs that need Stripe answer FAILED_PRECONDITION
+    (STRIPE_NOT_CONFIGURED) without its keys, UNAVAILABLE (STRIPE_UNAVAILABLE) while it does not answer.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetBillingAccount: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetBillingAccountRequest, _billing_service_pb2.BillingAccount]  # type: ignore[assignment]
-    """Account, plan and balance."""
+    """Account, plan and balance. Errors: UNAVAILABLE (ACCOUNT_NOT_PROVISIONED)."""
     GetBillingStats: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetBillingStatsRequest, _billing_service_pb2.BillingStats]  # type: ignore[assignment]
-    """Spend and use today, this month and in the present cycle. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
-    (ACCOUNT_NOT_PROVISIONED).
-    """
+    """Spend and use today, this month and in the present cycle. Errors: UNAVAILABLE (ACCOUNT_NOT_PROVISIONED)."""
     GetSubscription: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetSubscriptionRequest, _resources_pb2.Subscription]  # type: ignore[assignment]
     """The subscription; status `none` without one."""
     UpdateSubscription: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.UpdateSubscriptionRequest, _resources_pb2.Subscription]  # type: ignore[assignment]
-    """Moves to another plan or interval, or resumes one that was to end."""
+    """Moves to another plan or interval, or resumes one that was to end. A dearer plan begins at once, and what
+    PreviewSubscription says is charged now, to the payment method that Stripe has; a cheaper one begins with the next
+    period. Errors: RESOURCE_EXHAUSTED (PAYMENT_FAILED, HTTP 402: nothing has changed), NOT_FOUND (SUBSCRIPTION_NOT_FOUND,
+    PLAN_NOT_FOUND), FAILED_PRECONDITION (PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE, SUBSCRIPTION_UNMOVABLE), ALREADY_EXISTS
+    (IDEMPOTENCY_CONFLICT).
+    """
     CancelSubscription: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.CancelSubscriptionRequest, _resources_pb2.Subscription]  # type: ignore[assignment]
-    """Ends it now or with the paid period. Errors: FAILED_PRECONDITION (SUBSCRIPTION_UNMOVABLE, to be asked again in some
-    minutes) for an end now while use of the last minutes has still to be billed.
+    """Ends it now or with the paid period. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), FAILED_PRECONDITION
+    (SUBSCRIPTION_UNMOVABLE, to be asked again in some minutes) for an end now while use of the last minutes has still to
+    be billed, ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
     """
     PreviewSubscription: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.PreviewSubscriptionRequest, _resources_pb2.Invoice]  # type: ignore[assignment]
-    """What a move to another plan would cost now: the invoice that would follow."""
+    """What a move to another plan would cost: the invoice that would follow, made by a dearer plan at once, by a cheaper one
+    at the period's end. Without a subscription, a new one's first. Errors: NOT_FOUND (PLAN_NOT_FOUND),
+    FAILED_PRECONDITION (PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE, SUBSCRIPTION_UNMOVABLE).
+    """
     CreateCheckout: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.CreateCheckoutRequest, _billing_service_pb2.CreateCheckoutResponse]  # type: ignore[assignment]
-    """A page to subscribe at."""
+    """A page to subscribe at; of an account's open ones the newest alone stays open. Errors: NOT_FOUND (PLAN_NOT_FOUND),
+    FAILED_PRECONDITION (PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE, SUBSCRIPTION_EXISTS, STRIPE_CATALOGUE_MISSING),
+    PERMISSION_DENIED (ACCOUNT_STOPPED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+    """
     CreatePortalSession: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.CreatePortalSessionRequest, _billing_service_pb2.CreatePortalSessionResponse]  # type: ignore[assignment]
     """A page to see and change payment methods and invoices at."""
     CreateTopUp: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.CreateTopUpRequest, _billing_service_pb2.CreateTopUpResponse]  # type: ignore[assignment]
-    """A page to buy credit at."""
+    """A page to buy credit at; the credit is there when it was paid. Errors: PERMISSION_DENIED (ACCOUNT_STOPPED),
+    ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+    """
     SetAutoRecharge: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.SetAutoRechargeRequest, _billing_service_pb2.AutoRecharge]  # type: ignore[assignment]
     """Credit to be bought by itself whenever the balance falls below a threshold."""
     GetAutoRecharge: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetAutoRechargeRequest, _billing_service_pb2.AutoRecharge]  # type: ignore[assignment]
@@ -99,26 +127,26 @@ class BillingServiceAsyncStub(BillingServiceStub):
     ListInvoices: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.ListInvoicesRequest, _billing_service_pb2.ListInvoicesResponse]  # type: ignore[assignment]
     """Invoices, newest first."""
     GetUpcomingInvoice: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetUpcomingInvoiceRequest, _resources_pb2.Invoice]  # type: ignore[assignment]
-    """The invoice to come."""
+    """The invoice to come. Errors: NOT_FOUND (INVOICE_NOT_FOUND: none is)."""
 
 class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """An account's billing. RPCs that need Stripe answer FAILED_PRECONDITION (STRIPE_NOT_CONFIGURED) without its keys."""
+    """An account's billing. Errors of all: NOT_FOUND (ACCOUNT_NOT_FOUND). RPCs that need Stripe answer FAILED_PRECONDITION
+    (STRIPE_NOT_CONFIGURED) without its keys, UNAVAILABLE (STRIPE_UNAVAILABLE) while it does not answer.
+    """
 
     def GetBillingAccount(
         self,
         request: _billing_service_pb2.GetBillingAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_service_pb2.BillingAccount, _abc.Awaitable[_billing_service_pb2.BillingAccount]]:
-        """Account, plan and balance."""
+        """Account, plan and balance. Errors: UNAVAILABLE (ACCOUNT_NOT_PROVISIONED)."""
 
     def GetBillingStats(
         self,
         request: _billing_service_pb2.GetBillingStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_service_pb2.BillingStats, _abc.Awaitable[_billing_service_pb2.BillingStats]]:
-        """Spend and use today, this month and in the present cycle. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
-        (ACCOUNT_NOT_PROVISIONED).
-        """
+        """Spend and use today, this month and in the present cycle. Errors: UNAVAILABLE (ACCOUNT_NOT_PROVISIONED)."""
 
     def GetSubscription(
         self,
@@ -132,15 +160,21 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.UpdateSubscriptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Subscription, _abc.Awaitable[_resources_pb2.Subscription]]:
-        """Moves to another plan or interval, or resumes one that was to end."""
+        """Moves to another plan or interval, or resumes one that was to end. A dearer plan begins at once, and what
+        PreviewSubscription says is charged now, to the payment method that Stripe has; a cheaper one begins with the next
+        period. Errors: RESOURCE_EXHAUSTED (PAYMENT_FAILED, HTTP 402: nothing has changed), NOT_FOUND (SUBSCRIPTION_NOT_FOUND,
+        PLAN_NOT_FOUND), FAILED_PRECONDITION (PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE, SUBSCRIPTION_UNMOVABLE), ALREADY_EXISTS
+        (IDEMPOTENCY_CONFLICT).
+        """
 
     def CancelSubscription(
         self,
         request: _billing_service_pb2.CancelSubscriptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Subscription, _abc.Awaitable[_resources_pb2.Subscription]]:
-        """Ends it now or with the paid period. Errors: FAILED_PRECONDITION (SUBSCRIPTION_UNMOVABLE, to be asked again in some
-        minutes) for an end now while use of the last minutes has still to be billed.
+        """Ends it now or with the paid period. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), FAILED_PRECONDITION
+        (SUBSCRIPTION_UNMOVABLE, to be asked again in some minutes) for an end now while use of the last minutes has still to
+        be billed, ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
         """
 
     def PreviewSubscription(
@@ -148,14 +182,20 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.PreviewSubscriptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Invoice, _abc.Awaitable[_resources_pb2.Invoice]]:
-        """What a move to another plan would cost now: the invoice that would follow."""
+        """What a move to another plan would cost: the invoice that would follow, made by a dearer plan at once, by a cheaper one
+        at the period's end. Without a subscription, a new one's first. Errors: NOT_FOUND (PLAN_NOT_FOUND),
+        FAILED_PRECONDITION (PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE, SUBSCRIPTION_UNMOVABLE).
+        """
 
     def CreateCheckout(
         self,
         request: _billing_service_pb2.CreateCheckoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_service_pb2.CreateCheckoutResponse, _abc.Awaitable[_billing_service_pb2.CreateCheckoutResponse]]:
-        """A page to subscribe at."""
+        """A page to subscribe at; of an account's open ones the newest alone stays open. Errors: NOT_FOUND (PLAN_NOT_FOUND),
+        FAILED_PRECONDITION (PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE, SUBSCRIPTION_EXISTS, STRIPE_CATALOGUE_MISSING),
+        PERMISSION_DENIED (ACCOUNT_STOPPED), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+        """
 
     def CreatePortalSession(
         self,
@@ -169,7 +209,9 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.CreateTopUpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_service_pb2.CreateTopUpResponse, _abc.Awaitable[_billing_service_pb2.CreateTopUpResponse]]:
-        """A page to buy credit at."""
+        """A page to buy credit at; the credit is there when it was paid. Errors: PERMISSION_DENIED (ACCOUNT_STOPPED),
+        ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
+        """
 
     def SetAutoRecharge(
         self,
@@ -197,7 +239,7 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.GetUpcomingInvoiceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Invoice, _abc.Awaitable[_resources_pb2.Invoice]]:
-        """The invoice to come."""
+        """The invoice to come. Errors: NOT_FOUND (INVOICE_NOT_FOUND: none is)."""
 
 def add_BillingServiceServicer_to_server(servicer: BillingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -209,7 +251,7 @@ class MeteringServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MeteringServiceAsyncStub: ...
     ListQuotas: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.ListQuotasRequest, _billing_service_pb2.ListQuotasResponse]
-    """Quotas and their use in the present cycle."""
+    """Quotas and their use in the present cycle; none of a plan that is not metered."""
     EmitEvents: _grpc.UnaryUnaryMultiCallable[_billing_service_pb2.EmitEventsRequest, _billing_service_pb2.EmitEventsResponse]
     """Emits usage. Each event's id counts once. Answers callers from outside with the headers of CheckQuota, of the metric
     emitted whose quota is used up most.
@@ -229,7 +271,7 @@ class MeteringServiceAsyncStub(MeteringServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListQuotas: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.ListQuotasRequest, _billing_service_pb2.ListQuotasResponse]  # type: ignore[assignment]
-    """Quotas and their use in the present cycle."""
+    """Quotas and their use in the present cycle; none of a plan that is not metered."""
     EmitEvents: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.EmitEventsRequest, _billing_service_pb2.EmitEventsResponse]  # type: ignore[assignment]
     """Emits usage. Each event's id counts once. Answers callers from outside with the headers of CheckQuota, of the metric
     emitted whose quota is used up most.
@@ -251,7 +293,7 @@ class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.ListQuotasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_service_pb2.ListQuotasResponse, _abc.Awaitable[_billing_service_pb2.ListQuotasResponse]]:
-        """Quotas and their use in the present cycle."""
+        """Quotas and their use in the present cycle; none of a plan that is not metered."""
 
     def EmitEvents(
         self,

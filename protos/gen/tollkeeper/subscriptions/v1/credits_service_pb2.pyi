@@ -426,7 +426,9 @@ class Recommendation(_message.Message):
     current_spend: _builtins.float
     """Spent in the cycle so far, in USD for display."""
     projected_monthly_spend: _builtins.float
-    """Projected for the whole cycle, in USD for display."""
+    """Projected for the whole cycle, in USD for display: spend ÷ the cycle's elapsed share. In its first hours a few calls
+    come to much.
+    """
     covers: _builtins.bool
     """False where even the largest does not cover it."""
     current_spend_nanos: _builtins.int
@@ -472,7 +474,7 @@ class UpgradeTierRequest(_message.Message):
     tier: _builtins.str
     """The plan's id."""
     interval: _builtins.str
-    """`month` (default) or `year`."""
+    """`month` or `year`. Empty: as the subscription has it; `month` without one."""
     success_url: _builtins.str
     """Where the browser goes when it is paid."""
     cancel_url: _builtins.str
@@ -502,7 +504,7 @@ class UpgradeTierResponse(_message.Message):
 
     CHECKOUT_URL_FIELD_NUMBER: _builtins.int
     checkout_url: _builtins.str
-    """Where to pay."""
+    """Where to pay, or to see what was paid."""
     def __init__(
         self,
         *,

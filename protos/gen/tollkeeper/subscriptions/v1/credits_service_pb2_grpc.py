@@ -132,7 +132,11 @@ class CreditsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpgradeTier(self, request, context):
-        """Starts an upgrade. Errors: FAILED_PRECONDITION (STRIPE_NOT_CONFIGURED).
+        """Upgrades. Without a subscription: to a page to subscribe at. With one the move is made at once, and what
+        PreviewSubscription says is charged now; the address is of its invoice. Asked again it charges nothing more.
+        Errors: NOT_FOUND (TIER_NOT_FOUND), RESOURCE_EXHAUSTED (PAYMENT_FAILED, HTTP 402: nothing has changed),
+        FAILED_PRECONDITION (SUBSCRIPTION_UNMOVABLE where the tier is no dearer one, PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE,
+        STRIPE_NOT_CONFIGURED), PERMISSION_DENIED (ACCOUNT_STOPPED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

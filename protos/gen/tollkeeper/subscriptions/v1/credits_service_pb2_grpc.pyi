@@ -49,7 +49,12 @@ class CreditsServiceStub:
     GetRecommendation: _grpc.UnaryUnaryMultiCallable[_credits_service_pb2.GetRecommendationRequest, _credits_service_pb2.Recommendation]
     """The cheapest tier that covers the projected month with 10 % to spare."""
     UpgradeTier: _grpc.UnaryUnaryMultiCallable[_credits_service_pb2.UpgradeTierRequest, _credits_service_pb2.UpgradeTierResponse]
-    """Starts an upgrade. Errors: FAILED_PRECONDITION (STRIPE_NOT_CONFIGURED)."""
+    """Upgrades. Without a subscription: to a page to subscribe at. With one the move is made at once, and what
+    PreviewSubscription says is charged now; the address is of its invoice. Asked again it charges nothing more.
+    Errors: NOT_FOUND (TIER_NOT_FOUND), RESOURCE_EXHAUSTED (PAYMENT_FAILED, HTTP 402: nothing has changed),
+    FAILED_PRECONDITION (SUBSCRIPTION_UNMOVABLE where the tier is no dearer one, PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE,
+    STRIPE_NOT_CONFIGURED), PERMISSION_DENIED (ACCOUNT_STOPPED).
+    """
 
 @_typing.type_check_only
 class CreditsServiceAsyncStub(CreditsServiceStub):
@@ -71,7 +76,12 @@ class CreditsServiceAsyncStub(CreditsServiceStub):
     GetRecommendation: _aio.UnaryUnaryMultiCallable[_credits_service_pb2.GetRecommendationRequest, _credits_service_pb2.Recommendation]  # type: ignore[assignment]
     """The cheapest tier that covers the projected month with 10 % to spare."""
     UpgradeTier: _aio.UnaryUnaryMultiCallable[_credits_service_pb2.UpgradeTierRequest, _credits_service_pb2.UpgradeTierResponse]  # type: ignore[assignment]
-    """Starts an upgrade. Errors: FAILED_PRECONDITION (STRIPE_NOT_CONFIGURED)."""
+    """Upgrades. Without a subscription: to a page to subscribe at. With one the move is made at once, and what
+    PreviewSubscription says is charged now; the address is of its invoice. Asked again it charges nothing more.
+    Errors: NOT_FOUND (TIER_NOT_FOUND), RESOURCE_EXHAUSTED (PAYMENT_FAILED, HTTP 402: nothing has changed),
+    FAILED_PRECONDITION (SUBSCRIPTION_UNMOVABLE where the tier is no dearer one, PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE,
+    STRIPE_NOT_CONFIGURED), PERMISSION_DENIED (ACCOUNT_STOPPED).
+    """
 
 class CreditsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Credits, tiers and upgrades."""
@@ -130,6 +140,11 @@ class CreditsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credits_service_pb2.UpgradeTierRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credits_service_pb2.UpgradeTierResponse, _abc.Awaitable[_credits_service_pb2.UpgradeTierResponse]]:
-        """Starts an upgrade. Errors: FAILED_PRECONDITION (STRIPE_NOT_CONFIGURED)."""
+        """Upgrades. Without a subscription: to a page to subscribe at. With one the move is made at once, and what
+        PreviewSubscription says is charged now; the address is of its invoice. Asked again it charges nothing more.
+        Errors: NOT_FOUND (TIER_NOT_FOUND), RESOURCE_EXHAUSTED (PAYMENT_FAILED, HTTP 402: nothing has changed),
+        FAILED_PRECONDITION (SUBSCRIPTION_UNMOVABLE where the tier is no dearer one, PLAN_RETIRED, PLAN_NOT_SUBSCRIBABLE,
+        STRIPE_NOT_CONFIGURED), PERMISSION_DENIED (ACCOUNT_STOPPED).
+        """
 
 def add_CreditsServiceServicer_to_server(servicer: CreditsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
