@@ -211,7 +211,10 @@ def _changed_fields(v: Violations, request: pb.UpdatePlanRequest) -> list[str]:
     elif paths == [ANY]:
         paths = sorted(wire.CHANGEABLE_PLAN_FIELDS)
     names = list(dict.fromkeys(path for path in paths if path != "plan_id"))
-    v.count("update_mask.paths", names, at_least=1, at_most=len(wire.CHANGEABLE_PLAN_FIELDS))
+    if not names:
+        # Most often a 0 or an empty list alone, which is nothing that is set.
+        v.add("update_mask.paths", "must name what is to become 0 or empty, since the plan sets nothing")
+    v.count("update_mask.paths", names, at_most=len(wire.CHANGEABLE_PLAN_FIELDS))
     for name in names:
         if name not in wire.CHANGEABLE_PLAN_FIELDS:
             v.add("update_mask.paths", f"{name[:MAX_IDENTIFIER_CHARS]} cannot be changed")

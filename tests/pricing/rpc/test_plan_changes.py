@@ -217,6 +217,12 @@ def test_bad_change_is_refused_by_field_and_not_made(pricing, admin, refused, re
     assert read(pricing).version == 1
 
 
+def test_change_to_nothing_but_zero_is_told_how_to_say_so(admin, refused):
+    admin.plans.CreatePlan(creating(tokens_per_cycle=5))
+    assert "must name what is to become 0" in refused(admin.plans.UpdatePlan, updating(tokens_per_cycle=0)).message
+    assert admin.plans.UpdatePlan(updating("tokens_per_cycle")).tokens_per_cycle == 0
+
+
 def test_only_operators_change_plans(pricing, client, refused):
     customer = client(pricing.server, "ACCOUNT", "acme").plans
     for call, request in (
