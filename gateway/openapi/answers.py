@@ -86,7 +86,7 @@ HEADERS: dict[str, Json] = {
 }
 
 _TEXT = {"type": "string"}
-_DETAIL = {"type": "object", "properties": {"@type": _TEXT}, "required": ["@type"]}
+_DETAIL = {"$ref": "#/components/schemas/ErrorDetail"}
 
 
 def _object(**properties: Json) -> Json:
@@ -94,6 +94,31 @@ def _object(**properties: Json) -> Json:
 
 
 ERROR_SCHEMAS: dict[str, Json] = {
+    "ErrorDetail": {
+        "description": "A google.rpc.ErrorInfo, BadRequest or RetryInfo, as `@type` says.",
+        "type": "object",
+        "properties": {
+            "@type": {"type": "string", "description": "`type.googleapis.com/google.rpc.ErrorInfo` and its like."},
+            "reason": {"type": "string", "description": "Of ErrorInfo: which refusal it is."},
+            "domain": {"type": "string", "description": "Of ErrorInfo: whose, such as `tollkeeper.ledger`."},
+            "metadata": {
+                "type": "object",
+                "additionalProperties": _TEXT,
+                "description": "Of ErrorInfo: the refusal's figures.",
+            },
+            "fieldViolations": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {"field": _TEXT, "description": _TEXT},
+                    "required": ["field", "description"],
+                },
+                "description": "Of BadRequest: every field that is wrong, and in what.",
+            },
+            "retryDelay": {"type": "string", "description": "Of RetryInfo: seconds, as `1.500s`."},
+        },
+        "required": ["@type"],
+    },
     "Status": {
         **_object(
             code={"type": "integer", "description": "Of google.rpc.Code."},

@@ -21,6 +21,8 @@ from gateway.bindings import read_bindings
 from gateway.openapi.__main__ import text
 from gateway.render import DESCRIPTOR_SET
 from gateway.request_fields import RAW_BODY
+from services.kit.errors import Violation, wire_form
+from services.kit.refusals import InvalidArgument
 
 KEY = {"authorization": "Bearer tk_test_good"}
 DOCUMENT = json.loads(openapi.DOCUMENT.read_text())
@@ -223,6 +225,22 @@ def test_declined_payment_is_documented(gateway, services, method, path):
     assert answer.status == 402
     documented = resolved(DOCUMENT["paths"][path][method.lower()]["responses"]["402"])
     validator(documented["content"]["application/json"]["schema"]).validate(answer.json)
+
+
+def test_every_property_of_a_refusals_details_is_documented(gateway, services):
+    async def refuse(_request, context):
+        error = InvalidArgument.naming([Violation("amount_usd", "must not be negative")])
+        error.retry_after_seconds, error.metadata = 1.5, {"left": "5"}
+        code, message, trailing = wire_form(error)
+        context.grpc.set_trailing_metadata(trailing)
+        await context.grpc.abort(code, message)
+
+    services.answers[binding_of("POST", "/api/billing/topup").rpc] = refuse
+    answer = gateway("POST", "/api/billing/topup", {}, **KEY)
+    kinds = [detail["@type"].rpartition(".")[2] for detail in answer.json["details"]]
+    assert kinds == ["ErrorInfo", "BadRequest", "RetryInfo"]
+    documented = set(DOCUMENT["components"]["schemas"]["ErrorDetail"]["properties"])
+    assert set().union(*answer.json["details"]) <= documented
 
 
 def test_change_of_a_plan_requires_nothing_that_making_one_does():
