@@ -36,8 +36,8 @@ _IDEMPOTENCY_KEY = {
 _SESSION = {
     "name": "x-session-id",
     "in": "header",
-    "description": "The conversation or job that the call belongs to; its usage record's `session`.",
-    "schema": {"type": "string", "maxLength": 200},
+    "description": "The conversation or job that the call belongs to, as its usage record has it; not if longer.",
+    "schema": {"type": "string", "maxLength": 128},
 }
 
 
