@@ -28,6 +28,7 @@ from services.subscriptions.reports.servicer import ReportServicer
 from services.subscriptions.reports.usage import LedgerUsage
 from services.subscriptions.service.billing import Billing
 from services.subscriptions.service.customers import Customers
+from services.subscriptions.service.following import LedgerFollowing
 from services.subscriptions.servicer.billing import BillingServicer
 from services.subscriptions.servicer.credits import CreditsServicer
 from services.subscriptions.servicer.customers import CustomerServicer
@@ -37,7 +38,10 @@ from services.subscriptions.stripe.client import StripeAccess, stripe_client
 from services.subscriptions.stripe.event_parts import EventParts
 from services.subscriptions.stripe.parts import StripeParts
 from services.subscriptions.stripe.use_cases import StripeUseCases
-from services.subscriptions.worker import BackgroundJobs
+from services.subscriptions.worker import BackgroundJobs, ScheduledJob
+
+# Goes through the ledger's accounts.
+_FOLLOW_SECONDS = 30.0
 
 
 class Subscriptions:
@@ -72,6 +76,7 @@ class Subscriptions:
             inline_delivery_seconds=settings.inline_delivery_seconds,
             clock=clock,
         )
+        self.following = LedgerFollowing(self.engine, ledger, clock=clock)
         self.stripe = StripeAccess(stripe_client(settings))
         self.stripe_events = EventParts.over(self.engine, self.stripe, self.plans, ledger, settings, clock=clock)
         stripe_parts = StripeParts.over(self.engine, self.stripe, self.customers, self.plans, ledger, clock=clock)
@@ -131,6 +136,7 @@ class Subscriptions:
             reporter=self.meter_reporter,
             clock=self._clock,
         )
+        further.append(ScheduledJob("follow-ledger", self.following, _FOLLOW_SECONDS))
         further += self.stripe_use_cases.jobs(self.settings, configured=self.stripe.configured)
         further += self.stripe_events.jobs(self.settings)
         further += alert_jobs(

@@ -85,6 +85,27 @@ def close_accounts(connection: Connection, account_ids: Sequence[str]) -> list[s
     return list(connection.execute(statement.values(status="closed").returning(rows.account_id)).scalars())
 
 
+def suspend_accounts(connection: Connection, account_ids: Sequence[str]) -> list[str]:
+    """Note that the ledger has suspended these accounts; those of which that was not known. By primary key."""
+    rows = accounts.c
+    statement = update(accounts).where(rows.account_id.in_(account_ids), rows.status.not_in(("suspended", "closed")))
+    return list(connection.execute(statement.values(status="suspended").returning(rows.account_id)).scalars())
+
+
+def resume_accounts_but(connection: Connection, account_ids: Sequence[str]) -> list[str]:
+    """Note that of the suspended accounts only these still are; the others. Goes through all accounts.
+
+    A new revision has the limits of those looked at that emitted something meanwhile.
+    """
+    statement = text(
+        """
+        UPDATE accounts SET status = 'active', revision = revision + 1
+        WHERE status = 'suspended' AND account_id <> ALL(:account_ids) RETURNING account_id
+        """
+    )
+    return list(connection.execute(statement, {"account_ids": list(account_ids)}).scalars())
+
+
 def list_accounts(connection: Connection, *, plan_id: str, status: str, after: str, limit: int) -> list[Account]:
     """Accounts by id from beyond `after` on; an empty filter is none. By primary key, or `accounts_by_plan`."""
     statement = _SELECT_ACCOUNT.where(accounts.c.account_id > after).order_by(accounts.c.account_id).limit(limit)

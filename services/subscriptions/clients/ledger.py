@@ -188,11 +188,11 @@ class LedgerClient:
             _log.warning("the ledger does not say what the account is", account_id=account_id, code=remote.code.name)
             return ""
 
-    def closed_accounts(self) -> Iterator[list[str]]:
-        """All accounts that were ever closed, by id, a page at a time. Raises grpc.RpcError."""
+    def accounts_in(self, status: str) -> Iterator[list[str]]:
+        """All accounts that are `suspended` or `closed`, by id, a page at a time. Raises grpc.RpcError."""
         page_token = ""
         while True:
-            request = ledger_pb.ListAccountsRequest(status="closed", page_size=_PAGE_SIZE, page_token=page_token)
+            request = ledger_pb.ListAccountsRequest(status=status, page_size=_PAGE_SIZE, page_token=page_token)
             answer = self._accounts.ListAccounts(request)
             if answer.accounts:
                 yield [account.account_id for account in answer.accounts]

@@ -1,7 +1,7 @@
-"""Owns that an account which the ledger has closed is charged for nothing more: its subscriptions end at Stripe.
+"""Owns that an account which is closed is charged for nothing more: its subscriptions end at Stripe.
 
-The ledger calls nobody, so it is asked. What was used and is not billed yet is not billed: who wants that ends the
-subscription before the account. Asked as often as there is something to end, Stripe ends each subscription once.
+What was used and is not billed yet is not billed: who wants that ends the subscription before the account. Asked as
+often as there is something to end, Stripe ends each subscription once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import stripe
 from prometheus_client import Counter
 
 from services.kit.logs import get_logger
-from services.subscriptions import store
 from services.subscriptions.errors import SubscriptionsError
 from services.subscriptions.stripe import mirror_store
 from services.subscriptions.stripe.application import Application
@@ -24,25 +23,20 @@ _MOST_DRAFTS = 100
 
 _ENDED = Counter(
     "tollkeeper_subscriptions_of_closed_accounts",
-    "Subscriptions of accounts that the ledger has closed, by what became of them: ended, or failed to be",
+    "Subscriptions of closed accounts, by what became of them: ended, or failed to be",
     ["outcome"],
 )
 
 
 class Closing:
-    """Learns of closed accounts, and ends what they subscribe to. Any number of these are safe side by side."""
+    """Ends what closed accounts subscribe to. Any number of these are safe side by side."""
 
     def __init__(self, parts: StripeParts, application: Application) -> None:
         self._parts = parts
         self._application = application
 
     def look(self) -> bool:
-        """The job: False, there is no more until later. Raises grpc.RpcError where the ledger does not answer."""
-        for account_ids in self._parts.ledger.closed_accounts():
-            with self._parts.engine.begin() as connection:
-                learned = store.close_accounts(connection, account_ids)
-            for account_id in learned:
-                _log.info("the ledger has closed the account", account_id=account_id)
+        """The job: end what closed accounts subscribe to; False, there is no more until later."""
         after = ""
         while True:
             with self._parts.engine.connect() as connection:

@@ -39,7 +39,7 @@ from services.subscriptions.stripe.grants import (
     wanted_nanos,
     without_returned,
 )
-from services.subscriptions.stripe.lifecycle import LIMITED, Standing, standing
+from services.subscriptions.stripe.lifecycle import Standing, standing
 from services.subscriptions.stripe.model import CreditPart, Mirror, PlanKey, ReturnedCharge
 
 _log = get_logger(__name__)
@@ -113,7 +113,7 @@ class Effects:
             revision=account.revision + 1,
         )
         promoted, grants = with_promotion(moved, plan, now)
-        if place.status == LIMITED:  # who owes is given nothing free
+        if place.owes:  # who owes is given nothing free
             promoted, grants = replace(moved, renews_grant=False), []
         store.update_account(connection, promoted)
         if key != before:

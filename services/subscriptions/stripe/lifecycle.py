@@ -34,12 +34,13 @@ _WORDS = {"unpaid": FAILING, "incomplete_expired": "canceled"}
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where an account stands. `plan` None: it stays on the plan it is on."""
+    """Where an account stands. `plan` None: it stays on the plan it is on. `owes`: its grace ended without payment."""
 
     plan: PlanKey | None
     status: str
     cycle_anchor: datetime
     mirror: Mirror | None
+    owes: bool = False
 
 
 def standing(
@@ -75,6 +76,7 @@ def standing(
         status=_status(account, LIMITED if limited else GRACE if grace_until is not None else ACTIVE),
         cycle_anchor=cycle_anchor(account, subscription, now),
         mirror=mirror,
+        owes=limited,
     )
 
 

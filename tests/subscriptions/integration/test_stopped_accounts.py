@@ -1,4 +1,4 @@
-"""Accounts that the ledger has closed: charged for nothing more, their subscriptions ended at Stripe once.
+"""Accounts that the ledger has stopped: closed, they are charged for nothing more, and Stripe's subscriptions end once.
 
 The sandbox Stripe by a test clock, a real Postgres, faked peers; `told` is in support/subscriptions_events.py.
 """
@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 from prometheus_client import REGISTRY
-from subscriptions_events import STARTER_CREDIT, moment
+from subscriptions_events import STARTER, STARTER_CREDIT, moment
 from subscriptions_stripe import FAILS, PAYS
 
 from services.subscriptions.model.account import AccountWords
@@ -19,7 +19,8 @@ def close(told, account_id="acme"):
 
 
 def look(told):
-    """What the job does, and what follows from Stripe's events of it."""
+    """What the jobs do, and what follows from Stripe's events of it."""
+    told.parts.following()
     told.parts.stripe_use_cases.closing.look()
     told.settle()
 
@@ -57,6 +58,7 @@ def test_closed_account_is_not_charged_again(told, starter):
 def test_subscription_of_a_closed_account_ends_once_however_many_look(told, starter):
     close(told)
     with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: told.parts.following(), range(4)))
         list(pool.map(lambda _: told.parts.stripe_use_cases.closing.look(), range(4)))
     asked = len(told.stripe.events(type="customer.subscription.deleted"))
     look(told)
@@ -134,6 +136,42 @@ def test_suspended_account_keeps_its_subscription(told, starter):
     told.settle()
     assert (at_stripe(told), charged(told)) == (["active"], [1900, 1900])
     assert told.credit() == 2 * STARTER_CREDIT
+
+
+def test_account_is_suspended_here_while_it_is_at_the_ledger(told, starter):
+    told.ledger.books["acme"]["status"] = "suspended"
+    look(told)
+    assert told.account().status == "suspended"
+    told.ledger.books["acme"]["status"] = "open"
+    look(told)
+    assert (told.standing(), told.credit()) == (STARTER, STARTER_CREDIT)
+
+
+def test_debt_of_an_account_goes_on_while_it_is_suspended(told, starter):
+    told.stripe.give_card(told.customers["acme"], FAILS)
+    told.later(days=31, hours=2)
+    told.settle()
+    assert told.account().status == "grace"
+    told.ledger.books["acme"]["status"] = "suspended"
+    look(told)
+    told.later(days=13)
+    told.tick()
+    account = told.account()
+    assert (account.plan_id, account.status, account.renews_grant) == ("free", "suspended", False), "nothing free"
+    told.ledger.books["acme"]["status"] = "open"
+    look(told)
+    told.tick()
+    assert told.standing() == ("free", "limited", "free", 50_000)
+
+
+def test_limits_that_emitted_use_has_lowered_are_looked_at_when_an_account_goes_on(told):
+    told.customer()
+    revision = told.account().revision
+    told.ledger.books["acme"]["status"] = "suspended"
+    look(told)
+    told.ledger.books["acme"]["status"] = "open"
+    look(told)
+    assert (told.account().status, told.account().revision > revision) == ("active", True)
 
 
 def test_more_closed_accounts_than_a_page_holds_are_all_learned_of(told):
