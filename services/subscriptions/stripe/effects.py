@@ -182,7 +182,10 @@ class Effects:
 
 
 def granted_now(connection: Connection, account: Account, now: datetime) -> list[GrantCredit]:
-    """The grants that are due to an account whose row is locked, noted as granted."""
+    """The grants that are due to an account whose row is locked, noted as granted.
+
+    To a closed one the further months of a year lapse: that it has paid, should it be news, the first of them says.
+    """
     found = []
     for part in mirror_store.parts_to_come(connection, account.account_id):
         if part.due_at > now:
@@ -191,7 +194,7 @@ def granted_now(connection: Connection, account: Account, now: datetime) -> list
             lasting(part, account.cycle_anchor, now), amount_nanos=part.left_nanos, taken_back_nanos=0, granted_at=now
         )
         mirror_store.write_parts(connection, [granted])
-        if granted.amount_nanos > 0:
+        if granted.amount_nanos > 0 and not (account.status == "closed" and part.part > 1):
             found.append(_grant(granted))
     return found
 

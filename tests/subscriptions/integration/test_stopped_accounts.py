@@ -138,6 +138,19 @@ def test_suspended_account_keeps_its_subscription(told, starter):
     assert told.credit() == 2 * STARTER_CREDIT
 
 
+def test_year_that_was_paid_before_the_account_closed_is_no_payment_of_a_closed_account(told):
+    told.start_clock()
+    told.subscribed(interval="year")
+    paid = REGISTRY.get_sample_value("tollkeeper_subscriptions_closed_accounts_paid_total")
+    close(told)
+    look(told)
+    for _ in range(3):
+        told.later(days=31)
+        told.tick()
+    assert (len(told.grants()), charged(told)) == (1, [19_380])
+    assert REGISTRY.get_sample_value("tollkeeper_subscriptions_closed_accounts_paid_total") == paid
+
+
 def test_account_is_suspended_here_while_it_is_at_the_ledger(told, starter):
     told.ledger.books["acme"]["status"] = "suspended"
     look(told)
