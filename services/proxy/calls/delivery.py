@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
@@ -26,13 +27,15 @@ class Head(NamedTuple):
 class Delivery:
     """Carries a head, then pieces of the body, then the end; or, before the head, a failure.
 
-    A client that reads slowly slows the call down. One that has left, or has read nothing for `stall_seconds`, does
-    not: what is sent then is dropped. There is one call that sends, and one client that reads.
+    A client that reads slowly slows the call down, by `patience_seconds` in all: the provider is to be read to its end
+    in the call's time, whoever reads. One that has left, or has read nothing for `stall_seconds`, does not: what is
+    sent then is dropped. There is one call that sends, and one client that reads.
     """
 
     __slots__ = (
         "_ended",
         "_items",
+        "_patience_seconds",
         "_something",
         "_stall_seconds",
         "_taken",
@@ -42,8 +45,9 @@ class Delivery:
         "overheard",
     )
 
-    def __init__(self, stall_seconds: float = 60) -> None:
+    def __init__(self, stall_seconds: float = 120, patience_seconds: float = 300) -> None:
         self._stall_seconds = stall_seconds
+        self._patience_seconds = patience_seconds  # what is left of it
         self._items: deque[Head | bytes | Exception | None] = deque()
         self._something: asyncio.Future[None] | None = None  # the client waits for this
         self._taken: asyncio.Future[None] | None = None  # the call waits for this, for room
@@ -90,14 +94,16 @@ class Delivery:
     async def _room(self) -> None:
         """Wait until the client takes something, or has left; one that does neither has stalled."""
         self._taken = asyncio.get_running_loop().create_future()
+        begun = time.monotonic()
         try:
-            async with asyncio.timeout(self._stall_seconds):
+            async with asyncio.timeout(min(self._stall_seconds, self._patience_seconds)):
                 await self._taken
         except TimeoutError:
             self.abandon()
             self._add(ClientStalled("the client stopped reading"))
         finally:
             self._taken = None
+            self._patience_seconds -= time.monotonic() - begun
 
     def abandon(self) -> None:
         """Say that nobody reads any more."""

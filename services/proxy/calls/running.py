@@ -12,6 +12,7 @@ from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
 from services.kit.errors import ServiceError
 from services.kit.logs import get_logger
 from services.proxy.calls.call import Asked, Call
+from services.proxy.calls.delivery import Delivery
 from services.proxy.calls.life import Life, Parts
 from services.proxy.errors import RateLimited
 from services.proxy.formats.request import Request
@@ -53,7 +54,8 @@ class Calls:
                 unit="calls",
                 limit=most,
             )
-        call = Call(key, asked, request)
+        delivery = Delivery(patience_seconds=self._parts.settings.upstream_total_seconds / 3)
+        call = Call(key, asked, request, delivery=delivery)
         self._of_account[key.account_id] += 1
         task = asyncio.create_task(Life(self._parts, call, body).live())
         self._running[task] = call

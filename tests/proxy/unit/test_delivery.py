@@ -54,6 +54,26 @@ async def test_client_that_stops_reading_is_given_up():
         _ = [piece async for piece in delivery.pieces()]
 
 
+async def test_client_that_reads_slowly_is_waited_for_no_longer_than_so_long_in_all():
+    """Else it would hold the provider up until the call's time is over, and the rest is in nobody's bill."""
+    delivery = Delivery(stall_seconds=30, patience_seconds=0.3)
+
+    async def client():
+        await delivery.head()
+        while True:
+            await delivery.piece()
+            await asyncio.sleep(0.1)
+
+    reading = asyncio.ensure_future(client())
+    await delivery.send(HEAD)
+    async with asyncio.timeout(10):
+        for _ in range(1000):
+            await delivery.send(b"x")
+    assert delivery.abandoned
+    with pytest.raises(ClientStalled):
+        await reading
+
+
 async def test_failure_before_the_head_is_the_answer():
     delivery = Delivery()
     await delivery.end(OSError())
