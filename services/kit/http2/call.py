@@ -146,7 +146,10 @@ class ServerCall(Stream):
         self._initial = tuple(metadata)
 
     async def write(self, response: Any) -> None:
-        """Send one message of a stream, and wait until the client has room for more. Raises CallGoneError."""
+        """Send one message of a stream, and wait until the client has room for more.
+
+        Raises CallGoneError, also where the client takes nothing for too long: then the call is given up.
+        """
         if self.is_over:
             raise CallGoneError
         encoded = self.handler.response_serializer
@@ -154,7 +157,11 @@ class ServerCall(Stream):
         self.connection.send(self, head, message(response if encoded is None else encoded(response)))
         self._written += 1
         if self.unsent:
-            await self.sent()
+            try:
+                await self.sent(self.connection.limits.stall_seconds)
+            except TimeoutError:
+                self.connection.give_up(self, frames.CANCEL)
+                raise CallGoneError from None
         elif not self._written % _MESSAGES_A_TURN:
             await asyncio.sleep(0)  # a handler that waits for nothing else lets others have their turn
 
@@ -270,12 +277,13 @@ class ServerCall(Stream):
     async def _read_out(self) -> None:
         """Wait until the client has taken all of the answer; a call that is cancelled meanwhile is given up.
 
-        So is one that was cancelled before: whoever asked for that does not wait for the client.
+        So is one that was cancelled before: whoever asked for that does not wait for the client. And one whose client
+        takes nothing for too long.
         """
         try:
             if self._given_up_as is None:
-                await self.sent()
-        except asyncio.CancelledError:
+                await self.sent(self.connection.limits.stall_seconds)
+        except (asyncio.CancelledError, TimeoutError):
             pass
         self.connection.give_up(self, frames.CANCEL)
 

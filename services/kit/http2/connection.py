@@ -35,7 +35,8 @@ class Limits:
     """What one side of a connection takes, and how it finds out that the other is gone.
 
     `header_bytes`: of all of a call's headers as they are in memory; twice as much ends the connection. A side pings
-    after `ping_seconds` in which nothing came, and lets go where `pong_seconds` later nothing has come still.
+    after `ping_seconds` in which nothing came, and lets go where `pong_seconds` later nothing has come still. A call
+    whose peer takes nothing of what waits for it for `stall_seconds` is given up: it has a place that others wait for.
     """
 
     message_bytes: int
@@ -43,6 +44,7 @@ class Limits:
     streams: int
     ping_seconds: float
     pong_seconds: float
+    stall_seconds: float = 120
 
 
 class ConnectionFault(Exception):  # noqa: N818 (not an error of ours: what the peer did)

@@ -64,13 +64,22 @@ class Stream:
             del received[:end]
         return found
 
-    async def sent(self) -> None:
-        """Wait until all was sent, or nothing can be any more: whoever makes much waits for whoever reads it."""
+    async def sent(self, stall_seconds: float) -> None:
+        """Wait until all was sent, or nothing can be any more: whoever makes much waits for whoever reads it.
+
+        Raises TimeoutError where the peer takes nothing for so long.
+        """
         while (self.unsent or self.unsent_end) and not self.is_over:
             if self.room is None:
                 self.room = asyncio.Event()
             self.room.clear()
-            await self.room.wait()
+            left = len(self.unsent)
+            try:
+                async with asyncio.timeout(stall_seconds):
+                    await self.room.wait()
+            except TimeoutError:
+                if len(self.unsent) == left:
+                    raise
 
     def wake(self) -> None:
         """Let go on who waits in `sent`."""

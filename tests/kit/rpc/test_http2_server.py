@@ -279,6 +279,30 @@ async def test_a_slow_reader_of_a_stream_makes_its_handler_wait(server, handlers
         assert 0 < handlers.written < 500  # of 10,000: what the sockets hold
 
 
+@pytest.mark.parametrize("path", ["/t.T/Down", "/t.T/Big"])
+async def test_a_call_whose_client_takes_nothing_is_given_up_and_its_place_free(handlers, path):
+    limits = replace(LIMITS, stall_seconds=0.2)
+    async with serving(handlers.by_path, limits) as server, Peer.connected(server.port) as peer:
+        peer.write(frames.window(0, 2**30) + call(1, b"100000", path))
+        ended = await peer.until(lambda frame: frame.kind == frames.RESET and frame.stream == 1)
+        assert int.from_bytes(ended[-1].payload) == frames.CANCEL
+        await eventually(lambda: not server.running)
+        peer.write(call(3))
+        named, _ = await peer.answer(3)
+        assert named["grpc-status"] == "0"
+
+
+@pytest.mark.parametrize("path", ["/t.T/Down", "/t.T/Big"])
+async def test_a_call_whose_client_takes_a_little_now_and_then_goes_on(handlers, path):
+    limits = replace(LIMITS, stall_seconds=1)
+    async with serving(handlers.by_path, limits) as server, Peer.connected(server.port) as peer:
+        peer.write(frames.window(0, 2**30) + call(1, b"1000000", path))
+        for _ in range(10):
+            peer.write(frames.window(1, 1))
+            await asyncio.sleep(0.3)
+        assert server.running
+
+
 async def test_a_handler_that_waits_for_nothing_lets_others_be_served(server, handlers):
     async with Peer.connected(server.port, settings=_WIDE) as peer:
         peer.write(frames.window(0, 2**30) + call(1, b"0", "/t.T/Down"))
