@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from functools import partial
 
 from prometheus_client import Gauge
 from tollkeeper.ledger.v1 import ledger_service_pb2 as ledger_pb
@@ -40,10 +41,10 @@ class Calls:
         return self._parts
 
     def begin(self, key: Key, request: Request, body: bytes, asked: Asked) -> Call:
-        """Begin a call, read from `body`; what comes of it comes through its delivery.
+        """Begin a call, read from `body`; what comes of it comes through its delivery, to be abandoned in the end.
 
-        Raises RateLimited where the account has as many under way as it may: each has a place here and a connection to
-        a provider, also when its client has left, and what one takes the others have not.
+        Raises RateLimited where the account has as many under way as it may: each has a place here, until its answer is
+        read, and a connection to a provider, also when its client has left, and what one takes the others have not.
         """
         most = self._parts.settings.account_calls
         if self._of_account[key.account_id] >= most:
@@ -63,12 +64,18 @@ class Calls:
         return call
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        account_id = self._running.pop(task).key.account_id
+        call = self._running.pop(task)
+        if call.delivery.abandoned:
+            self._leave(call.key.account_id)
+        else:  # its answer has a place here until it is read
+            call.delivery.on_abandoned = partial(self._leave, call.key.account_id)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a call's end was not handled", exc_info=error)
+
+    def _leave(self, account_id: str) -> None:
         self._of_account[account_id] -= 1
         if not self._of_account[account_id]:
             del self._of_account[account_id]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a call's end was not handled", exc_info=error)
 
     async def start(self, draining: asyncio.Event) -> None:
         """Begin to keep holds. `draining` is set when the proxy begins to stop: the grace counts from then."""

@@ -1,14 +1,18 @@
 """What one customer's calls meet at a provider is not the others': nobody's requests keep anybody else from it."""
 
 import asyncio
+from dataclasses import replace
 
 import grpc.aio
 import pytest
 from prometheus_client import REGISTRY
 from proxy_fakes import USD, Account
+from proxy_upstream import answer, scripted
 
 from services.kit.errors import RemoteError
 
+WORDS = b"""{"choices": [{"index": 0, "message": {"role": "assistant", "content": "Tollkeeper %s"}}],
+"usage": {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20}}"""
 FAULTS = {
     "a credential that is refused": "status=401",
     "a provider that wants money": "status=402",
@@ -124,6 +128,30 @@ async def test_one_customers_open_calls_leave_room_for_the_others(customers, sta
         call.cancel()
     # Those whose client has left go on to their end, and count until then.
     assert await tried(proxy, keys["mallory"]) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_answers_that_one_customer_does_not_read_leave_room_for_the_others(start_proxy, ledger, eventually):
+    """Each has a place here until it is read, though its call has long been settled."""
+    ledger.accounts["mallory"] = Account(available=10 * USD)
+    async with scripted(answer(WORDS % (b"x" * 3_000_000))) as provider:
+        proxy = await start_proxy(account_calls=2, openai_base_url=f"{provider.url}/v1")
+        await proxy.entitle("mallory")
+        mallory, acme = [(await proxy.make_key(account)).key for account in ("mallory", "acme")]
+        # It takes no more than it is asked to read.
+        only_what_is_read = [("grpc.http2.bdp_probe", 0)]
+        async with grpc.aio.insecure_channel(proxy.server.address, options=only_what_is_read) as slow:
+            unread = [replace(proxy, channel=slow).start_chat(mallory) for _ in range(2)]
+            await eventually(lambda: len(ledger.settled) == 2)
+            assert await tried(proxy, mallory) is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await tried(proxy, acme) is grpc.StatusCode.OK
+            for call in unread:
+                assert (await call.read()).data
+                assert await call.read() is grpc.aio.EOF
+
+        async def there_is_room():
+            return await tried(proxy, mallory) is grpc.StatusCode.OK
+
+        await eventually(there_is_room)
 
 
 async def test_ended_calls_make_room_for_the_next(customers, start_proxy):
