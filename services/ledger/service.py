@@ -78,9 +78,7 @@ class Ledger:
 
         See GroupCommit.answer.
         """
-        if SetLimit in {type(operation) for group in groups for operation in group}:
-            groups = [[await self._counted(operation) for operation in group] for group in groups]
-        return await self._commits.answer(groups, make)
+        return await self._commits.answer(await self._counted(groups), make)
 
     async def do(self, operation: Operation, make: Callable[[Result], _Answer]) -> _Answer:
         """Do one operation; the answer made of its result. Raises its refusal."""
@@ -91,29 +89,29 @@ class Ledger:
                 raise result.outcome
             return make(result)
 
-        return await self._commits.answer([[await self._counted(operation)]], made)
+        return await self._commits.answer(await self._counted([[operation]]), made)
 
-    async def _counted(self, operation: Operation) -> Operation:
-        """A new limit's operation with what its window has seen so far; any other as it is.
+    async def _counted(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """The same, new limits with what their windows have seen so far; an account's all at one moment.
 
         Counted here, without a lock: a window may hold millions of records. What is booked meanwhile is added under it.
         """
-        if not isinstance(operation, SetLimit):
-            return operation
-        try:
-            async with self._reads.of(operation.account_id) as rows:
-                book = await rows.book()
-                if book is None:
-                    return operation
-                now = max(datetime.now(UTC), book.touched_at)
-                book.turn_cycle(now)
-                since = book.cycle_start if operation.window == "cycle" else window_containing(operation.window, now)[0]
-                used = await rows.counted(operation, since, book.usage_sequence)
-        except SQLAlchemyError as error:
-            # Its batch counts it, or fails it alone: what else the call asks for is not to fail with it.
-            _log.warning("a new limit could not be counted ahead", account=operation.account_id, error=str(error))
-            return operation
-        return operation._replace(counted=Counted(since, book.usage_sequence, used))
+        limits: dict[str, list[SetLimit]] = {}
+        for group in groups:
+            for operation in group:
+                if isinstance(operation, SetLimit):
+                    limits.setdefault(operation.account_id, []).append(operation)
+        if not limits:
+            return groups
+        counted: dict[SetLimit, SetLimit] = {}
+        for account_id, those in limits.items():
+            try:
+                async with self._reads.of(account_id) as rows:
+                    counted |= await _counted_of(rows, those)
+            except SQLAlchemyError as error:
+                # Its batch counts it, or fails it alone: what else the call asks for is not to fail with it.
+                _log.warning("a new limit could not be counted ahead", account=account_id, error=str(error))
+        return [[counted.get(x, x) if isinstance(x, SetLimit) else x for x in group] for group in groups]
 
     @asynccontextmanager
     async def _reading(self, account_id: str) -> AsyncIterator[tuple[Book, AccountReads]]:
@@ -299,6 +297,24 @@ class Ledger:
                 raise failed[0]
             left = await self._reads.still_due(left, datetime.now(UTC))
         return len(due)
+
+
+async def _counted_of(rows: AccountReads, limits: Sequence[SetLimit]) -> dict[SetLimit, SetLimit]:
+    """An account's limits with what their windows have seen, counted once for all subjects of a kind."""
+    book = await rows.book()
+    if book is None:
+        return {}
+    now, through = _turned(book), book.usage_sequence
+    alike: dict[tuple[str, str, str], list[SetLimit]] = {}
+    for limit in limits:
+        alike.setdefault((limit.scope, limit.unit, limit.window), []).append(limit)
+    counted: dict[SetLimit, SetLimit] = {}
+    for (_, _, window), those in alike.items():
+        since = book.cycle_start if window == "cycle" else window_containing(window, now)[0]
+        # Most accounts get their limits before their first call.
+        used = await rows.counted(those, since, through) if through else {}
+        counted |= {x: x._replace(counted=Counted(since, through, used.get(x.subject, 0))) for x in those}
+    return counted
 
 
 def _turned(book: Book) -> datetime:

@@ -236,15 +236,19 @@ class AccountReads:
             query = query.where(tables.usage.c.workspace > after)
         return await self._account.rows(query.limit(count))
 
-    async def counted(self, limit: SetLimit, since: datetime, through: int) -> int:
-        """What a limit of the account counts since a moment, by records up to number `through`; in its unit.
+    async def counted(self, limits: Sequence[SetLimit], since: datetime, through: int) -> dict[str, int]:
+        """What limits of one scope, unit and window count since a moment, by records up to number `through`.
 
-        Only a lifetime reaches back into archived months.
+        In their unit, by subject; nothing for one without any. Only a lifetime reaches back into archived months.
         """
-        queries = [self._own(summaries.counted(limit, since, through), tables.usage)]
-        if limit.window == "lifetime":
-            queries.append(self._own(summaries.archived(limit), tables.archived_use))
-        return sum([int((await self._account.rows(query))[0][0]) for query in queries])
+        queries = [self._own(summaries.counted(limits, since, through), tables.usage)]
+        if limits[0].window == "lifetime":
+            queries.append(self._own(summaries.archived(limits), tables.archived_use))
+        used: dict[str, int] = {}
+        for query in queries:
+            for subject, units in await self._account.rows(query):
+                used[subject] = used.get(subject, 0) + int(units)
+        return used
 
     async def moved_after(self, moment: datetime) -> Moved:
         """What entries dated after a moment moved."""

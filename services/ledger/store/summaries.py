@@ -97,30 +97,28 @@ def credits_of(account_ids: Sequence[str], types: Sequence[str], start: datetime
     return query.order_by(journal.account_id, journal.sequence)
 
 
-def counted(limit: SetLimit, since: datetime, through: int) -> Select[Any]:
-    """What limits count of a limit's subject since a moment, by records up to number `through`; in its unit."""
-    column = {"nanos": _USAGE.billed, "tokens": _USAGE.tokens, "requests": _USAGE.requests}[limit.unit]
+def counted(limits: Sequence[SetLimit], since: datetime, through: int) -> Select[Any]:
+    """What limits of one scope, unit and window count since a moment, by records up to number `through`; by subject."""
+    column = {"nanos": _USAGE.billed, "tokens": _USAGE.tokens, "requests": _USAGE.requests}[limits[0].unit]
     # Booked after it was counted, so that older partitions are left out.
-    query = sa.select(summed(column)).where(
-        _USAGE.account_id == limit.account_id,
-        _USAGE.usage_number <= through,
-        _USAGE.counted_at >= since,
-        _USAGE.created_at >= since,
+    return _by_subject(column, limits, _USAGE).where(
+        _USAGE.usage_number <= through, _USAGE.counted_at >= since, _USAGE.created_at >= since
     )
-    if limit.subject:
-        query = query.where((_USAGE.key_id if limit.scope == "key" else _USAGE.workspace) == limit.subject)
-    return query
 
 
-def archived(limit: SetLimit) -> Select[Any]:
-    """What limits count of a limit's subject by records of archived months; in its unit."""
-    use = tables.archived_use.c
-    query = sa.select(summed(use[{"nanos": "billed"}.get(limit.unit, limit.unit)])).where(
-        use.account_id == limit.account_id
-    )
-    if limit.subject:
-        query = query.where((use.key_id if limit.scope == "key" else use.workspace) == limit.subject)
-    return query
+def archived(limits: Sequence[SetLimit]) -> Select[Any]:
+    """What limits of one scope and unit count by records of archived months; by subject."""
+    use, unit = tables.archived_use.c, limits[0].unit
+    return _by_subject(use[{"nanos": "billed"}.get(unit, unit)], limits, use)
+
+
+def _by_subject(column: Any, limits: Sequence[SetLimit], rows: Any) -> Select[Any]:
+    """Sums of a column for each subject of limits of one scope; for the empty one where its scope has no others."""
+    nobody: Any = sa.literal("")
+    if not limits[0].subject:
+        return sa.select(nobody, summed(column))
+    subject = rows.key_id if limits[0].scope == "key" else rows.workspace
+    return sa.select(subject, summed(column)).where(subject.in_({x.subject for x in limits})).group_by(subject)
 
 
 def _chosen(query: Select[Any], wanted: SummaryFilter) -> Select[Any]:
