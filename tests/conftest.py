@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 # Before gRPC is imported: its handlers crash some of the forks by which tests start processes beside running servers.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+# Some machines have it set, and there each of the processes that tests start would compile anew all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import psycopg
 import pytest

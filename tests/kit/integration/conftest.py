@@ -91,7 +91,6 @@ def start(tmp_path, import_roots, jwks_file):
     def begin(command, **environment):
         root = Path(__file__).parents[3]
         base = {k: v for k, v in os.environ.items() if not k.startswith("TOLLKEEPER_")}
-        base.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start compiles all it imports
         base |= {
             "PYTHONPATH": os.pathsep.join([str(root), *import_roots]),
             "TOLLKEEPER_IDENTITY_JWKS_FILE": str(jwks_file),
