@@ -191,6 +191,7 @@ class PricingServiceServicer:
     def SetPriceOverride(self, request, context):
         """Gives one account a price of its own for a model, as a catalogue version of its own. What it had before stays in force
         beneath: it holds again when this one ends by itself. An account has at most 1000, in force or to come.
+        Whether there is such an account, pricing does not know.
         Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the catalogue never had a price for the model),
         FAILED_PRECONDITION (TOO_MANY_OVERRIDES), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
         """

@@ -66,6 +66,7 @@ class PricingServiceStub:
     SetPriceOverride: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.SetPriceOverrideRequest, _resources_pb2.PriceOverride]
     """Gives one account a price of its own for a model, as a catalogue version of its own. What it had before stays in force
     beneath: it holds again when this one ends by itself. An account has at most 1000, in force or to come.
+    Whether there is such an account, pricing does not know.
     Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the catalogue never had a price for the model),
     FAILED_PRECONDITION (TOO_MANY_OVERRIDES), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
     """
@@ -117,6 +118,7 @@ class PricingServiceAsyncStub(PricingServiceStub):
     SetPriceOverride: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.SetPriceOverrideRequest, _resources_pb2.PriceOverride]  # type: ignore[assignment]
     """Gives one account a price of its own for a model, as a catalogue version of its own. What it had before stays in force
     beneath: it holds again when this one ends by itself. An account has at most 1000, in force or to come.
+    Whether there is such an account, pricing does not know.
     Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the catalogue never had a price for the model),
     FAILED_PRECONDITION (TOO_MANY_OVERRIDES), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
     """
@@ -220,6 +222,7 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.PriceOverride, _abc.Awaitable[_resources_pb2.PriceOverride]]:
         """Gives one account a price of its own for a model, as a catalogue version of its own. What it had before stays in force
         beneath: it holds again when this one ends by itself. An account has at most 1000, in force or to come.
+        Whether there is such an account, pricing does not know.
         Errors: INVALID_ARGUMENT, NOT_FOUND (PRICE_NOT_FOUND: the catalogue never had a price for the model),
         FAILED_PRECONDITION (TOO_MANY_OVERRIDES), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT).
         """

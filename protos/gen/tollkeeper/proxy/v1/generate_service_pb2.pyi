@@ -47,7 +47,7 @@ class GenerateRequest(_message.Message):
     session: _builtins.str
     """The conversation or job that the call belongs to."""
     request_id: _builtins.str
-    """Idempotency key."""
+    """Idempotency key, for Generate alone: a stream is not kept. A repeat's answer says neither who answered nor what is left."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """The conversation so far, oldest first. At least one."""

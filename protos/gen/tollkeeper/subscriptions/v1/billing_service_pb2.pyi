@@ -66,9 +66,9 @@ class BillingAccount(_message.Message):
     balance_usd: _builtins.float
     """`available_nanos` in USD, for display."""
     spent_today_nanos: _builtins.int
-    """Spent today (UTC)."""
+    """Spent today (UTC); refunds are not taken off."""
     spent_this_month_nanos: _builtins.int
-    """Spent this month (UTC)."""
+    """Spent this month (UTC); refunds are not taken off."""
     daily_limit_nanos: _builtins.int
     """Daily cap. 0: none."""
     monthly_limit_nanos: _builtins.int
@@ -177,7 +177,7 @@ class PeriodStats(_message.Message):
     cost_nanos: _builtins.int
     """What the provider charged."""
     billed_nanos: _builtins.int
-    """What the customer paid."""
+    """What the customer paid; refunds are not taken off."""
     def __init__(
         self,
         *,

@@ -172,7 +172,7 @@ class CreditsUsage(_message.Message):
     total_requests: _builtins.int
     """Calls."""
     total_cost: _builtins.float
-    """What the customer paid, in USD for display."""
+    """What the customer paid, in USD for display; refunds are not taken off."""
     total_cost_nanos: _builtins.int
     """The same, exactly."""
     @_builtins.property
@@ -212,7 +212,7 @@ class ProviderUse(_message.Message):
     requests: _builtins.int
     """Calls."""
     cost: _builtins.float
-    """What the customer paid, in USD for display."""
+    """What the customer paid, in USD for display; refunds are not taken off."""
     cost_nanos: _builtins.int
     """The same, exactly."""
     def __init__(

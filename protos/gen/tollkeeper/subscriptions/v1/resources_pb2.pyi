@@ -49,7 +49,9 @@ class CustomerAccount(_message.Message):
     plan_version: _builtins.int
     """The plan's version that the account is on."""
     status: _builtins.str
-    """`active`, `grace` (a payment failed), `limited` (grace is over), `suspended` or `closed`."""
+    """`active`, `grace` (a payment failed), `limited` (grace is over); `suspended` or `closed` by an operator, at the
+    ledger, which is asked twice a minute.
+    """
     provisioned: _builtins.bool
     """True once ledger and proxy have taken in what the plan gives."""
     email: _builtins.str
