@@ -59,7 +59,7 @@ class Account:
 
     @property
     def may_call(self) -> bool:
-        """Whether the proxy may let its calls through."""
+        """Whether its calls go through, as far as is known here: the ledger has neither suspended nor closed it."""
         return self.status not in _STOPPED
 
     def cycle_at(self, moment: datetime) -> Cycle:

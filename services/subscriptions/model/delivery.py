@@ -150,7 +150,8 @@ def plan_terms(account: Account, plan: Plan) -> tuple[SetPlanLimits, SetEntitlem
             account_id=account.account_id,
             plan_id=plan.plan_id,
             revision=account.revision,
-            active=account.may_call,
+            # The calls of a suspended account the ledger refuses by itself, and of a resumed one no longer, at once.
+            active=account.status != "closed",
             providers=plan.providers,
             models=plan.models,
             max_tokens_per_request=plan.max_tokens_per_request,

@@ -177,6 +177,16 @@ def test_debt_of_an_account_goes_on_while_it_is_suspended(told, starter):
     assert told.standing() == ("free", "limited", "free", 50_000)
 
 
+def test_account_that_is_resumed_calls_at_once_whatever_was_told_while_it_was_suspended(told, starter):
+    told.ledger.books["acme"]["status"] = "suspended"
+    look(told)
+    told.subscribe("acme", "professional")
+    told.settle()
+    assert told.proxy.entitlements["acme"].plan_id == "professional"
+    told.ledger.books["acme"]["status"] = "open"  # of which nobody else is told at once
+    assert told.proxy.entitlements["acme"].active
+
+
 def test_limits_that_emitted_use_has_lowered_are_looked_at_when_an_account_goes_on(told):
     told.customer()
     revision = told.account().revision
