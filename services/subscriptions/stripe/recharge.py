@@ -108,13 +108,23 @@ class AutoRecharges:
                     if self._is_still_so(connection, rule, bought):
                         recharge_store.update_rule(connection, rule.account_id, armed=True)
             case Decision.BUY if not self._ledger.is_open(rule.account_id):
-                _log.info("no credit is bought for an account that may not use it", account_id=rule.account_id)
+                self._leave(rule)
             case Decision.BUY:
                 self._buy(rule, available, bought)
             case Decision.CAPPED:
                 _log.info("auto-recharge has reached its cap", account_id=rule.account_id)
             case Decision.NOTHING:
                 pass
+
+    def _leave(self, rule: RechargeRule) -> None:
+        """Buy nothing for an account that may not use it; where it is closed for good, never again."""
+        with self._parts.engine.begin() as connection:
+            account = store.find_account(connection, rule.account_id)
+            is_over = account is not None and account.status == "closed"
+            if is_over:
+                recharge_store.lock_rule(connection, rule.account_id)
+                recharge_store.update_rule(connection, rule.account_id, enabled=False, armed=True)
+        _log.info("no credit is bought for an account that may not use it", account_id=rule.account_id, off=is_over)
 
     def _buy(self, seen: RechargeRule, available_nanos: int, bought_nanos: int) -> None:
         customer_id = self._parts.stripe_customers.find(seen.account_id)

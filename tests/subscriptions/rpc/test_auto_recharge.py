@@ -325,6 +325,20 @@ def test_account_that_the_ledger_has_stopped_buys_nothing_until_it_is_open_again
     assert acme.charged() == [500, 2000]
 
 
+def test_rule_of_an_account_that_is_closed_for_good_is_off(acme, job, database):
+    acme.set_recharge(threshold=10, amount=20)
+    job.has(3)
+    job.book["status"] = "closed"
+    job.recharges.look_next()
+    assert job.is_on(), "it may be closed at the ledger alone: that is learned of soon"
+    database.rows("UPDATE accounts SET status = 'closed' WHERE account_id = :a", a=acme.account_id)
+    database.rows("UPDATE auto_recharges SET look_at = now()")
+    job.recharges.look_next()
+    assert (job.is_on(), acme.charged(), job.alerts()) == (False, [500], [])
+    database.rows("UPDATE auto_recharges SET look_at = now()")
+    assert not job.recharges.look_next(), "it is looked at no more"
+
+
 def test_rule_that_is_off_buys_nothing(acme, job):
     acme.set_recharge(threshold=10, amount=20)
     acme.set_recharge(threshold=10, amount=20, enabled=False)
