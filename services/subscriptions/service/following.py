@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import grpc
 from sqlalchemy import Connection, Engine
 
+from services.kit.errors import RemoteError
 from services.kit.logs import get_logger
 from services.subscriptions import store
 from services.subscriptions.clients import LedgerClient
@@ -27,7 +29,14 @@ class LedgerFollowing:
         self._clock = clock
 
     def __call__(self) -> bool:
-        """Follow: False, there is no more until later. Raises grpc.RpcError where the ledger does not answer."""
+        """The job: follow, where the ledger answers; False, there is no more until later."""
+        try:
+            self._follow()
+        except grpc.RpcError as error:
+            _log.warning("the ledger does not say whom it has stopped", code=RemoteError.from_rpc(error).code.name)
+        return False
+
+    def _follow(self) -> None:
         for page in self._ledger.accounts_in("closed"):
             self._note("closed", page, store.close_accounts)
         suspended: list[str] = []
@@ -35,7 +44,6 @@ class LedgerFollowing:
             self._note("suspended", page, store.suspend_accounts)
             suspended += page
         self._note("resumed", suspended, self._resume_others)
-        return False
 
     def _note(self, what: str, account_ids: list[str], note: Callable[[Connection, Sequence[str]], list[str]]) -> None:
         with self._engine.begin() as connection:

@@ -160,6 +160,14 @@ def test_account_is_suspended_here_while_it_is_at_the_ledger(told, starter):
     assert (told.standing(), told.credit()) == (STARTER, STARTER_CREDIT)
 
 
+def test_ledger_that_is_away_changes_nobodys_status(told, starter):
+    told.ledger.books["acme"]["status"] = "suspended"
+    look(told)
+    told.ledger.down = True
+    told.parts.following()
+    assert told.account().status == "suspended"
+
+
 def test_debt_of_an_account_goes_on_while_it_is_suspended(told, starter):
     told.stripe.give_card(told.customers["acme"], FAILS)
     told.later(days=31, hours=2)
