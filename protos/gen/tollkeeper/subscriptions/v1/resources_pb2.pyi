@@ -489,7 +489,11 @@ Global___Alert: _TypeAlias = Alert  # noqa: Y015
 
 @_typing.final
 class AlertEndpoint(_message.Message):
-    """Where alerts are sent: a signed webhook in the Standard Webhooks form."""
+    """Where alerts are sent: a signed webhook in the Standard Webhooks form, whose `webhook-id` is the alert's id; it may come
+    more than once. Its body is `{"type": "alert.limit_80", "timestamp": …, "data": {"alertId", "accountId", "message", …}}`;
+    `data` has of a limit also `limitId`, `unit`, `window`, `amount`, `used`, `resetsAt`, of a low balance `availableNanos`
+    and `thresholdNanos`, of a failed payment `graceUntil`. What is not answered with 2xx is tried again, for three days.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
