@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from services.kit.amounts import NANOS_PER_CREDIT
-from services.pricing.model import BASIS_POINTS, METERED, MILLION, SUBSCRIPTION, Plan
+from services.pricing.model import BASIS_POINTS, METERED, MILLION, NANOS_PER_CENT, SUBSCRIPTION, Plan
 from services.rating import half_even
 
 DEFAULT_MARGIN_BASIS_POINTS = 8_000
 ANNUAL_DISCOUNT_BASIS_POINTS = 1_500
 MONTHS_PER_YEAR = 12
-_NANOS_PER_CENT = 10_000_000
 
 # Stripe's standard fee for a card payment: 2.9 % + $0.30.
 STRIPE_FEE_BASIS_POINTS = 290
@@ -45,7 +44,7 @@ def user_price_nanos(cost_nanos: int, margin_basis_points: int) -> int:
 def annual_price_nanos(price_nanos: int, discount_basis_points: int) -> int:
     """Twelve months less the discount, to a cent: less than one nobody can be charged. $29.99 at 15 % → $305.90."""
     discounted = price_nanos * MONTHS_PER_YEAR * (BASIS_POINTS - discount_basis_points)
-    return half_even(discounted, BASIS_POINTS * _NANOS_PER_CENT) * _NANOS_PER_CENT
+    return half_even(discounted, BASIS_POINTS * NANOS_PER_CENT) * NANOS_PER_CENT
 
 
 def share_basis_points(part: int, whole: int) -> int:

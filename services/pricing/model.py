@@ -21,6 +21,7 @@ CAPS = (HARD, SOFT)
 
 BASIS_POINTS = 10_000
 MILLION = 1_000_000
+NANOS_PER_CENT = 10_000_000
 MAX_INT64 = 2**63 - 1
 MAX_INT32 = 2**31 - 1
 MAX_NAME_CHARS = 200
@@ -252,6 +253,9 @@ def _plan_number_faults(plan: Plan) -> Iterator[Fault]:
     for name, (low, high) in _RANGES.items():
         if not low <= getattr(plan, name) <= high:
             yield Fault(name, f"must be from {low} to {high}")
+    # A card is charged whole cents, and one plan that is not would keep all others from being set up at Stripe.
+    if plan.price_nanos > 0 and plan.price_nanos % NANOS_PER_CENT:
+        yield Fault("price_nanos", f"must be whole cents of {NANOS_PER_CENT} nanos")
 
 
 def _metric_faults(metric: PlanMetric, at: str) -> Iterator[Fault]:

@@ -139,8 +139,8 @@ def test_repeats_make_one_version_each(pricing, admin):
 def test_other_body_with_the_same_key_is_refused(admin, refused):
     admin.plans.CreatePlan(creating())
     for call, request in (
-        (admin.plans.CreatePlan, creating(price_nanos=1)),
-        (admin.plans.UpdatePlan, updating(price_nanos=1, request_id="c1")),
+        (admin.plans.CreatePlan, creating(price_nanos=USD)),
+        (admin.plans.UpdatePlan, updating(price_nanos=USD, request_id="c1")),
         (admin.plans.RetirePlan, pb.RetirePlanRequest(plan_id="team", request_id="c1")),
     ):
         error = refused(call, request)
@@ -168,6 +168,7 @@ def test_unknown_plan_is_not_changed_retired_or_listed(admin, refused):
         ({"display_name": ""}, {"plan.display_name"}),
         ({"display_name": "a\x00b"}, {"plan.display_name"}),
         ({"kind": "gold", "price_nanos": -1}, {"plan.kind", "plan.price_nanos"}),
+        ({"price_nanos": 49 * USD + 1}, {"plan.price_nanos"}),
         ({"margin_basis_points": 10_000}, {"plan.margin_basis_points"}),
         ({"multiplier_millionths": 0}, {"plan.multiplier_millionths"}),
         ({"warn_percent": 0}, {"plan.warn_percent"}),
@@ -237,7 +238,7 @@ def test_only_operators_change_plans(pricing, client, refused):
 def test_versions_are_listed_in_pages(admin):
     admin.plans.CreatePlan(creating())
     for number in range(4):
-        admin.plans.UpdatePlan(updating(price_nanos=number + 1, request_id=f"u{number}"))
+        admin.plans.UpdatePlan(updating(price_nanos=(number + 1) * USD, request_id=f"u{number}"))
     found, token = [], ""
     while True:
         page = admin.plans.ListPlanVersions(pb.ListPlanVersionsRequest(plan_id="team", page_size=2, page_token=token))
@@ -253,12 +254,12 @@ def test_changes_at_once_take_turns(pricing, admin):
     admin.plans.CreatePlan(creating())
 
     def send(number):
-        return admin.plans.UpdatePlan(updating(price_nanos=number + 1, request_id=f"u{number}")).version
+        return admin.plans.UpdatePlan(updating(price_nanos=(number + 1) * USD, request_id=f"u{number}")).version
 
     with ThreadPoolExecutor(8) as pool:
         versions = list(pool.map(send, range(8)))
     assert sorted(versions) == list(range(2, 10))
-    assert read(pricing).price_nanos == versions.index(9) + 1
+    assert read(pricing).price_nanos == (versions.index(9) + 1) * USD
 
 
 def test_watch_tells_of_a_plans_change_within_a_second(serve, settings, client):

@@ -468,7 +468,7 @@ class Plan(_message.Message):
     kind: _builtins.str
     """`subscription` (credits by margin), `metered` (quotas and overage) or `prepaid` (pay per token)."""
     price_nanos: _builtins.int
-    """Monthly price."""
+    """Monthly price. Whole cents."""
     annual_discount_basis_points: _builtins.int
     """Off twelve months when paid by the year, in basis points: 1500 = 15 %."""
     margin_basis_points: _builtins.int
