@@ -216,7 +216,9 @@ class Tier(_message.Message):
     kind: _builtins.str
     """`subscription`, `metered` or `prepaid`."""
     current: _builtins.bool
-    """The caller is on it."""
+    """The caller is on it, where it is known who calls: over REST by GetCurrentTier alone, for the other tiers' paths ask for
+    no key and look at none.
+    """
     @_builtins.property
     def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Providers that may be called. `*`: all."""
