@@ -183,7 +183,7 @@ class StripeRefused(SubscriptionsError):
 
 
 class StripeUnavailable(SubscriptionsError):
-    """Stripe does not answer, or asks for fewer requests; it was tried more than once."""
+    """Stripe does not answer, asks for fewer requests, or is at another move of the account: tried more than once."""
 
     kind, reason = Kind.UNAVAILABLE, "STRIPE_UNAVAILABLE"
     advice = "Retry with the same request id: what has taken effect is not done twice."

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import stripe
 
-from services.subscriptions.errors import SubscriptionNotFound, SubscriptionUnmovable
+from services.subscriptions.errors import StripeUnavailable, SubscriptionNotFound, SubscriptionUnmovable
 from services.subscriptions.model.account import Account
 from services.subscriptions.model.plan import METERED
 from services.subscriptions.stripe import events_store, names
@@ -174,7 +174,7 @@ class PlanChanges:
 
     @contextmanager
     def _one_at_a_time(self, account_id: str) -> Iterator[None]:
-        """Move nothing else of the account meanwhile. Raises SubscriptionUnmovable: to be asked again soon."""
+        """Move nothing else of the account meanwhile. Raises StripeUnavailable: the same may be asked again."""
         ends = time.monotonic() + _WAIT_SECONDS
         while True:
             with self._parts.engine.begin() as connection:
@@ -182,9 +182,7 @@ class PlanChanges:
             if lease is not None:
                 break
             if time.monotonic() >= ends:
-                raise SubscriptionUnmovable(
-                    "another move is being made: ask again in a minute", retry_after_seconds=_LEASE_SECONDS
-                )
+                raise StripeUnavailable("another move is being made", retry_after_seconds=_WAIT_SECONDS)
             time.sleep(_RECHECK_SECONDS)
         try:
             yield

@@ -91,10 +91,12 @@ def test_move_asked_for_while_another_is_made_begins_where_that_one_ends(shop):
     assert (now.plan, own_price(acme.subscription)) == ("business", "tk:business:1:month")
 
 
-def test_move_left_in_the_middle_keeps_others_waiting_for_no_longer_than_it_may_last(shop, database):
+def test_move_left_in_the_middle_holds_up_the_next_until_its_lease_has_lapsed(shop, database):
     acme = shop.customer()
     acme.subscribe("starter")
-    database.rows(
-        "INSERT INTO stripe_leases VALUES (:name, 1, now() + interval '1 second')", name=f"moves of {acme.account_id}"
-    )
-    assert acme.update(plan="professional").plan == "professional"
+    name = f"moves of {acme.account_id}"
+    database.rows("INSERT INTO stripe_leases VALUES (:name, 1, now() + interval '1 hour')", name=name)
+    error = acme.update_refused(plan="professional", request_id="r1")
+    assert (error.reason, acme.charged()) == ("STRIPE_UNAVAILABLE", [1900])
+    database.rows("UPDATE stripe_leases SET leased_until = now() WHERE account_id = :name", name=name)
+    assert acme.update(plan="professional", request_id="r1").plan == "professional"
