@@ -6,11 +6,13 @@ often as there is something to end, Stripe ends each subscription once.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import stripe
 from prometheus_client import Counter
 
 from services.kit.logs import get_logger
-from services.subscriptions.errors import SubscriptionsError
+from services.subscriptions.errors import StripeKeyInvalid, SubscriptionsError
 from services.subscriptions.stripe import mirror_store
 from services.subscriptions.stripe.application import Application
 from services.subscriptions.stripe.client import stripe_errors
@@ -58,8 +60,9 @@ class Closing:
         customer_id = self._parts.stripe_customers.find(account_id)
         subscription = self._parts.current.find(customer_id) if customer_id is not None else None
         if subscription is not None:
-            with stripe_errors("end a closed account's subscription", account_id=account_id):
+            with suppress(StripeKeyInvalid), stripe_errors("stop a closed account's drafts", account_id=account_id):
                 self._stop_drafts(subscription)
+            with stripe_errors("end a closed account's subscription", account_id=account_id):
                 self._cancel(subscription)
             _ENDED.labels("ended").inc()
             _log.warning("a closed account is subscribed no more", account_id=account_id, subscription=subscription.id)
@@ -67,7 +70,10 @@ class Closing:
         self._application.refresh_quietly(account_id, self._parts.clock())
 
     def _stop_drafts(self, subscription: stripe.Subscription) -> None:
-        """Keep Stripe from collecting what it has drafted: with the end it stops collecting only what is final."""
+        """Keep Stripe from collecting what it has drafted: with the end it stops collecting only what is final.
+
+        A key that may not write invoices is no reason to leave the subscription as it is.
+        """
         invoices = self._parts.access.client.v1.invoices
         listed = invoices.list(params={"subscription": subscription.id, "status": "draft", "limit": _MOST_DRAFTS})
         for draft in listed.data:

@@ -98,6 +98,14 @@ def test_renewal_that_is_drafted_when_the_account_closes_is_not_collected(told, 
     assert (charged(told), told.stripe.v1.invoices.retrieve(draft.id).status) == ([1900], "draft")
 
 
+def test_key_that_may_not_write_invoices_ends_the_subscription_all_the_same(told, starter):
+    told.later(until=moment(told.period_end(starter)) + timedelta(seconds=30))
+    close(told)
+    told.stripe.fault("status", "/v1/invoices/*", status=403, count=9)
+    look(told)
+    assert at_stripe(told) == ["canceled"]
+
+
 def test_payment_that_failed_is_not_tried_again_once_the_account_is_closed(told, starter):
     told.stripe.give_card(told.customers["acme"], FAILS)
     told.later(days=31, hours=2)
