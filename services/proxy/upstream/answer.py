@@ -13,7 +13,14 @@ from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 
 import orjson
-from pyreqwest.exceptions import PoolTimeoutError, PyreqwestError, ReadTimeoutError, RequestError, RequestTimeoutError
+from pyreqwest.exceptions import (
+    BodyDecodeError,
+    PoolTimeoutError,
+    PyreqwestError,
+    ReadTimeoutError,
+    RequestError,
+    RequestTimeoutError,
+)
 from pyreqwest.response import Response
 
 from services.kit.errors import ServiceError
@@ -101,8 +108,10 @@ class Answer:
         self._ahead: list[bytes | None] = []
         self._idle_seconds = idle_seconds
         self._length = header_of(response, "content-length")  # of what is read; empty where it came compressed
+        self._gzip: zlib._Decompress | None = None
         # The older name of gzip (RFC 9110, 8.4.1.3) is one that the client does not know.
-        self._is_gzip = header_of(response, "content-encoding").strip().lower() == "x-gzip"
+        if header_of(response, "content-encoding").strip().lower() == "x-gzip":
+            self._gzip, self._length = zlib.decompressobj(_GZIP), ""
         self.content_type = header_of(response, "content-type") or "application/json"
         self.service_tier = header_of(response, "x-gemini-service-tier")  # in Google's own words
 
@@ -127,7 +136,7 @@ class Answer:
             yield piece
 
     async def whole(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises UnreadAnswerError where it is above the limit, or not in the encoding it names."""
+        """The whole body. Raises UnreadAnswerError where it is above the limit."""
         pieces, size = [], 0
         while (piece := self._ahead.pop() if self._ahead else await self._piece()) is not None:
             pieces.append(piece)
@@ -140,8 +149,7 @@ class Answer:
                 )
             if str(size) == self._length:
                 break  # to be told that it has ended would be another way to the client's thread and back
-        body = b"".join(pieces)
-        return _unzipped(body, limit_bytes) if self._is_gzip else body
+        return b"".join(pieces)
 
     async def _end(self, end: bytes, size: int) -> tuple[bytes, int]:
         """Read on for what stands at the end, as counts do: the last bytes, and how many there were."""
@@ -165,6 +173,11 @@ class Answer:
                 raise ReadTimeoutError("the provider fell silent", {"causes": None}) from error
         # The client forgets that it is cancelled where a piece comes at that moment, which is often in a quick stream.
         raise_if_cancelled()
+        if self._gzip is not None and piece is not None:
+            try:
+                return self._gzip.decompress(piece)
+            except zlib.error as error:
+                raise BodyDecodeError("the answer is not in the encoding it names", {"causes": None}) from error
         return None if piece is None else bytes(piece)
 
 
@@ -237,17 +250,6 @@ def failure(provider: str, error: PyreqwestError) -> ServiceError:
     if timed_out(error):
         return ProviderTimeout("the provider did not answer in time", provider=provider)
     return ProviderUnavailable("the provider could not be reached", provider=provider, retry_after_seconds=1)
-
-
-def _unzipped(body: bytes, limit_bytes: int) -> bytes:
-    """What gzip has packed. Raises UnreadAnswerError where it is none, or above the limit."""
-    try:
-        found = zlib.decompressobj(_GZIP).decompress(body, limit_bytes + 1)
-    except zlib.error as error:
-        raise UnreadAnswerError("the provider's answer is not in the encoding it names", b"", len(body)) from error
-    if len(found) > limit_bytes:
-        raise UnreadAnswerError(f"the provider's answer is above {limit_bytes} bytes", found[-_END_BYTES:], len(found))
-    return found
 
 
 def _json(body: bytes) -> object:

@@ -7,7 +7,7 @@ import threading
 import orjson
 import pytest
 from proxy_fakes import USD, FakePricing, price
-from proxy_upstream import answer, scripted
+from proxy_upstream import STREAM_END, STREAM_HEAD, answer, chunk, scripted
 from proxy_upstream import stream as sent
 from proxy_wire import ask, every_provider
 from tollkeeper.proxy.v1 import generate_service_pb2 as generate_pb
@@ -30,6 +30,12 @@ def pricing():
     other = price("gpt-3.5-turbo", max_output=4096)
     of_claude = (price(model, owner, max_output=4096) for model, owner in CLAUDE)
     return FakePricing([tiered, other, *of_claude])
+
+
+CHUNKS = [
+    {"choices": [{"index": 0, "delta": {"content": "yes"}, "finish_reason": "stop"}]},
+    {"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}},
+]
 
 
 def completion(text="yes", *, usage, headers=None, **fields):
@@ -239,6 +245,24 @@ async def test_gzip_by_its_older_name_is_read(asked, ledger):
     async with scripted(answer(gzip.compress(LONG), content_encoding="x-gzip")) as provider:
         assert (await (await asked(provider, {}))).body == LONG
     assert [bill.amount_nanos for bill in ledger.bills] == [(100 * IN + 10 * OUT) * MULTIPLIER]
+
+
+async def test_stream_in_gzip_by_its_older_name_is_read(asked, ledger):
+    packed = gzip.compress(b"".join((*(event_of(orjson.dumps(one)) for one in CHUNKS), b"data: [DONE]\n\n")))
+    head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: x-gzip\r\n\r\n")
+    pieces = (chunk(packed[at : at + 20]) for at in range(0, len(packed), 20))
+    async with scripted(b"".join((head, *pieces, STREAM_END))) as provider:
+        told = await (await asked(provider, {"stream": True}))
+    assert told.events()[0]["choices"] == CHUNKS[0]["choices"]
+    assert [bill.amount_nanos for bill in ledger.bills] == [(100 * IN + 10 * OUT) * MULTIPLIER]
+
+
+@pytest.mark.parametrize("name", ["gzip", "x-gzip"])
+async def test_answer_that_is_not_in_the_encoding_it_names_is_a_failure_of_the_provider(asked, ledger, refused, name):
+    async with scripted(answer(LONG, content_encoding=name)) as provider:
+        assert (await refused(await asked(provider, {}, upstream_attempts=1))).reason == "PROVIDER_UNAVAILABLE"
+    assert not ledger.bills
+    assert not ledger.open_holds
 
 
 @pytest.mark.parametrize("body", [b"", b"\n", b"<html>maintenance</html>"])
