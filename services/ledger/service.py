@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,6 +33,11 @@ _log = get_logger(__name__)
 
 # Each holds a connection of the pool, and its snapshot, for as long as its reader takes.
 MAX_EXPORTS = 3
+# Each holds one for as long as Postgres goes through an account's records, millions maybe. What is left of the pool is
+# for what is short.
+MAX_SEARCHES = 4
+# Of one account, those that wait for their turn too.
+MAX_SEARCHES_ASKED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,12 @@ class MonthView:
 _Answer = TypeVar("_Answer")
 
 
+class _Turn(asyncio.Lock):
+    """Of one account's searches, whose turn it is, and how many ask for it or have it."""
+
+    asked = 0
+
+
 class Ledger:
     """What can be done with the ledger."""
 
@@ -72,6 +84,8 @@ class Ledger:
         self._commits = commits
         self._reads = reads
         self._exporting: set[str] = set()
+        self._searches = asyncio.Semaphore(MAX_SEARCHES)
+        self._searched: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
 
     async def apply(self, groups: Sequence[Group], make: Callable[[list[Result]], _Answer]) -> _Answer:
         """Do linked groups of operations in order; the answer made of their results, refusals included, as they are.
@@ -126,6 +140,22 @@ class Ledger:
                     return
             await self.do(Touch(account_id), lambda result: result)
 
+    @asynccontextmanager
+    async def _searching(self, account_id: str = "") -> AsyncIterator[None]:
+        """Wait for a turn to go through an account's records, or all accounts': one of each at a time, a few in all.
+
+        Raises Overloaded where too many wait for that account.
+        """
+        turn = self._searched.setdefault(account_id, _Turn())
+        if turn.asked >= MAX_SEARCHES_ASKED:
+            raise Overloaded("as many lists and sums of this account are asked for as may be", retry_after_seconds=1)
+        turn.asked += 1
+        try:
+            async with turn, self._searches:
+                yield
+        finally:
+            turn.asked -= 1
+
     async def account(self, account_id: str) -> Book:
         """One account as of now: what is due at it has happened. Raises AccountNotFound."""
         async with self._reading(account_id) as (book, _):
@@ -144,7 +174,7 @@ class Ledger:
 
     async def past_balance(self, account_id: str, as_of: datetime) -> BalanceView:
         """An account's balance as of a past time. Raises AccountNotFound, InvalidArgument where that is not known."""
-        async with self._reading(account_id) as (book, rows):
+        async with self._searching(account_id), self._reading(account_id) as (book, rows):
             if as_of > _turned(book):
                 raise _invalid("as_of", "must not be in the future")
             if as_of < book.created_at:
@@ -161,7 +191,7 @@ class Ledger:
 
     async def month(self, account_id: str, start: datetime, end: datetime) -> MonthView:
         """One account's month. Raises AccountNotFound, InvalidArgument where it is not known."""
-        async with self._reading(account_id) as (book, rows):
+        async with self._searching(account_id), self._reading(account_id) as (book, rows):
             if start > _turned(book):
                 raise _invalid("month", "has not begun yet")
             moves = await rows.month_moves(start, end)
@@ -230,42 +260,45 @@ class Ledger:
         self, account_id: str, wanted: TransactionFilter, *, before: int | None, count: int
     ) -> list[Posted]:
         """An account's transactions, newest first. Raises AccountNotFound."""
-        async with self._reading(account_id) as (_, rows):
+        async with self._searching(account_id), self._reading(account_id) as (_, rows):
             return await rows.transactions(wanted, before=before, count=count)
 
     async def usage(
         self, account_id: str, wanted: UsageFilter, *, before: int | None, count: int
     ) -> Sequence[Row[Any]]:
         """An account's usage records, newest first. Raises AccountNotFound."""
-        async with self._reading(account_id) as (_, rows):
+        async with self._searching(account_id), self._reading(account_id) as (_, rows):
             return await rows.usage(wanted, before=before, count=count)
 
     async def summaries(self, account_id: str, wanted: SummaryFilter, group_by: Sequence[str]) -> Sequence[Row[Any]]:
         """Sums of an account's usage. Raises AccountNotFound."""
-        async with self._reading(account_id) as (_, rows):
+        async with self._searching(account_id), self._reading(account_id) as (_, rows):
             return await rows.usage_sums(wanted, group_by)
 
     async def workspaces(
         self, account_id: str, wanted: SummaryFilter, *, after: str | None, count: int
     ) -> Sequence[Row[Any]]:
         """Sums of an account's usage by workspace, of those after this name. Raises AccountNotFound."""
-        async with self._reading(account_id) as (_, rows):
+        async with self._searching(account_id), self._reading(account_id) as (_, rows):
             return await rows.workspaces(wanted, after=after, count=count)
 
     async def all_summaries(self, wanted: SummaryFilter, group_by: Sequence[str]) -> Sequence[Row[Any]]:
         """Sums of all accounts' usage."""
-        return await self._reads.usage_sums(wanted, group_by)
+        async with self._searching():
+            return await self._reads.usage_sums(wanted, group_by)
 
     async def active_accounts(self, wanted: SummaryFilter) -> int:
         """How many accounts have any of this usage."""
-        return await self._reads.active_accounts(wanted)
+        async with self._searching():
+            return await self._reads.active_accounts(wanted)
 
     async def costs_and_credits(
         self, account_ids: Sequence[str], types: Sequence[str], start: datetime, end: datetime
     ) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]]]:
         """What the calls of these accounts cost in `[start, end)`, and their entries of these types."""
-        costs = await self._reads.costs_of(account_ids, start, end)
-        return costs, await self._reads.credits_of(account_ids, types, start, end) if types else ()
+        async with self._searching():
+            costs = await self._reads.costs_of(account_ids, start, end)
+            return costs, await self._reads.credits_of(account_ids, types, start, end) if types else ()
 
     @asynccontextmanager
     async def export(self, account_id: str, what: str, start: datetime, end: datetime) -> AsyncIterator[NextRows]:
