@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, make_url
+from psycopg.errors import ReadOnlySqlTransaction
+from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -96,13 +97,26 @@ def _engine_arguments(settings: ServiceSettings) -> tuple[URL, dict[str, Any]]:
     }
 
 
+def _leave_standby(context: ExceptionContext) -> None:
+    """Take a server that takes no writes for one that is gone.
+
+    A fail-over may leave connections standing (Aurora's does); the next are made where writes are taken.
+    """
+    if isinstance(context.original_exception, ReadOnlySqlTransaction):
+        context.is_disconnect = True
+
+
 def sync_engine(settings: ServiceSettings) -> Engine:
     """An engine for a sync service. Connects lazily. Raises DatabaseUrlError."""
     url, arguments = _engine_arguments(settings)
-    return create_engine(url, **arguments)
+    engine = create_engine(url, **arguments)
+    event.listen(engine, "handle_error", _leave_standby)
+    return engine
 
 
 def async_engine(settings: ServiceSettings) -> AsyncEngine:
     """An engine for an aio service. Connects lazily. Raises DatabaseUrlError."""
     url, arguments = _engine_arguments(settings)
-    return create_async_engine(url, **arguments)
+    engine = create_async_engine(url, **arguments)
+    event.listen(engine.sync_engine, "handle_error", _leave_standby)
+    return engine

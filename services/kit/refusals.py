@@ -162,7 +162,8 @@ def as_refusal(error: BaseException, request_id: str) -> ServiceError:
         return error
     if isinstance(error, RemoteError) and error.code in _PEER_DOWN:
         return PeerUnavailable("a service this call depends on did not answer", retry_after_seconds=1)
-    if isinstance(error, _STORAGE_DOWN):
+    given_up = isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated
+    if given_up or isinstance(error, _STORAGE_DOWN):
         return StorageUnavailable("the database did not answer", retry_after_seconds=1)
     return _internal(request_id)
 

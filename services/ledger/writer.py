@@ -47,8 +47,8 @@ _REFUSED = Counter("tollkeeper_ledger_refused_total", "Operations refused.", ("r
 
 # A database that restarts is back within seconds; callers give up after that.
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-# The database is restarting, or another replica opened the same account at the same moment.
-_PASSING = (psycopg.OperationalError, psycopg.errors.UniqueViolation)
+# The database is restarting or is a standby by now, or another replica opened the same account at the same moment.
+_PASSING = (psycopg.OperationalError, psycopg.errors.UniqueViolation, psycopg.errors.ReadOnlySqlTransaction)
 # Somebody holds an account's lock for too long: waiting once more would keep every other account waiting too.
 BLOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 # How long the halves of a batch that met a locked account wait for it: the whole batch has waited for long already.
@@ -96,7 +96,11 @@ class Writer:
             try:
                 return await self._tried(groups, computed, hurried=hurried)
             except _PASSING as error:
-                await self._roll_back()
+                if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                    # It was the primary until a fail-over that left its connections standing.
+                    await self.close()
+                else:
+                    await self._roll_back()
                 if pause is None or self.ending or isinstance(error, BLOCKED):
                     raise
                 await asyncio.sleep(pause)

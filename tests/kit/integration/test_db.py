@@ -86,6 +86,36 @@ def test_a_database_that_only_reads_is_not_connected_to(settings):
     engine.dispose()
 
 
+READS_ONLY = sa.text("SET default_transaction_read_only = on")
+
+
+def test_a_connection_whose_server_takes_no_writes_any_more_is_replaced(settings):
+    """As after a fail-over that leaves connections standing: what was the primary goes on answering, as a standby."""
+    engine = sync_engine(settings)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(READS_ONLY)
+    with engine.connect() as connection, pytest.raises(sa.exc.DBAPIError) as caught:
+        connection.execute(sa.text("CREATE TABLE written (n int)"))
+    assert type(as_refusal(caught.value, "r")) is StorageUnavailable
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE written (n int)"))
+    engine.dispose()
+
+
+async def test_an_async_connection_whose_server_takes_no_writes_any_more_is_replaced(settings):
+    engine = async_engine(settings)
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(READS_ONLY)
+    async with engine.connect() as connection:
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            await connection.execute(sa.text("CREATE TABLE written (n int)"))
+    assert type(as_refusal(caught.value, "r")) is StorageUnavailable
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("CREATE TABLE written (n int)"))
+    await engine.dispose()
+
+
 def test_a_connection_cut_while_idle_is_replaced(settings):
     engine = sync_engine(settings)
     with engine.connect() as connection:

@@ -93,6 +93,14 @@ async def test_writer_does_not_stay_with_a_database_that_only_reads(commits, led
     assert (result.outcome.available, result.replayed) == (40, False)
 
 
+async def test_writer_leaves_a_server_that_takes_no_writes_any_more(commits):
+    """As after a fail-over that leaves connections standing: what was the primary goes on answering, as a standby."""
+    (writer,) = commits._writers
+    await writer._connection.execute("SET default_transaction_read_only = on")
+    (result,) = await commits.submit([[hold(60, "h1")]])
+    assert (result.outcome.available, result.replayed) == (40, False)
+
+
 async def test_caller_that_goes_away_leaves_its_neighbours_their_answers(commits, monkeypatch, ledger_settings):
     begun, go_on = asyncio.Event(), asyncio.Event()
 
