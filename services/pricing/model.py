@@ -266,5 +266,8 @@ def _metric_faults(metric: PlanMetric, at: str) -> Iterator[Fault]:
     for name in ("included", "overage_nanos_per_million"):
         if not 0 <= getattr(metric, name) <= MAX_INT64:
             yield Fault(f"{at}.{name}", "must not be negative")
+    if metric.overage_nanos_per_million % 10:
+        # A unit would cost a part of 10^-12 cents, which is as fine as Stripe's meters charge.
+        yield Fault(f"{at}.overage_nanos_per_million", "must be a multiple of 10 nanos")
     if metric.cap == HARD and metric.overage_nanos_per_million:
         yield Fault(f"{at}.overage_nanos_per_million", "must be 0 with a hard cap: nothing is sold above it")

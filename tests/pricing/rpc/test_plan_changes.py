@@ -189,6 +189,10 @@ def test_unknown_plan_is_not_changed_retired_or_listed(admin, refused):
             },
         ),
         ({"kind": "metered", "metrics": [PlanMetric(metric="llm_tokens", cap="hard")] * 1000}, {"plan.metrics"}),
+        (
+            {"kind": "metered", "metrics": [PlanMetric(metric="api_calls", cap="soft", overage_nanos_per_million=333)]},
+            {"plan.metrics[0].overage_nanos_per_million"},
+        ),
     ],
 )
 def test_bad_plan_is_refused_by_field_and_not_made(admin, refused, fields, named):

@@ -410,7 +410,7 @@ class PlanMetric(_message.Message):
     included: _builtins.int
     """Included in each cycle."""
     overage_nanos_per_million: _builtins.int
-    """Nano-USD for one million units above that."""
+    """Nano-USD for one million units above that. A multiple of 10."""
     cap: _builtins.str
     """`hard` (refused above what is included) or `soft` (allowed, and billed)."""
     def __init__(
