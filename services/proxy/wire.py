@@ -188,7 +188,10 @@ class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
         return found
 
     async def _models(self, key: Key, listing: Listing) -> dict[str, tuple[rating.PriceCard, str]]:
-        """The models that the key may call: priced, in the plan, allowed for the key. Price and title of each name."""
+        """The models that the key may call: priced, in the plan, allowed for the key, of a provider that is configured.
+
+        Price and title of each name.
+        """
         parts, now = self._calls.parts, utc_now()
         if key.key_type == ADMIN:
             raise KeyTypeNotAllowed("an admin key calls no models", key_type=key.key_type)
@@ -197,12 +200,12 @@ class WireServicer(wire_service_pb2_grpc.WireServiceServicer):
             raise AccountNotFound("no entitlement of this account is known", account_id=key.account_id)
         if not entitlement.active:
             raise AccountSuspended("the account is suspended", account_id=key.account_id)
-        askable = parts.upstreams.speaking(frozenset((listing.form,))) if listing.form else None
+        askable = parts.upstreams.speaking(frozenset((listing.form,))) if listing.form else parts.upstreams.names
         found: dict[str, tuple[rating.PriceCard, str]] = {}
         for model, card, name in parts.catalogue.current.models(now):
             if all(rate.component != "input" for rate in card.rates):  # drawn or spoken by the piece: no call takes it
                 continue
-            if askable is not None and (card.provider not in askable or card.mode in _SAYS_NOTHING):
+            if card.provider not in askable or (listing.form and card.mode in _SAYS_NOTHING):
                 continue
             allowed = entitlement.allows_provider(card.provider) and admission.may_call(key, entitlement, model)
             # Of several providers of a model the preferred one's stands, as in a call.

@@ -1,6 +1,7 @@
 """Which calls are admitted: each refusal in its order, before anything is held."""
 
 import asyncio
+import json
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -8,6 +9,7 @@ from proxy_fakes import price
 from tollkeeper.pricing.v1 import resources_pb2
 from tollkeeper.proxy.v1 import entitlement_service_pb2
 from tollkeeper.proxy.v1 import resources_pb2 as proxy_pb
+from tollkeeper.proxy.v1 import wire_service_pb2 as pb
 
 from services.proxy import rates
 
@@ -229,6 +231,14 @@ async def test_account_with_an_override_pays_its_own_price(proxy, key, pricing, 
 async def test_model_of_a_provider_that_is_not_configured(proxy, key, refused, ledger):
     assert (await refused(proxy.chat(key, model="claude-3-haiku"))).reason == "PROVIDER_NOT_CONFIGURED"
     assert not ledger.holds
+
+
+async def test_models_of_a_provider_that_is_not_configured_are_not_listed(proxy, key, refused):
+    mine = (("authorization", f"Bearer {key}"),)
+    listed = json.loads((await proxy.wire.ListModels(pb.ListModelsRequest(), metadata=mine)).data)
+    assert {model["owned_by"] for model in listed["data"]} == {"openai"}
+    one = proxy.wire.GetModel(pb.GetModelRequest(model="claude-3-haiku"), metadata=mine)
+    assert (await refused(one)).reason == "MODEL_NOT_FOUND"
 
 
 async def test_other_providers_are_reached_in_openais_form(start_proxy, provider, ledger):

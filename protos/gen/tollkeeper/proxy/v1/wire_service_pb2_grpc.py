@@ -134,8 +134,9 @@ class WireServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does, and
-        those that are called as messages, in Anthropic's form, where an anthropic-version does.
+        """The models that the caller may call, of providers that are configured here, in OpenAI's form; as ListGoogleModels
+        where the key comes as Google's does, and those that are called as messages, in Anthropic's form, where an
+        anthropic-version does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

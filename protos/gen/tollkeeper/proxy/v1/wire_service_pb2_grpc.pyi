@@ -47,8 +47,9 @@ class WireServiceStub:
     Embeddings: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
     """OpenAI embeddings."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_wire_service_pb2.ListModelsRequest, _httpbody_pb2.HttpBody]
-    """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does, and
-    those that are called as messages, in Anthropic's form, where an anthropic-version does.
+    """The models that the caller may call, of providers that are configured here, in OpenAI's form; as ListGoogleModels
+    where the key comes as Google's does, and those that are called as messages, in Anthropic's form, where an
+    anthropic-version does.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_wire_service_pb2.GetModelRequest, _httpbody_pb2.HttpBody]
     """One of them, in the same forms; as GetGoogleModel where the key comes as Google's does."""
@@ -85,8 +86,9 @@ class WireServiceAsyncStub(WireServiceStub):
     Embeddings: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """OpenAI embeddings."""
     ListModels: _aio.UnaryUnaryMultiCallable[_wire_service_pb2.ListModelsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does, and
-    those that are called as messages, in Anthropic's form, where an anthropic-version does.
+    """The models that the caller may call, of providers that are configured here, in OpenAI's form; as ListGoogleModels
+    where the key comes as Google's does, and those that are called as messages, in Anthropic's form, where an
+    anthropic-version does.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_wire_service_pb2.GetModelRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """One of them, in the same forms; as GetGoogleModel where the key comes as Google's does."""
@@ -140,8 +142,9 @@ class WireServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wire_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
-        """The models that the caller may call, in OpenAI's form; as ListGoogleModels where the key comes as Google's does, and
-        those that are called as messages, in Anthropic's form, where an anthropic-version does.
+        """The models that the caller may call, of providers that are configured here, in OpenAI's form; as ListGoogleModels
+        where the key comes as Google's does, and those that are called as messages, in Anthropic's form, where an
+        anthropic-version does.
         """
 
     def GetModel(
