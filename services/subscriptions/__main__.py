@@ -11,13 +11,13 @@ from services.kit.metrics import serve_metrics
 from services.kit.serving import SyncServer
 from services.subscriptions.assembly import Subscriptions
 from services.subscriptions.commands import COMMANDS
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 from services.subscriptions.worker import work_as_leader
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def serve(settings: Settings) -> SyncServer:
+def serve(settings: SubscriptionsSettings) -> SyncServer:
     """The server, with the background jobs beside it unless the settings say otherwise."""
     parts = Subscriptions(settings)
     server = parts.server()
@@ -29,7 +29,7 @@ def serve(settings: Settings) -> SyncServer:
     return server
 
 
-def work(settings: Settings, stop: threading.Event) -> None:
+def work(settings: SubscriptionsSettings, stop: threading.Event) -> None:
     """The background jobs, while this process leads."""
     stop_metrics = serve_metrics(settings.metrics_listen) if settings.metrics_listen else None
     parts = Subscriptions(settings)
@@ -43,4 +43,4 @@ def work(settings: Settings, stop: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Settings, serve=serve, work=work, script_location=MIGRATIONS, own=COMMANDS))
+    sys.exit(main(SubscriptionsSettings, serve=serve, work=work, script_location=MIGRATIONS, own=COMMANDS))

@@ -33,7 +33,7 @@ from services.subscriptions.servicer.billing import BillingServicer
 from services.subscriptions.servicer.credits import CreditsServicer
 from services.subscriptions.servicer.customers import CustomerServicer
 from services.subscriptions.servicer.webhooks import WebhookServicer
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 from services.subscriptions.stripe.client import StripeAccess, stripe_client
 from services.subscriptions.stripe.event_parts import EventParts
 from services.subscriptions.stripe.parts import StripeParts
@@ -49,7 +49,7 @@ class Subscriptions:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: SubscriptionsSettings,
         *,
         clock: Clock = utc_now,
         billing_records: BillingRecords | None = None,

@@ -11,7 +11,7 @@ from pydantic_settings import NoDecode
 from services.kit.settings import ServiceSettings
 
 
-class Settings(ServiceSettings):
+class SubscriptionsSettings(ServiceSettings):
     """What subscriptions is told."""
 
     service: ClassVar[str] = "subscriptions"

@@ -22,7 +22,7 @@ from services.subscriptions import gauges, store
 from services.subscriptions.deliverer import Deliverer
 from services.subscriptions.gauges import leaders_gauge
 from services.subscriptions.service.customers import Customers
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 
 _log = get_logger(__name__)
 
@@ -58,7 +58,7 @@ class BackgroundJobs:
         engine: Engine,
         deliverer: Deliverer,
         customers: Customers,
-        settings: Settings,
+        settings: SubscriptionsSettings,
         further: Sequence[ScheduledJob] = (),
     ) -> None:
         self._engine = engine

@@ -21,7 +21,7 @@ from services.kit.identity import Identity, Role, TokenSigner, make_keypair
 from services.subscriptions.__main__ import MIGRATIONS
 from services.subscriptions.assembly import Subscriptions
 from services.subscriptions.metering import tables as _metering_tables  # noqa: F401 (the schema has them too)
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 from services.subscriptions.stripe import tables as _stripe_tables  # noqa: F401 (the same)
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
@@ -168,7 +168,7 @@ def settings(subscriptions_url, peers, jwks_file, bearer):
             "max_concurrent": 32,
             "inline_delivery_seconds": 5,
         }
-        return Settings(**(values | changes))
+        return SubscriptionsSettings(**(values | changes))
 
     return make
 

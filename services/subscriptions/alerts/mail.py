@@ -9,13 +9,13 @@ from email.utils import localtime
 
 from services.subscriptions.alerts.store import Due
 from services.subscriptions.alerts.webhooks import NotSentError
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 
 
 class EmailSender:
     """Sends alerts to the account's e-mail address. Raises NotSentError."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SubscriptionsSettings) -> None:
         self._settings = settings
 
     def __call__(self, due: Due) -> None:

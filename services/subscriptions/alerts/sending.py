@@ -17,7 +17,7 @@ from services.subscriptions.alerts.model import retry_delay_seconds
 from services.subscriptions.alerts.store import Due
 from services.subscriptions.alerts.webhooks import NotSentError, WebhookSender
 from services.subscriptions.gauges import leaders_gauge
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 
 _log = get_logger(__name__)
 
@@ -42,7 +42,7 @@ class Sender:
     holds up one thread and nobody else.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, *, webhook: Send | None = None) -> None:
+    def __init__(self, engine: Engine, settings: SubscriptionsSettings, *, webhook: Send | None = None) -> None:
         self._engine = engine
         self._webhook: Send = webhook or WebhookSender(
             timeout_seconds=settings.alert_timeout_seconds, private_addresses=settings.alert_private_addresses

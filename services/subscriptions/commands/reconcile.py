@@ -11,7 +11,7 @@ from services.kit.command import Command, CommandError
 from services.subscriptions.assembly import Subscriptions
 from services.subscriptions.clock import utc_now
 from services.subscriptions.errors import SubscriptionsError
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 from services.subscriptions.stripe.events import APPLIED, IGNORED
 from services.subscriptions.stripe.reconcile import DEFAULT_SINCE, LONGEST_SINCE
 
@@ -27,7 +27,7 @@ def _reconcile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--events-only", action="store_true", help="look for events; leave out customers' objects")
 
 
-def _reconcile(chosen: argparse.Namespace, settings: Callable[[], Settings]) -> int:
+def _reconcile(chosen: argparse.Namespace, settings: Callable[[], SubscriptionsSettings]) -> int:
     if not 1 <= chosen.days <= LONGEST_SINCE.days:
         raise CommandError(f"--days must be from 1 to {LONGEST_SINCE.days}: Stripe keeps events no longer")
     since = utc_now() - timedelta(days=chosen.days)
@@ -53,7 +53,7 @@ def _replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("event_id", metavar="EVENT", help="Stripe's id of an event that was taken in, evt_…")
 
 
-def _replay(chosen: argparse.Namespace, settings: Callable[[], Settings]) -> int:
+def _replay(chosen: argparse.Namespace, settings: Callable[[], SubscriptionsSettings]) -> int:
     parts = Subscriptions(settings())
     try:
         event = parts.stripe_events.log.replay(chosen.event_id)
@@ -65,13 +65,13 @@ def _replay(chosen: argparse.Namespace, settings: Callable[[], Settings]) -> int
     return 0 if event.status in (APPLIED, IGNORED) else 1
 
 
-RECONCILE: Command[Settings] = Command(
+RECONCILE: Command[SubscriptionsSettings] = Command(
     name="reconcile",
     help="take in the events that were missed, and compare every customer with what Stripe has; idempotent",
     arguments=_reconcile_arguments,
     run=_reconcile,
 )
-REPLAY: Command[Settings] = Command(
+REPLAY: Command[SubscriptionsSettings] = Command(
     name="replay",
     help="apply a Stripe event again; what it did is not done twice",
     arguments=_replay_arguments,

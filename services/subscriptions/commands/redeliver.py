@@ -10,14 +10,14 @@ from services.kit.command import Command, CommandError
 from services.kit.errors import RemoteError
 from services.subscriptions.assembly import Subscriptions
 from services.subscriptions.service.redelivery import PATIENCE_SECONDS, Redelivery
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 
 
 def _arguments(_parser: argparse.ArgumentParser) -> None:
     pass
 
 
-def _run(_chosen: argparse.Namespace, settings: Callable[[], Settings]) -> int:
+def _run(_chosen: argparse.Namespace, settings: Callable[[], SubscriptionsSettings]) -> int:
     parts = Subscriptions(settings())
     try:
         done = Redelivery(parts.engine, parts.plans, parts.deliverer).run()
@@ -36,7 +36,7 @@ def _run(_chosen: argparse.Namespace, settings: Callable[[], Settings]) -> int:
     return 1 if done.waiting or done.without_plan else 0
 
 
-REDELIVER: Command[Settings] = Command(
+REDELIVER: Command[SubscriptionsSettings] = Command(
     name="redeliver",
     help="after a restore: tell ledger and proxy again what every account was given and is allowed; idempotent",
     arguments=_arguments,

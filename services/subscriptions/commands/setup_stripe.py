@@ -12,7 +12,7 @@ from services.kit.command import Command, CommandError
 from services.kit.errors import RemoteError
 from services.subscriptions.assembly import Subscriptions
 from services.subscriptions.errors import SubscriptionsError
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 from services.subscriptions.stripe.catalogue import CatalogueError, wanted
 from services.subscriptions.stripe.catalogue_sync import CatalogueSync
 
@@ -21,7 +21,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
 
 
-def _run(chosen: argparse.Namespace, settings: Callable[[], Settings]) -> int:
+def _run(chosen: argparse.Namespace, settings: Callable[[], SubscriptionsSettings]) -> int:
     parts = Subscriptions(settings())
     try:
         done = set_up(parts, dry_run=chosen.dry_run)
@@ -54,7 +54,7 @@ def set_up(parts: Subscriptions, *, dry_run: bool) -> int:
     return len(steps)
 
 
-SETUP_STRIPE: Command[Settings] = Command(
+SETUP_STRIPE: Command[SubscriptionsSettings] = Command(
     name="setup-stripe",
     help="create and update Stripe's products, prices and meters from the plans on sale; idempotent",
     arguments=_arguments,

@@ -23,7 +23,7 @@ from services.subscriptions.metering.model import MAX_EVENT_AGE
 from services.subscriptions.metering.reconciliation import Reconciliation
 from services.subscriptions.metering.reporting import MeterReporter, ReportPlanner, ReportSender
 from services.subscriptions.metering.service import BillingRecords
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 from services.subscriptions.worker import ScheduledJob
 
 _log = get_logger(__name__)
@@ -95,7 +95,7 @@ class Upkeep:
 
 def metering_jobs(
     engine: Engine,
-    settings: Settings,
+    settings: SubscriptionsSettings,
     *,
     plans: PlanCatalogue,
     feed: UsageFeed,

@@ -20,7 +20,7 @@ from services.subscriptions.service.customers import Customers
 from services.subscriptions.servicer import stripe_messages
 from services.subscriptions.servicer.messages import billing_account
 from services.subscriptions.servicer.requests import account_named, return_urls
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 from services.subscriptions.stripe.changes import Wish
 from services.subscriptions.stripe.checkout import Page
 from services.subscriptions.stripe.current import SubscriptionView
@@ -43,7 +43,7 @@ class BillingServicer(BillingServiceServicer):
         billing: Billing,
         stripe: StripeUseCases,
         reports: Reports,
-        settings: Settings,
+        settings: SubscriptionsSettings,
         *,
         clock: Clock = utc_now,
     ) -> None:

@@ -15,7 +15,7 @@ from services.subscriptions.service.billing import Billing
 from services.subscriptions.service.customers import Customers
 from services.subscriptions.servicer.messages import credits_balance, credits_usage, overage, recommendation, tier
 from services.subscriptions.servicer.requests import account_named, return_urls
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 from services.subscriptions.stripe.names import INTERVALS
 from services.subscriptions.stripe.use_cases import StripeUseCases
 
@@ -23,7 +23,9 @@ from services.subscriptions.stripe.use_cases import StripeUseCases
 class CreditsServicer(CreditsServiceServicer):
     """Credits and tiers."""
 
-    def __init__(self, customers: Customers, billing: Billing, stripe: StripeUseCases, settings: Settings) -> None:
+    def __init__(
+        self, customers: Customers, billing: Billing, stripe: StripeUseCases, settings: SubscriptionsSettings
+    ) -> None:
         self._customers = customers
         self._billing = billing
         self._stripe = stripe

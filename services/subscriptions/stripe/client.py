@@ -30,7 +30,7 @@ from services.subscriptions.errors import (
     StripeUnavailable,
     SubscriptionsError,
 )
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 
 _log = get_logger(__name__)
 
@@ -38,7 +38,7 @@ _RETRY_AFTER_SECONDS = 5.0
 _CONFLICT, _TOO_MANY, _SERVER_FAULT = 409, 429, 500
 
 
-def stripe_client(settings: Settings) -> stripe.StripeClient | None:
+def stripe_client(settings: SubscriptionsSettings) -> stripe.StripeClient | None:
     """Stripe's own client as the settings say; None without a key. Safe to share between threads."""
     key = settings.stripe_api_key.strip()  # as files and shells give it, with the line's end
     if not key:

@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from services.subscriptions.clients import LedgerClient, PlanCatalogue
 from services.subscriptions.clock import Clock
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 from services.subscriptions.stripe.application import Application
 from services.subscriptions.stripe.client import StripeAccess
 from services.subscriptions.stripe.effects import Effects
@@ -45,7 +45,7 @@ class EventParts:
         access: StripeAccess,
         plans: PlanCatalogue,
         ledger: LedgerClient,
-        settings: Settings,
+        settings: SubscriptionsSettings,
         *,
         clock: Clock,
     ) -> EventParts:
@@ -74,7 +74,7 @@ class EventParts:
             clock,
         )
 
-    def jobs(self, settings: Settings) -> list[ScheduledJob]:
+    def jobs(self, settings: SubscriptionsSettings) -> list[ScheduledJob]:
         """The background jobs."""
         return stripe_jobs(
             self.engine,

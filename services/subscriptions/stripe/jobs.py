@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 from services.subscriptions import store
 from services.subscriptions.clock import Clock
 from services.subscriptions.gauges import leaders_gauge
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 from services.subscriptions.stripe import events_store, mirror_store
 from services.subscriptions.stripe.application import Application
 from services.subscriptions.stripe.effects import granted_now
@@ -67,7 +67,7 @@ class EventUpkeep:
 
 def stripe_jobs(
     engine: Engine,
-    settings: Settings,
+    settings: SubscriptionsSettings,
     *,
     configured: bool,
     application: Application,

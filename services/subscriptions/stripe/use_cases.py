@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from services.subscriptions.clock import Clock
 from services.subscriptions.errors import SubscriptionUnmovable
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 from services.subscriptions.stripe import mirror_store, request_store
 from services.subscriptions.stripe.application import Application
 from services.subscriptions.stripe.changes import PlanChanges, Wish
@@ -47,7 +47,7 @@ class StripeUseCases:
     closing: Closing
 
     @classmethod
-    def over(cls, parts: StripeParts, application: Application, settings: Settings) -> StripeUseCases:
+    def over(cls, parts: StripeParts, application: Application, settings: SubscriptionsSettings) -> StripeUseCases:
         """The use cases over these parts."""
         return cls(
             parts.engine,
@@ -96,7 +96,7 @@ class StripeUseCases:
         moved = self.update(account_id, Wish(plan_id, interval), "").answer
         return self.changes.latest_invoice_url(moved.subscription_id)
 
-    def jobs(self, settings: Settings, *, configured: bool) -> list[ScheduledJob]:
+    def jobs(self, settings: SubscriptionsSettings, *, configured: bool) -> list[ScheduledJob]:
         """The background jobs: what asks Stripe, where Stripe is set up, and the deletion of old requests."""
 
         def upkeep() -> bool:

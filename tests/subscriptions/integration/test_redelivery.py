@@ -15,7 +15,7 @@ from services.subscriptions.__main__ import main
 from services.subscriptions.commands import COMMANDS
 from services.subscriptions.model.account import AccountWords
 from services.subscriptions.service.redelivery import Redelivered, Redelivery
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 
 
 @pytest.fixture
@@ -246,7 +246,9 @@ def test_command_says_what_waits_and_exits_with_1_until_nothing_does(made, setti
         monkeypatch.setenv(f"TOLLKEEPER_SUBSCRIPTIONS_{name.upper()}", str(getattr(told, name)))
 
     def run():
-        return main(Settings, serve=lambda _: None, own=COMMANDS, arguments=["redeliver"]), capsys.readouterr().out
+        return main(
+            SubscriptionsSettings, serve=lambda _: None, own=COMMANDS, arguments=["redeliver"]
+        ), capsys.readouterr().out
 
     ledger.down = True
     status, printed = run()

@@ -11,7 +11,7 @@ import stripe
 
 from services.subscriptions.assembly import Subscriptions
 from services.subscriptions.metering.stripe_meters import StripeMeterReporter
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 from services.subscriptions.worker import work_as_leader
 
 METERS_URL = "TEST_METERS_URL"
@@ -34,7 +34,7 @@ def stripe_client(url):
 
 def main():
     parts = Subscriptions(
-        Settings(),
+        SubscriptionsSettings(),
         billing_records=CustomersByName(),
         meter_reporter=StripeMeterReporter(stripe_client(os.environ[METERS_URL])),
     )

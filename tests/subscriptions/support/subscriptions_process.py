@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from services.kit.command import main
 from services.subscriptions.__main__ import MIGRATIONS, serve
 from services.subscriptions.commands import COMMANDS
-from services.subscriptions.settings import Settings
+from services.subscriptions.settings import SubscriptionsSettings
 
 _TOLD = (
     "listen", "database_url", "identity_jwks_file", "service_token", "ledger_addr", "pricing_addr", "proxy_addr",
@@ -39,7 +39,7 @@ def run_here(capsys, monkeypatch, settings, *arguments):
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)
     capsys.readouterr()  # what was printed before
-    status = main(Settings, serve=serve, script_location=MIGRATIONS, own=COMMANDS, arguments=arguments)
+    status = main(SubscriptionsSettings, serve=serve, script_location=MIGRATIONS, own=COMMANDS, arguments=arguments)
     printed = capsys.readouterr()
     return SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
 
