@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import socket
 
@@ -309,8 +310,14 @@ def test_unknown_path_or_method_of_our_api_is_refused_in_json(  # noqa: PLR0917
     assert services.checks == []
 
 
-@pytest.mark.parametrize("version", ["v1", "v1beta", "v1alpha"])
-@pytest.mark.parametrize("method", ["countTokens", "embedContent", "batchEmbedContents"])
+@pytest.mark.parametrize(
+    ("version", "method"),
+    [
+        *itertools.product(("v1", "v1beta", "v1alpha"), ("embedContent", "batchEmbedContents")),
+        ("v1alpha", "countTokens"),
+        ("v1alpha", "generateContent"),
+    ],
+)
 def test_what_google_has_and_is_not_served_is_a_404_in_googles_form(gateway, services, version, method):
     answer = gateway("POST", f"/{version}/models/gemini-1.5-pro:{method}", {}, x_goog_api_key="k")
     assert answer.status == answer.json["error"]["code"] == 404
