@@ -101,9 +101,10 @@ def test_price_shown_from_another_plan_holds_no_more(shop, subscribed):
     acme.preview("business")
     shop.later(seconds=600)
     acme.update(plan="professional")
+    asked = int(shop.clock().timestamp())
     acme.update(plan="business")
-    dates = {line.period.start for line in acme.invoices()[0].lines.data}
-    assert dates == {int(shop.clock().timestamp())}
+    (date,) = {line.period.start for line in acme.invoices()[0].lines.data}
+    assert asked <= date <= shop.clock().timestamp()
 
 
 def test_preview_changes_and_charges_nothing(subscribed):
