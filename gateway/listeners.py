@@ -15,8 +15,8 @@ MAX_REQUEST_HEADERS_KIB = 64
 MAX_REQUEST_HEADERS = 100
 MAX_STREAMS_PER_CONNECTION = 100
 UPLOAD_TIMEOUT_SECONDS = 120
-# How much of a stream Envoy holds for a slow peer; whole request bodies have their own limit.
-CONNECTION_BUFFER_BYTES = 1024 * 1024
+# How much of a stream Envoy holds for a slow peer, at each of some four steps; whole bodies have their own limits.
+CONNECTION_BUFFER_BYTES = 64 * 1024
 
 _TYPES = "type.googleapis.com/envoy."
 _MANAGER = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
