@@ -3,6 +3,7 @@
     tollkeeper_rpc_ended_total{service, method, code, reason}   RPCs ended, by outcome
     tollkeeper_rpc_seconds{service, method}                     histogram of their duration
     tollkeeper_rpc_running{server}                              RPCs being served
+    tollkeeper_job_failing{task}                                whether a worker's job failed when it was last tried
 
 RPCs are counted in plain integers, made into metrics when scraped: the client library's own counters would cost a tenth
 of what serving a small call costs.
@@ -23,6 +24,10 @@ from services.kit.addresses import BindError, split_address
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 _RUNNING = Gauge("tollkeeper_rpc_running", "RPCs being served", ["server"])
+# Not "job": Prometheus calls what it scrapes so. For the workers, which have nothing else to tell it by.
+JOB_FAILING = Gauge(
+    "tollkeeper_job_failing", "1 where a worker's background job has failed at its last attempt", ["task"]
+)
 
 
 class RpcMetrics:

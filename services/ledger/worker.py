@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.kit.db import async_engine, connection_string, connection_words, session_options
 from services.kit.logs import get_logger
-from services.kit.metrics import serve_metrics
+from services.kit.metrics import JOB_FAILING, serve_metrics
 from services.kit.refusals import logged
 from services.ledger.group_commit import GroupCommit
 from services.ledger.presence import attended
@@ -35,6 +35,7 @@ _ACCOUNTS_AT_ONCE = 200
 _PARTITIONS_SECONDS = 3600.0
 _RETENTION_SECONDS = 3600.0
 _HEALTH_SECONDS = 15.0
+_FAILED_SECONDS = 60.0
 # Of an advisory lock: one worker forgets at a time. The number has no meaning.
 _RETENTION_LOCK = 7_365_126_400_023
 # After each page it rests four times as long as the page took: it never costs more than a fifth of a connection.
@@ -111,13 +112,17 @@ async def sweep(ledger: Ledger, engine: AsyncEngine, stop: asyncio.Event) -> Non
 
 
 async def _repeated(job: Job, name: str, seconds: float, stop: asyncio.Event) -> None:
-    """Do a job, and again `seconds` after it is done, until `stop` is set; whatever goes wrong."""
+    """Do a job, and again `seconds` after it is done, until `stop` is set; whatever goes wrong, and then sooner."""
     while not stop.is_set():
+        pause = seconds
         try:
             await job()
+            JOB_FAILING.labels(name).set(0)
         except Exception as error:  # noqa: BLE001 (a job that stops for ever at one error is worse)
+            JOB_FAILING.labels(name).set(1)
             _log.error("a job failed; trying again", job=name, **logged(error))
-        await _pause(stop, seconds)
+            pause = min(seconds, _FAILED_SECONDS)
+        await _pause(stop, pause)
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:

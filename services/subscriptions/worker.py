@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.kit.logs import get_logger
+from services.kit.metrics import JOB_FAILING
 from services.kit.refusals import logged
 from services.subscriptions import gauges, store
 from services.subscriptions.deliverer import Deliverer
@@ -98,9 +99,12 @@ class BackgroundJobs:
         while not self._stopping.is_set():
             pause = pause_seconds
             try:
-                if job():
+                more = job()
+                JOB_FAILING.labels(name).set(0)
+                if more:
                     continue
             except Exception as error:  # noqa: BLE001 (whatever it is, the job has to go on)
+                JOB_FAILING.labels(name).set(1)
                 _log.error("a background job failed", job=name, **logged(error))
                 pause = _FAILURE_PAUSE_SECONDS
             self._stopping.wait(pause)
@@ -128,10 +132,13 @@ def work_as_leader(engine: Engine, make_jobs: Callable[[], BackgroundJobs], stop
     while not stop.is_set():
         try:
             with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                if store.try_lead(connection, _LEADER_KEY):
+                leads = store.try_lead(connection, _LEADER_KEY)
+                JOB_FAILING.labels("lead").set(0)
+                if leads:
                     _lead(connection, make_jobs(), stop, pause_seconds)
                     connection.invalidate()  # ends the session, and the lock with it
         except SQLAlchemyError as error:
+            JOB_FAILING.labels("lead").set(1)
             _log.warning("the database did not answer, trying again", error=type(error).__name__)
         stop.wait(pause_seconds)
 
@@ -145,4 +152,5 @@ def _lead(connection: Connection, jobs: BackgroundJobs, stop: threading.Event, p
     finally:
         jobs.stop()
         gauges.forget()
+        JOB_FAILING.clear()
         _log.info("no longer leading")

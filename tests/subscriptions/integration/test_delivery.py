@@ -17,6 +17,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from prometheus_client import REGISTRY
+from sqlalchemy.exc import OperationalError
 from subscriptions_peers import USD, eventually, refusal
 from tollkeeper.subscriptions.v1 import operator_service_pb2 as pb
 
@@ -409,6 +410,32 @@ def test_worker_that_leads_no_more_says_nothing_of_what_another_measures_now(par
         working.result(30)
     assert measured() == 0
     assert lags() == []
+
+
+def test_worker_says_which_of_its_jobs_fail_and_that_it_cannot_lead(parts, database, monkeypatch):
+    def failing(task):
+        return REGISTRY.get_sample_value("tollkeeper_job_failing", {"task": task})
+
+    worker, stop = parts(), threading.Event()
+    asked = store.try_lead
+
+    def away(*_):
+        raise OperationalError("SELECT 1", {}, Exception("away"))
+
+    database.rows("ALTER TABLE outbox RENAME TO elsewhere")
+    monkeypatch.setattr(store, "try_lead", away)
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work_as_leader, worker.engine, worker.background_jobs, stop)
+        try:
+            eventually(lambda: failing("lead") == 1)
+            monkeypatch.setattr(store, "try_lead", asked)
+            eventually(lambda: (failing("lead"), failing("upkeep")) == (0, 1), 60)
+            database.rows("ALTER TABLE elsewhere RENAME TO outbox")
+            eventually(lambda: failing("upkeep") == 0, 60)
+        finally:
+            stop.set()
+        working.result(30)
+    assert failing("upkeep") is None
 
 
 def test_serve_told_not_to_deliver_leaves_it_to_the_worker(start, connect, ledger, database):
