@@ -22,7 +22,6 @@ from tollkeeper.subscriptions.v1 import operator_service_pb2 as pb
 from tollkeeper.subscriptions.v1.operator_service_pb2_grpc import CustomerServiceStub
 
 from deploy.local import suite as local_suites
-from deploy.local.launcher import Launcher
 from deploy.local.ports import free_port
 from deploy.local.postgres import SERVICES, EmbeddedPostgres, binaries, create_databases
 
@@ -108,13 +107,6 @@ def kill(suite):
             os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
 
 
-def start(terminal, *but):
-    """Start what does not run of a suite, without some of its processes."""
-    launcher = Launcher(terminal.local.home, lambda _line: None)
-    with terminal.local.home.lock(), launcher.taking_back():
-        launcher.bring_up([part for part in terminal.local.parts() if part.name not in but])
-
-
 class Happenings:
     """What customers do to a suite before, between and after its dumps, and what has to hold of it afterwards."""
 
@@ -190,7 +182,7 @@ class Happenings:
         terminal.type(dump_proxy)
         terminal.type(dump_pricing)
         self.books.rows("proxy", "UPDATE outbox SET due_at = 'infinity' WHERE hold_id = %s RETURNING 1", self.waiting)
-        start(terminal)
+        self.suite.start()
         self.eventually(lambda: self.books.outbox() == [(self.waiting, "settle", None)])
         # Half a second may pass before subscriptions tries again to reach the ledger that was away.
         self.eventually(lambda: self.suite.get("/api/credits/balance", self.buyer.key).status == 200)
@@ -276,7 +268,7 @@ def test_suite_dumped_at_work_is_restored_and_goes_on_by_the_pages_commands(own_
         restore, tell_again = commands("Restore")
         for line in restore:
             terminal.type(line)
-        start(terminal, "subscriptions", "subscriptions-worker", "envoy")
+        suite.start(but=("subscriptions", "subscriptions-worker", "envoy"))
         for line in tell_again:
             terminal.type(line)
         suite.up()

@@ -24,7 +24,7 @@ def _ended(process):
 
 @contextlib.contextmanager
 def gone(suite, *names):
-    """Processes killed, and all that they forked; they are back when this ends, as for whoever calls `make up`.
+    """Processes killed, and all that they forked; they are back when this ends.
 
     Begins when none runs any more: a killed Postgres' sessions go on answering for some milliseconds (seen: 16).
     """
@@ -38,7 +38,7 @@ def gone(suite, *names):
     try:
         yield
     finally:
-        suite.up()
+        suite.start(*names, "envoy")  # which runs, and is ready when it sends calls to all of them
 
 
 @contextlib.contextmanager

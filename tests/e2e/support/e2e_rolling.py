@@ -89,4 +89,4 @@ def restart(suite, name):
     os.kill(pid, signal.SIGTERM)
     psutil.wait_procs([process], timeout=40)
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    suite.command("up")
+    suite.start(name, "envoy")  # which runs, and is ready when it sends calls to all of them
