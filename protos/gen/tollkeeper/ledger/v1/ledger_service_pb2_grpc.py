@@ -504,7 +504,9 @@ class AccountService:
 
 
 class LedgerServiceStub:
-    """What moves money or counts use. Each RPC is the one-operation form of `Apply`.
+    """What moves money or counts use. Each RPC is the one-operation form of `Apply`. Errors of all that write: NOT_FOUND
+    (ACCOUNT_NOT_FOUND), FAILED_PRECONDITION (ACCOUNT_CLOSED; ACCOUNT_FULL), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT;
+    RESULT_ARCHIVED).
     """
 
     def __init__(self, channel):
@@ -591,7 +593,9 @@ class LedgerServiceStub:
 
 
 class LedgerServiceServicer:
-    """What moves money or counts use. Each RPC is the one-operation form of `Apply`.
+    """What moves money or counts use. Each RPC is the one-operation form of `Apply`. Errors of all that write: NOT_FOUND
+    (ACCOUNT_NOT_FOUND), FAILED_PRECONDITION (ACCOUNT_CLOSED; ACCOUNT_FULL), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT;
+    RESULT_ARCHIVED).
     """
 
     def Apply(self, request, context):
@@ -797,7 +801,9 @@ def add_LedgerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LedgerService:
-    """What moves money or counts use. Each RPC is the one-operation form of `Apply`.
+    """What moves money or counts use. Each RPC is the one-operation form of `Apply`. Errors of all that write: NOT_FOUND
+    (ACCOUNT_NOT_FOUND), FAILED_PRECONDITION (ACCOUNT_CLOSED; ACCOUNT_FULL), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT;
+    RESULT_ARCHIVED).
     """
 
     @staticmethod

@@ -190,7 +190,10 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class LedgerServiceStub:
-    """What moves money or counts use. Each RPC is the one-operation form of `Apply`."""
+    """What moves money or counts use. Each RPC is the one-operation form of `Apply`. Errors of all that write: NOT_FOUND
+    (ACCOUNT_NOT_FOUND), FAILED_PRECONDITION (ACCOUNT_CLOSED; ACCOUNT_FULL), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT;
+    RESULT_ARCHIVED).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -246,7 +249,10 @@ class LedgerServiceStub:
 
 @_typing.type_check_only
 class LedgerServiceAsyncStub(LedgerServiceStub):
-    """What moves money or counts use. Each RPC is the one-operation form of `Apply`."""
+    """What moves money or counts use. Each RPC is the one-operation form of `Apply`. Errors of all that write: NOT_FOUND
+    (ACCOUNT_NOT_FOUND), FAILED_PRECONDITION (ACCOUNT_CLOSED; ACCOUNT_FULL), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT;
+    RESULT_ARCHIVED).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Apply: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ApplyRequest, _ledger_service_pb2.ApplyResponse]  # type: ignore[assignment]
@@ -298,7 +304,10 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """An account's limits and their use."""
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What moves money or counts use. Each RPC is the one-operation form of `Apply`."""
+    """What moves money or counts use. Each RPC is the one-operation form of `Apply`. Errors of all that write: NOT_FOUND
+    (ACCOUNT_NOT_FOUND), FAILED_PRECONDITION (ACCOUNT_CLOSED; ACCOUNT_FULL), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT;
+    RESULT_ARCHIVED).
+    """
 
     def Apply(
         self,

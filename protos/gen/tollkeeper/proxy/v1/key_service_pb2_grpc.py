@@ -68,7 +68,8 @@ class KeyServiceServicer:
     """
 
     def CreateKey(self, request, context):
-        """Makes a key and shows it this once. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND).
+        """Makes a key and shows it this once. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT),
+        UNAVAILABLE (LEDGER_UNAVAILABLE, for a key with limits).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,14 +90,16 @@ class KeyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeKey(self, request, context):
-        """Ends a key everywhere within a second. Revoking one that is revoked succeeds.
+        """Ends a key everywhere within a second. Revoking one that is revoked succeeds. Errors: NOT_FOUND (KEY_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateKey(self, request, context):
-        """Makes a key with the same rights, and lets the old one go on for an overlap.
+        """Makes a key with the same rights, and lets the old one go on for an overlap. Errors: NOT_FOUND (KEY_NOT_FOUND),
+        FAILED_PRECONDITION (KEY_NOT_ACTIVE; KEY_REPLACED, naming the key that took its place), ALREADY_EXISTS
+        (IDEMPOTENCY_CONFLICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

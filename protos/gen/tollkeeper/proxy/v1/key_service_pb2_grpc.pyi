@@ -35,15 +35,20 @@ class KeyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> KeyServiceAsyncStub: ...
     CreateKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.CreateKeyRequest, _key_service_pb2.CreateKeyResponse]
-    """Makes a key and shows it this once. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND)."""
+    """Makes a key and shows it this once. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT),
+    UNAVAILABLE (LEDGER_UNAVAILABLE, for a key with limits).
+    """
     GetKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.GetKeyRequest, _resources_pb2.Key]
     """One key. Errors: NOT_FOUND (KEY_NOT_FOUND)."""
     ListKeys: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ListKeysRequest, _key_service_pb2.ListKeysResponse]
     """Keys, newest first."""
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeyRequest, _resources_pb2.Key]
-    """Ends a key everywhere within a second. Revoking one that is revoked succeeds."""
+    """Ends a key everywhere within a second. Revoking one that is revoked succeeds. Errors: NOT_FOUND (KEY_NOT_FOUND)."""
     RotateKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.RotateKeyRequest, _key_service_pb2.CreateKeyResponse]
-    """Makes a key with the same rights, and lets the old one go on for an overlap."""
+    """Makes a key with the same rights, and lets the old one go on for an overlap. Errors: NOT_FOUND (KEY_NOT_FOUND),
+    FAILED_PRECONDITION (KEY_NOT_ACTIVE; KEY_REPLACED, naming the key that took its place), ALREADY_EXISTS
+    (IDEMPOTENCY_CONFLICT).
+    """
 
 @_typing.type_check_only
 class KeyServiceAsyncStub(KeyServiceStub):
@@ -51,15 +56,20 @@ class KeyServiceAsyncStub(KeyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.CreateKeyRequest, _key_service_pb2.CreateKeyResponse]  # type: ignore[assignment]
-    """Makes a key and shows it this once. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND)."""
+    """Makes a key and shows it this once. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT),
+    UNAVAILABLE (LEDGER_UNAVAILABLE, for a key with limits).
+    """
     GetKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.GetKeyRequest, _resources_pb2.Key]  # type: ignore[assignment]
     """One key. Errors: NOT_FOUND (KEY_NOT_FOUND)."""
     ListKeys: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ListKeysRequest, _key_service_pb2.ListKeysResponse]  # type: ignore[assignment]
     """Keys, newest first."""
     RevokeKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeyRequest, _resources_pb2.Key]  # type: ignore[assignment]
-    """Ends a key everywhere within a second. Revoking one that is revoked succeeds."""
+    """Ends a key everywhere within a second. Revoking one that is revoked succeeds. Errors: NOT_FOUND (KEY_NOT_FOUND)."""
     RotateKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RotateKeyRequest, _key_service_pb2.CreateKeyResponse]  # type: ignore[assignment]
-    """Makes a key with the same rights, and lets the old one go on for an overlap."""
+    """Makes a key with the same rights, and lets the old one go on for an overlap. Errors: NOT_FOUND (KEY_NOT_FOUND),
+    FAILED_PRECONDITION (KEY_NOT_ACTIVE; KEY_REPLACED, naming the key that took its place), ALREADY_EXISTS
+    (IDEMPOTENCY_CONFLICT).
+    """
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keys of all accounts."""
@@ -69,7 +79,9 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _key_service_pb2.CreateKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_key_service_pb2.CreateKeyResponse, _abc.Awaitable[_key_service_pb2.CreateKeyResponse]]:
-        """Makes a key and shows it this once. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND)."""
+        """Makes a key and shows it this once. Errors: NOT_FOUND (ACCOUNT_NOT_FOUND), ALREADY_EXISTS (IDEMPOTENCY_CONFLICT),
+        UNAVAILABLE (LEDGER_UNAVAILABLE, for a key with limits).
+        """
 
     def GetKey(
         self,
@@ -90,13 +102,16 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _key_service_pb2.RevokeKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Key, _abc.Awaitable[_resources_pb2.Key]]:
-        """Ends a key everywhere within a second. Revoking one that is revoked succeeds."""
+        """Ends a key everywhere within a second. Revoking one that is revoked succeeds. Errors: NOT_FOUND (KEY_NOT_FOUND)."""
 
     def RotateKey(
         self,
         request: _key_service_pb2.RotateKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_key_service_pb2.CreateKeyResponse, _abc.Awaitable[_key_service_pb2.CreateKeyResponse]]:
-        """Makes a key with the same rights, and lets the old one go on for an overlap."""
+        """Makes a key with the same rights, and lets the old one go on for an overlap. Errors: NOT_FOUND (KEY_NOT_FOUND),
+        FAILED_PRECONDITION (KEY_NOT_ACTIVE; KEY_REPLACED, naming the key that took its place), ALREADY_EXISTS
+        (IDEMPOTENCY_CONFLICT).
+        """
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -645,7 +645,7 @@ class BillingService:
 
 
 class MeteringServiceStub:
-    """Usage of any metric by any application, and the quotas it counts against.
+    """Usage of any metric by any application, and the quotas it counts against. Errors of all: NOT_FOUND (ACCOUNT_NOT_FOUND).
     """
 
     def __init__(self, channel):
@@ -677,7 +677,7 @@ class MeteringServiceStub:
 
 
 class MeteringServiceServicer:
-    """Usage of any metric by any application, and the quotas it counts against.
+    """Usage of any metric by any application, and the quotas it counts against. Errors of all: NOT_FOUND (ACCOUNT_NOT_FOUND).
     """
 
     def ListQuotas(self, request, context):
@@ -744,7 +744,7 @@ def add_MeteringServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MeteringService:
-    """Usage of any metric by any application, and the quotas it counts against.
+    """Usage of any metric by any application, and the quotas it counts against. Errors of all: NOT_FOUND (ACCOUNT_NOT_FOUND).
     """
 
     @staticmethod

@@ -244,7 +244,7 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_BillingServiceServicer_to_server(servicer: BillingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class MeteringServiceStub:
-    """Usage of any metric by any application, and the quotas it counts against."""
+    """Usage of any metric by any application, and the quotas it counts against. Errors of all: NOT_FOUND (ACCOUNT_NOT_FOUND)."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -267,7 +267,7 @@ class MeteringServiceStub:
 
 @_typing.type_check_only
 class MeteringServiceAsyncStub(MeteringServiceStub):
-    """Usage of any metric by any application, and the quotas it counts against."""
+    """Usage of any metric by any application, and the quotas it counts against. Errors of all: NOT_FOUND (ACCOUNT_NOT_FOUND)."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListQuotas: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.ListQuotasRequest, _billing_service_pb2.ListQuotasResponse]  # type: ignore[assignment]
@@ -286,7 +286,7 @@ class MeteringServiceAsyncStub(MeteringServiceStub):
     """
 
 class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Usage of any metric by any application, and the quotas it counts against."""
+    """Usage of any metric by any application, and the quotas it counts against. Errors of all: NOT_FOUND (ACCOUNT_NOT_FOUND)."""
 
     def ListQuotas(
         self,

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class CreditsServiceStub:
-    """Credits, tiers and upgrades.
+    """Credits, tiers and upgrades. Errors of what is asked of an account: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
+    (ACCOUNT_NOT_PROVISIONED, for the first seconds of an account).
     """
 
     def __init__(self, channel):
@@ -79,7 +80,8 @@ class CreditsServiceStub:
 
 
 class CreditsServiceServicer:
-    """Credits, tiers and upgrades.
+    """Credits, tiers and upgrades. Errors of what is asked of an account: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
+    (ACCOUNT_NOT_PROVISIONED, for the first seconds of an account).
     """
 
     def GetCreditsBalance(self, request, context):
@@ -194,7 +196,8 @@ def add_CreditsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CreditsService:
-    """Credits, tiers and upgrades.
+    """Credits, tiers and upgrades. Errors of what is asked of an account: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
+    (ACCOUNT_NOT_PROVISIONED, for the first seconds of an account).
     """
 
     @staticmethod

@@ -28,7 +28,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CreditsServiceStub:
-    """Credits, tiers and upgrades."""
+    """Credits, tiers and upgrades. Errors of what is asked of an account: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
+    (ACCOUNT_NOT_PROVISIONED, for the first seconds of an account).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -58,7 +60,9 @@ class CreditsServiceStub:
 
 @_typing.type_check_only
 class CreditsServiceAsyncStub(CreditsServiceStub):
-    """Credits, tiers and upgrades."""
+    """Credits, tiers and upgrades. Errors of what is asked of an account: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
+    (ACCOUNT_NOT_PROVISIONED, for the first seconds of an account).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCreditsBalance: _aio.UnaryUnaryMultiCallable[_credits_service_pb2.GetCreditsBalanceRequest, _credits_service_pb2.CreditsBalance]  # type: ignore[assignment]
@@ -84,7 +88,9 @@ class CreditsServiceAsyncStub(CreditsServiceStub):
     """
 
 class CreditsServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Credits, tiers and upgrades."""
+    """Credits, tiers and upgrades. Errors of what is asked of an account: NOT_FOUND (ACCOUNT_NOT_FOUND), UNAVAILABLE
+    (ACCOUNT_NOT_PROVISIONED, for the first seconds of an account).
+    """
 
     def GetCreditsBalance(
         self,
