@@ -60,6 +60,7 @@ accounts = Table(
     CheckConstraint("funded = available + held + spent + expired", name="accounts_balance"),
     CheckConstraint("least(held, spent, expired, overdrawn, unbacked) >= 0", name="accounts_not_negative"),
     Index("accounts_due", "next_event_at", postgresql_where=text("next_event_at IS NOT NULL")),
+    Index("accounts_stopped", "status", "account_id", postgresql_where=text("status <> 'open'")),
     postgresql_with={"fillfactor": 60},
 )
 
