@@ -109,7 +109,10 @@ class Life:
             _log.exception("a call failed", call_id=call.call_id)
             failed = error
         try:
-            await self._end_hold(FAILED)
+            try:
+                await self._end_hold(FAILED)
+            except asyncio.CancelledError:
+                await self._end_hold(CUT)  # where it was being counted
             if call.standing is not None and not self._billed:
                 self._parts.rates.correct(call.standing, 0)
             if self._begun is not None:

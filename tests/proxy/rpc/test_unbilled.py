@@ -313,3 +313,30 @@ async def test_counting_what_a_provider_did_not_count_keeps_nobody_waiting(start
     await uncounted
     assert waits == [True, True]  # the input and the output, once each
     assert [bill.usage.estimated for bill in ledger.bills] == [False, True]
+
+
+async def test_call_that_is_cut_off_while_it_is_counted_is_settled(start_proxy, ledger, monkeypatch, eventually):
+    counting, cut = threading.Event(), threading.Event()
+    estimated = tokens.estimated
+
+    def slowly(model, texts):
+        counting.set()
+        cut.wait(5)
+        return estimated(model, texts)
+
+    async def fails(_relay):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("services.proxy.formats.tokens.estimated", slowly)
+    monkeypatch.setattr("services.proxy.calls.streaming._Relay.end", fails)
+    proxy = await start_proxy()
+    key = (await proxy.make_key()).key
+    call = asyncio.create_task(proxy.chat(key, text="[[sandbox usage=none]]", stream=True, max_tokens=64))
+    await asyncio.to_thread(counting.wait, 10)
+    (living,) = (task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "Life.live")
+    living.cancel()  # as a proxy does that stops
+    await asyncio.sleep(0)
+    cut.set()
+    await eventually(lambda: ledger.bills)
+    assert not ledger.open_holds
+    await asyncio.wait([call])
