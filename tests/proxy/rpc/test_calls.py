@@ -114,15 +114,20 @@ async def test_failed_call_charges_nothing_and_shows_the_providers_own_error(pro
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_providers_limit_on_a_model_is_a_429_and_concerns_no_other_model(proxy, key, ledger, refused, stream):
-    ledger.accounts["another"] = Account(available=10_000_000_000)
-    await proxy.entitle("another")
-    anothers = (await proxy.make_key("another")).key
-    await proxy.chat(key, text="[[sandbox status=429 retry_after=30]]", stream=stream)
-    refusal = await refused(proxy.chat(anothers, stream=stream))
-    assert (refusal.reason, refusal.trailing["x-tollkeeper-http-status"]) == ("PROVIDER_RATE_LIMITED", "429")
-    assert refusal.trailing["retry-after"] in {"29", "30"}
-    assert "x-tollkeeper-http-status" not in (await proxy.chat(anothers, model="gpt-3.5-turbo", stream=stream)).headers
-    assert [usage.model for usage in ledger.usages] == ["gpt-3.5-turbo"]
+    keys = [key]
+    for account in ("another", "a-third", "a-fourth"):
+        ledger.accounts[account] = Account(available=10_000_000_000)
+        await proxy.entitle(account)
+        keys.append((await proxy.make_key(account)).key)
+    for one in keys[:3]:  # what three meet is for all
+        await proxy.chat(one, text="[[sandbox status=429 retry_after=30]]", stream=stream)
+    for one in keys:
+        refusal = await refused(proxy.chat(one, stream=stream))
+        assert (refusal.reason, refusal.trailing["x-tollkeeper-http-status"]) == ("PROVIDER_RATE_LIMITED", "429")
+        assert refusal.trailing["retry-after"] in {"28", "29", "30"}
+        answer = await proxy.chat(one, model="gpt-3.5-turbo", stream=stream)
+        assert "x-tollkeeper-http-status" not in answer.headers
+    assert [usage.model for usage in ledger.usages] == ["gpt-3.5-turbo"] * 4
     assert not ledger.open_holds
 
 
