@@ -461,7 +461,10 @@ async def test_bad_body_names_its_field_and_nothing_is_held(  # noqa: PLR0917
     assert await provider.calls() == 0
 
 
-async def test_models_are_those_that_are_priced_entitled_and_allowed(proxy, key, refused):
+async def test_models_are_those_that_are_priced_entitled_and_allowed(start_proxy, refused):
+    proxy = await start_proxy(anthropic_api_key="sandbox")
+    key = (await proxy.make_key()).key
+
     async def listed(secret):
         answer = await proxy.wire.ListModels(wire_service_pb2.ListModelsRequest(), metadata=(("x-api-key", secret),))
         return [model["id"] for model in json.loads(answer.data)["data"]]
