@@ -76,13 +76,13 @@ def wrap(rpc: Rpc, method: Callable[[Any, Any], Any], handler: Handler) -> Calla
     """The handler of one RPC: a coroutine function of request bytes and context; a stream goes through the context."""
     streamed_request, streamed_response = handler.request_streaming, handler.response_streaming
     run = _stream(method) if streamed_response else method
-    gate = rpc.gate
+    gate, most = rpc.gate, rpc.gate.most(streamed=streamed_response)
 
     async def handle(argument: Any, context: Any) -> bytes | None:
         call, metadata, timeout = rpc.begin(context)
         encoded = None
         try:
-            gate.enter()
+            gate.enter(most)
             try:
                 caller = rpc.caller(metadata)
                 if caller is not None and not isinstance(caller, Identity):

@@ -4,6 +4,9 @@ import threading
 
 from services.kit.refusals import Overloaded
 
+# Of all places, what is left to calls that are answered at once.
+_SPARE_SHARE = 8
+
 
 class Gate:
     """Counts the calls being served and refuses those above the limit. Shared by all RPCs of an aio server."""
@@ -12,9 +15,16 @@ class Gate:
         self.limit = limit
         self.running = 0
 
-    def enter(self) -> None:
-        """Count one call in. Raises Overloaded where the limit is reached."""
-        if self.running >= self.limit:
+    def most(self, *, streamed: bool) -> int:
+        """How many may run with one call more; fewer where that is answered by a stream.
+
+        Streams last as long as their clients like, so they leave places to authorization and whatever else is short.
+        """
+        return self.limit - self.limit // _SPARE_SHARE if streamed else self.limit
+
+    def enter(self, most: int) -> None:
+        """Count one call in. Raises Overloaded where `most` are running."""
+        if self.running >= most:
             raise Overloaded("the server is at its limit of calls at once", retry_after_seconds=1)
         self.running += 1
 
@@ -30,10 +40,10 @@ class ThreadedGate(Gate):
         super().__init__(limit)
         self._lock = threading.Lock()
 
-    def enter(self) -> None:
-        """Count one call in. Raises Overloaded where the limit is reached."""
+    def enter(self, most: int) -> None:
+        """Count one call in. Raises Overloaded where `most` are running."""
         with self._lock:
-            super().enter()
+            super().enter(most)
 
     def leave(self) -> None:
         """Count one call out."""

@@ -46,12 +46,12 @@ def _fail(rpc: Rpc, call: Call, context: Any, error: Exception) -> NoReturn:
 def wrap(rpc: Rpc, method: Callable[[Any, Any], Any], handler: Handler) -> Callable[[Any, Any], Any]:
     """The handler of one RPC: a function of request bytes and context, or a generator where it answers a stream."""
     streamed_request = handler.request_streaming
-    gate = rpc.gate
+    gate, most = rpc.gate, rpc.gate.most(streamed=handler.response_streaming)
 
     def handle(argument: Any, context: Any) -> bytes:
         call, metadata, _ = rpc.begin(context)
         try:
-            gate.enter()
+            gate.enter(most)
             try:
                 request = _request(rpc, call, metadata, argument, context, streamed=streamed_request)
                 encoded = rpc.encoded(method(request, context))
@@ -65,7 +65,7 @@ def wrap(rpc: Rpc, method: Callable[[Any, Any], Any], handler: Handler) -> Calla
     def handle_stream(argument: Any, context: Any) -> Iterator[bytes]:
         call, metadata, _ = rpc.begin(context)
         try:
-            gate.enter()
+            gate.enter(most)
             try:
                 request = _request(rpc, call, metadata, argument, context, streamed=streamed_request)
                 for response in method(request, context):

@@ -393,6 +393,19 @@ async def test_streams_get_no_deadline(aio, bearer):
     await asyncio.wait_for(servicer.cleaned.wait(), 5)
 
 
+async def test_streams_leave_places_to_calls_that_are_answered_at_once(settings, bearer, refused):
+    server = AioServer(settings.model_copy(update={"max_concurrent": 8}))
+    server.register(kit_echo_pb2_grpc.add_EchoServiceServicer_to_server, AioEcho())
+    async with server, grpc.aio.insecure_channel(server.address) as channel:
+        stub = kit_echo_pb2_grpc.EchoServiceStub(channel)
+        streams = [stub.Down(pb.EchoRequest(text="endless", number=1), metadata=bearer("ACCOUNT")) for _ in range(7)]
+        assert [(await stream.read()).text for stream in streams] == ["0"] * 7
+        assert (await refused(call(stub, "Down", bearer("ACCOUNT")))).reason == "OVERLOADED"
+        assert await call(stub, "Account", bearer("ACCOUNT"))
+        for stream in streams:
+            stream.cancel()
+
+
 async def test_a_timeout_within_the_method_is_not_the_calls_deadline(aio, bearer, refused):
     stub, *_ = aio
     refusal = await refused(stub.Account(pb.EchoRequest(text="timeout"), metadata=bearer("ACCOUNT")))
