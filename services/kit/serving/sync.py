@@ -25,6 +25,8 @@ from services.kit.settings import ServiceSettings
 from services.kit.tls import TlsFileError, server_credentials
 
 _log = get_logger(__name__)
+# How long a signal may wait to be seen.
+_SIGNAL_SECONDS = 0.25
 
 # Threads beyond the limit of calls at once: they refuse what is above it, and answer health checks meanwhile.
 _SPARE_THREADS = 8
@@ -101,7 +103,10 @@ class SyncServer(Server):
         asked = threading.Event()
         with _signals(asked):
             self.start()
-            asked.wait()
+            # Python runs a signal's handler in its main thread, when that comes by. A signal that another thread was
+            # given, or that came in the moment before the wait, does not end it: so the thread comes by now and then.
+            while not asked.wait(_SIGNAL_SECONDS):
+                pass
         self._health.enter_graceful_shutdown()
         time.sleep(self.settings.drain_seconds)
         _log.info("draining", running=self._gate.running, grace_seconds=self.settings.grace_seconds)

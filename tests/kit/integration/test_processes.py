@@ -1,7 +1,11 @@
 """Owns the tests of what signals do, on real processes."""
 
+import ctypes
+import re
 import signal
+import sys
 import time
+from pathlib import Path
 
 import grpc
 import kit_echo_pb2 as pb
@@ -25,6 +29,23 @@ def test_a_signal_lets_the_running_call_end_and_takes_no_new_one(start, bearer, 
     assert process.status() == 0
     assert process.event("stop hook")["running"] == 0
     assert process.event("draining")["running"] == 1
+
+
+def takes(task, number):
+    """Whether a thread, given its folder in /proc, has not shut this signal out."""
+    (blocked,) = re.findall(r"^SigBlk:\s*(\w+)", (task / "status").read_text(), re.MULTILINE)
+    return not int(blocked, 16) >> number - 1 & 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a signal is given to one thread by Linux's tgkill")
+def test_a_signal_is_seen_whichever_thread_it_reaches(start):
+    process = start("serve", KIT_KIND="sync")
+    process.event("serving")
+    pid = process.popen.pid
+    others = [task for task in Path(f"/proc/{pid}/task").iterdir() if task.name != str(pid)]
+    other = next(int(task.name) for task in others if takes(task, signal.SIGTERM))
+    assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
+    assert process.status() == 0
 
 
 def test_a_second_signal_ends_the_process_at_once(start, bearer):
