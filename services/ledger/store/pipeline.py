@@ -69,7 +69,11 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     async def opened(cls, url: str, **words: Any) -> Self:
         """Connect, with psycopg's own words for how. It prepares nothing itself: else it would forget ours, too."""
         connection = await cls.connect(url, autocommit=True, prepare_threshold=None, **words)
-        await connection.execute(_ONE_PLAN)
+        try:
+            await connection.execute(_ONE_PLAN)
+        except BaseException:
+            await connection.close()
+            raise
         return connection
 
     async def ask(self, *asked: Asked | None, meanwhile: Callable[[], None] | None = None) -> list[list[TupleRow]]:

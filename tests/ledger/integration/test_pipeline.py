@@ -36,6 +36,20 @@ async def connection(ledger_settings):
         yield connection
 
 
+@pytest.mark.parametrize("failure", [psycopg.OperationalError, asyncio.CancelledError])
+async def test_connection_that_cannot_be_made_ready_is_closed(ledger_settings, failure):
+    made = []
+
+    class Failing(Connection):
+        async def execute(self, *_arguments, **_words):
+            made.append(self)
+            raise failure
+
+    with pytest.raises(failure):
+        await Failing.opened(connection_string(ledger_settings.database_url))
+    assert made[0].closed
+
+
 async def test_each_statement_has_its_own_rows(connection):
     for _ in range(2):  # the second time all are prepared
         answers = await connection.ask((SAID, [b"one"]), None, (TWICE, [b"a", "\u00e4".encode()]), (SAID, [b"two"]))
