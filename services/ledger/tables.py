@@ -1,4 +1,4 @@
-"""Owns the ledger's tables. Every key begins with `account_id`, so that a shard can hold whole accounts."""
+"""Owns the ledger's tables. Every account's key begins with `account_id`, so that a shard can hold whole accounts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Index,
     Integer,
     LargeBinary,
     MetaData,
+    Numeric,
     SmallInteger,
     Table,
     Text,
@@ -221,7 +223,7 @@ ended_holds = Table(
     Column("hold_id", Text, primary_key=True),
 )
 
-# How far each writer's records have got in the usage feed. The one table that is no account's.
+# How far each writer's records have got in the usage feed. No account's.
 feed_slots = Table(
     "feed_slots",
     metadata,
@@ -229,6 +231,43 @@ feed_slots = Table(
     Column("position", BigInteger, nullable=False),
     _time("fed_at"),
     postgresql_with={"fillfactor": 20},
+)
+
+# Sums of all accounts' usage by UTC day, for operators (store/day_sums.py). No account's either.
+day_sums = Table(
+    "day_sums",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("provider", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("input_tokens", Numeric, nullable=False),
+    Column("output_tokens", Numeric, nullable=False),
+    Column("cached_tokens", Numeric, nullable=False),
+    Column("reasoning_tokens", Numeric, nullable=False),
+    Column("cost", Numeric, nullable=False),
+    Column("billed", Numeric, nullable=False),
+    Column("estimated_requests", BigInteger, nullable=False),
+    Column("unbilled_requests", BigInteger, nullable=False),
+    Column("internal_requests", BigInteger, nullable=False),
+    Column("internal_tokens", Numeric, nullable=False),
+)
+
+# On which UTC days an account used anything.
+active_days = Table(
+    "active_days",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("day", Date, primary_key=True),
+    Index("active_days_by_day", "day"),
+)
+
+# Through which position of each slot of the feed the records are in these sums.
+summed_slots = Table(
+    "summed_slots",
+    metadata,
+    Column("slot", SmallInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
 )
 
 # What an account's archived months add up to: where its journal and its usage records begin.
@@ -260,7 +299,7 @@ archived_use = Table(
     Column("requests", BigInteger, nullable=False),
 )
 
-# Which months (`2026-11`) were detached, in order. The other table that is no account's.
+# Which months (`2026-11`) were detached, in order. No account's either.
 archived_months = Table(
     "archived_months",
     metadata,

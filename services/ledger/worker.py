@@ -24,6 +24,7 @@ from services.ledger.group_commit import GroupCommit
 from services.ledger.presence import attended
 from services.ledger.service import Ledger
 from services.ledger.settings import LedgerSettings
+from services.ledger.store.day_sums import RECORDS_AT_ONCE, take_in
 from services.ledger.store.health import health
 from services.ledger.store.partitions import Connection, create_months, one
 from services.ledger.store.reads import Reads
@@ -35,6 +36,7 @@ _ACCOUNTS_AT_ONCE = 200
 _PARTITIONS_SECONDS = 3600.0
 _RETENTION_SECONDS = 3600.0
 _HEALTH_SECONDS = 15.0
+_SUMS_SECONDS = 5.0
 _FAILED_SECONDS = 60.0
 # Of an advisory lock: one worker forgets at a time. The number has no meaning.
 _RETENTION_LOCK = 7_365_126_400_023
@@ -81,6 +83,16 @@ async def report(settings: LedgerSettings) -> None:
     _AHEAD.set(found.months_ahead)
     _DEFAULTS.set(found.defaults_in_use)
     _HOLDS.set(found.holds_open)
+
+
+async def add_up(settings: LedgerSettings, stop: asyncio.Event) -> None:
+    """Add the records that came to the sums by day, which operators' reports are made of."""
+    async with _connected(settings) as connection:
+        while not stop.is_set():
+            begun = time.monotonic()
+            if not await take_in(connection, RECORDS_AT_ONCE):
+                return
+            await _pause(stop, time.monotonic() - begun)
 
 
 async def forget(settings: LedgerSettings, stop: asyncio.Event) -> None:
@@ -142,6 +154,7 @@ async def work(settings: LedgerSettings, stop: asyncio.Event) -> None:
         (lambda: make_partitions(settings), "partitions", _PARTITIONS_SECONDS),
         (lambda: forget(settings, stop), "retention", _RETENTION_SECONDS),
         (lambda: report(settings), "report", _HEALTH_SECONDS),
+        (lambda: add_up(settings, stop), "sums", _SUMS_SECONDS),
     )
     try:
         await asyncio.gather(*(_repeated(job, name, seconds, stop) for job, name, seconds in jobs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import UTC, datetime
 
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from tollkeeper.ledger.v1 import ledger_service_pb2_grpc as contract
@@ -14,9 +15,11 @@ from services.kit.times import moment_of
 from services.kit.validation import Violations
 from services.ledger.export.files import FORMATS, new_file, pieces
 from services.ledger.feed import UsageFeed
+from services.ledger.model.windows import window_containing
 from services.ledger.service import Ledger
 from services.ledger.servicer.base import MAX_FILTER_CHARS, Context, Servicer, place
 from services.ledger.servicer.filters import common_filter, dimensions, period
+from services.ledger.store import day_sums
 from services.ledger.store.exports import WHAT
 from services.ledger.store.reads import TransactionFilter, UsageFilter
 from services.ledger.store.summaries import DIMENSIONS, MAX_SUMMARIES, SummaryFilter
@@ -108,11 +111,12 @@ class JournalServicer(Servicer, contract.JournalServiceServicer):
         self, request: pb.SummarizeAllUsageRequest, context: Context
     ) -> pb.SummarizeAllUsageResponse:
         v = Violations()
-        group_by = dimensions(v, request.group_by, ("day", "month", "provider", "model"))
+        group_by = dimensions(v, request.group_by, tuple(day_sums.DIMENSIONS))
         start = moment_of(v, "from", request.from_time) if request.HasField("from_time") else None
         end = moment_of(v, "to", request.to_time) if request.HasField("to_time") else None
-        wanted = SummaryFilter(*period(v, start, end))
+        start, end = period(v, start, end or window_containing("day", datetime.now(UTC))[1])
         v.raise_if_any()
+        wanted = SummaryFilter(start, end)
         rows = await self._ledger.all_summaries(wanted, group_by)
         return pb.SummarizeAllUsageResponse(
             summaries=[answers.summary_message(row) for row in rows],

@@ -17,6 +17,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from services.ledger.model.windows import add_months
+from services.ledger.store.day_sums import RECORDS_AT_ONCE, take_in
 from services.ledger.store.partitions import (
     LOCK_WAIT,
     PARTITIONED,
@@ -115,6 +116,8 @@ async def detach(connection: Connection, month: str) -> tuple[int, int]:
     for a moment, the tables themselves. Where that lock cannot be had soon, it is tried again; writers wait for half a
     second at most. Raises MonthError.
     """
+    while await take_in(connection, RECORDS_AT_ONCE):  # operators' sums keep the month
+        pass
     async with connection.transaction():
         await _check_order(connection, month)
         names = {table: sql.Identifier(partition_of(table, month)) for table in PARTITIONED}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, false, select, text
+from sqlalchemy import Executable, Row, Select, false, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.ledger import tables
@@ -20,7 +20,7 @@ from services.ledger.model.book import Book, Grant, Hold, Limit
 from services.ledger.model.operations import HOLD_MOVES, Posted, SetLimit
 from services.ledger.model.past import Moved
 from services.ledger.model.rows import GrantRow
-from services.ledger.store import exports, history, summaries
+from services.ledger.store import day_sums, exports, history, summaries
 from services.ledger.store.columns import book_of, entry_of, hold_of
 from services.ledger.store.documents import limits_of
 from services.ledger.store.due import due_accounts
@@ -109,11 +109,15 @@ class Reads:
         return rows[0][0] if rows else None
 
     async def usage_sums(self, wanted: SummaryFilter, group_by: Sequence[str]) -> Sequence[Row[Any]]:
-        """Sums of all accounts' usage."""
+        """Sums of all accounts' usage. Of whole days they are kept; else it goes through the records."""
+        if day_sums.covers(wanted.from_time, wanted.to_time):
+            return await self._rows(day_sums.sums(group_by), day_sums.bounds(wanted.from_time, wanted.to_time))
         return await self._rows(summaries.usage_sums(wanted, group_by))
 
     async def active_accounts(self, wanted: SummaryFilter) -> int:
-        """How many accounts have any of this usage."""
+        """How many accounts have any of this usage; as `usage_sums`."""
+        if day_sums.covers(wanted.from_time, wanted.to_time):
+            return int((await self._rows(day_sums.active(), day_sums.bounds(wanted.from_time, wanted.to_time)))[0][0])
         return int((await self._rows(summaries.active_accounts(wanted)))[0][0])
 
     async def costs_of(self, account_ids: Sequence[str], start: datetime, end: datetime) -> Sequence[Row[Any]]:
@@ -126,9 +130,9 @@ class Reads:
         """These accounts' entries of these types in `[start, end)`, oldest first."""
         return await self._rows(summaries.credits_of(account_ids, types, start, end))
 
-    async def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+    async def _rows(self, query: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Row[Any]]:
         async with self._engine.connect() as connection:
-            rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
+            rows: Sequence[Row[Any]] = (await connection.execute(query, parameters)).all()
             return rows
 
 

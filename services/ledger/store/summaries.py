@@ -41,9 +41,10 @@ class SummaryFilter:
     workspace: str = ""
 
 
-def summed(column: Any) -> sa.ColumnElement[int]:
-    """A sum of 64-bit integers, a numeric in Postgres; no more than 64 bits hold, whatever callers reported."""
-    return func.least(func.coalesce(func.sum(column), 0), MAX_COUNTED).cast(sa.BigInteger)
+def summed(column: Any, *, where: Any = None) -> sa.ColumnElement[int]:
+    """A sum of integers, a numeric in Postgres; no more than 64 bits hold, whatever callers reported."""
+    total = func.sum(column) if where is None else func.sum(column).filter(where)
+    return func.least(func.coalesce(total, 0), MAX_COUNTED).cast(sa.BigInteger)
 
 
 _SUMS = (
@@ -55,7 +56,7 @@ _SUMS = (
     func.count().filter(_USAGE.estimated).label("estimated_requests"),
     func.count().filter(sa.not_(_USAGE.billable)).label("unbilled_requests"),
     func.count().filter(_USAGE.internal).label("internal_requests"),
-    summed(sa.case((_USAGE.internal, _USAGE.input_tokens + _USAGE.output_tokens), else_=0)).label("internal_tokens"),
+    summed(_USAGE.input_tokens.cast(sa.Numeric) + _USAGE.output_tokens, where=_USAGE.internal).label("internal_tokens"),
 )
 
 

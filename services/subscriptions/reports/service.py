@@ -74,7 +74,7 @@ class Reports:
         """
         now = self._clock()
         spans = (today(now), this_month(now))
-        models = [dearest_first(self._usage.by_model(span)) for span in spans]
+        models = [dearest_first(self._usage.by_model(span.start)) for span in spans]
         with (
             self._engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection,
             connection.begin(),

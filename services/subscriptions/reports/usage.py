@@ -5,6 +5,8 @@ Methods raise grpc.RpcError where the ledger refuses or does not answer, except 
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import grpc
 from tollkeeper.ledger.v1 import ledger_service_pb2 as pb
 from tollkeeper.ledger.v1 import resources_pb2 as resources
@@ -35,11 +37,9 @@ class LedgerUsage:
             raise
         return sum(map(_use, answer.summaries), Use())
 
-    def by_model(self, span: Span) -> list[ModelUse]:
-        """All accounts', by provider and model."""
-        request = pb.SummarizeAllUsageRequest(
-            group_by=["provider", "model"], from_time=timestamp(span.start), to_time=timestamp(span.end)
-        )
+    def by_model(self, start: datetime) -> list[ModelUse]:
+        """All accounts', by provider and model, until now: of whole days the ledger has sums."""
+        request = pb.SummarizeAllUsageRequest(group_by=["provider", "model"], from_time=timestamp(start))
         answer = self._journal.SummarizeAllUsage(request)
         return [ModelUse(summary.provider, summary.model, _use(summary)) for summary in answer.summaries]
 

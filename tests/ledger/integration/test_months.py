@@ -169,6 +169,17 @@ async def lifetime_use(ledger, name):
     return used
 
 
+async def test_operators_sums_keep_what_is_archived(connection, ledger):
+    await two_old_months(connection)
+    asked = pb.SummarizeAllUsageRequest(group_by=["month", "model"])
+    asked.from_time.FromDatetime(months_ago(6).replace(day=1, hour=0, minute=0, second=0, microsecond=0))
+    before = await ledger.SummarizeAllUsage(asked)
+    assert {summary.month for summary in before.summaries} == {month_name(THREE), month_name(TWO)}
+    for moment in (months_ago(4), THREE):
+        await detach(connection, month_name(moment))
+        assert await ledger.SummarizeAllUsage(asked) == before
+
+
 async def test_lifetime_limit_made_later_counts_what_is_archived(connection, ledger):
     await two_old_months(connection)
     before = await lifetime_use(ledger, "before")

@@ -33,8 +33,9 @@ class SummingLedger(FakeLedger):
 
 
 def _summaries(records, request):
-    start, end = request.from_time.ToDatetime(tzinfo=UTC), request.to_time.ToDatetime(tzinfo=UTC)
-    assert start <= end <= datetime.now(UTC).replace(year=9999)
+    start, now = request.from_time.ToDatetime(tzinfo=UTC), datetime.now(UTC)
+    end = request.to_time.ToDatetime(tzinfo=UTC) if request.HasField("to_time") else now
+    assert start <= end <= now.replace(year=9999)
     found = {}
     for record in records:
         if not start <= record.created_at.ToDatetime(tzinfo=UTC) < end:

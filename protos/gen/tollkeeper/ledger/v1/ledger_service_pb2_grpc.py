@@ -1314,7 +1314,8 @@ class JournalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SummarizeAllUsage(self, request, context):
-        """Sums of usage over all accounts, for operators' reports.
+        """Sums of usage over all accounts, for operators' reports. Of whole UTC days, and until now, they are kept ready, those of
+        archived months too; of parts of days it goes through the records, and a month of many millions takes too long.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -451,7 +451,9 @@ class JournalServiceStub:
     SummarizeUsage: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.SummarizeUsageRequest, _ledger_service_pb2.SummarizeUsageResponse]
     """Sums of usage by any of day, month, provider, model, key and workspace."""
     SummarizeAllUsage: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.SummarizeAllUsageRequest, _ledger_service_pb2.SummarizeAllUsageResponse]
-    """Sums of usage over all accounts, for operators' reports."""
+    """Sums of usage over all accounts, for operators' reports. Of whole UTC days, and until now, they are kept ready, those of
+    archived months too; of parts of days it goes through the records, and a month of many millions takes too long.
+    """
     SummarizeAccounts: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.SummarizeAccountsRequest, _ledger_service_pb2.SummarizeAccountsResponse]
     """What the calls of many accounts cost and what credit they were given in a time, for operators' reports."""
     GetMonthlySummary: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetMonthlySummaryRequest, _ledger_service_pb2.MonthlySummary]
@@ -485,7 +487,9 @@ class JournalServiceAsyncStub(JournalServiceStub):
     SummarizeUsage: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SummarizeUsageRequest, _ledger_service_pb2.SummarizeUsageResponse]  # type: ignore[assignment]
     """Sums of usage by any of day, month, provider, model, key and workspace."""
     SummarizeAllUsage: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SummarizeAllUsageRequest, _ledger_service_pb2.SummarizeAllUsageResponse]  # type: ignore[assignment]
-    """Sums of usage over all accounts, for operators' reports."""
+    """Sums of usage over all accounts, for operators' reports. Of whole UTC days, and until now, they are kept ready, those of
+    archived months too; of parts of days it goes through the records, and a month of many millions takes too long.
+    """
     SummarizeAccounts: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SummarizeAccountsRequest, _ledger_service_pb2.SummarizeAccountsResponse]  # type: ignore[assignment]
     """What the calls of many accounts cost and what credit they were given in a time, for operators' reports."""
     GetMonthlySummary: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetMonthlySummaryRequest, _ledger_service_pb2.MonthlySummary]  # type: ignore[assignment]
@@ -546,7 +550,9 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.SummarizeAllUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.SummarizeAllUsageResponse, _abc.Awaitable[_ledger_service_pb2.SummarizeAllUsageResponse]]:
-        """Sums of usage over all accounts, for operators' reports."""
+        """Sums of usage over all accounts, for operators' reports. Of whole UTC days, and until now, they are kept ready, those of
+        archived months too; of parts of days it goes through the records, and a month of many millions takes too long.
+        """
 
     def SummarizeAccounts(
         self,
