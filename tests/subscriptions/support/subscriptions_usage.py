@@ -33,9 +33,10 @@ class SummingLedger(FakeLedger):
 
 
 def _summaries(records, request):
-    start, now = request.from_time.ToDatetime(tzinfo=UTC), datetime.now(UTC)
-    end = request.to_time.ToDatetime(tzinfo=UTC) if request.HasField("to_time") else now
-    assert start <= end <= now.replace(year=9999)
+    start, end = request.from_time.ToDatetime(tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+    if request.HasField("to_time"):
+        end = request.to_time.ToDatetime(tzinfo=UTC)
+    assert start <= end
     found = {}
     for record in records:
         if not start <= record.created_at.ToDatetime(tzinfo=UTC) < end:
