@@ -6,6 +6,7 @@ What is said here of Envoy's own refusals stands in `gateway/refusals.py`; a ser
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from gateway.bindings import Binding, Wire
@@ -89,8 +90,8 @@ _TEXT = {"type": "string"}
 _DETAIL = {"$ref": "#/components/schemas/ErrorDetail"}
 
 
-def _object(**properties: Json) -> Json:
-    return {"type": "object", "properties": properties, "required": list(properties)}
+def _object(*, optional: Collection[str] = (), **properties: Json) -> Json:
+    return {"type": "object", "properties": properties, "required": [x for x in properties if x not in optional]}
 
 
 ERROR_SCHEMAS: dict[str, Json] = {
@@ -137,7 +138,10 @@ ERROR_SCHEMAS: dict[str, Json] = {
             message=_TEXT,
             type=_TEXT,
             param={"type": ["string", "null"], "description": "The field that is wrong."},
-            code={"type": "string", "description": "Our reason, in lower case."},
+            code={
+                "type": ["string", "null"],
+                "description": "Our reason, in lower case; of a provider's refusal its own code, if any.",
+            },
         )
     ),
     "AnthropicError": _object(type={"const": "error"}, error=_object(type=_TEXT, message=_TEXT), request_id=_TEXT),
@@ -146,7 +150,12 @@ ERROR_SCHEMAS: dict[str, Json] = {
             code={"type": "integer", "description": "The HTTP status."},
             message=_TEXT,
             status={"type": "string", "description": "The name of a google.rpc.Code."},
-            details={"type": "array", "items": _DETAIL},
+            details={
+                "type": "array",
+                "items": _DETAIL,
+                "description": "Of our refusals; a provider's own may have none.",
+            },
+            optional=("details",),
         )
     ),
 }

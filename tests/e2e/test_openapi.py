@@ -33,6 +33,9 @@ MODEL_CALLS = {
     "Embeddings": {"model": "text-embedding-3-small", "input": "a toll"},
     "Messages": {"model": "claude-3-haiku", "max_tokens": 9, "messages": [{"role": "user", "content": "a toll"}]},
     "GenerateContent": {"contents": [{"parts": [{"text": "a toll"}]}]},
+    "CountTokens": {"model": "claude-3-haiku", "messages": [{"role": "user", "content": "a toll"}]},
+    "CountInputTokens": {"model": "gpt-4o", "input": "a toll"},
+    "CountGoogleTokens": {"contents": [{"parts": [{"text": "a toll"}]}]},
 }
 
 
