@@ -91,13 +91,15 @@ class Suite:
         chosen = [part for part in local.parts() if part.name not in but and (not names or part.name in names)]
         with local.home.lock(), launcher.taking_back():
             launcher.bring_up([part for part in chosen if part.name != "envoy"])
-            gateway = [part for part in chosen if part.name == "envoy"]
-            for part in gateway:
-                # It is not ready before it has found what stands behind it, and would soon be started anew.
-                record, deadline = local.home.record(part.name), time.monotonic() + 60
-                while record is not None and record.alive() and not part.ready() and time.monotonic() < deadline:
+            for gateway in (part for part in chosen if part.name == "envoy"):
+                record = local.home.record("envoy")
+                if record is None or not record.alive():
+                    launcher.bring_up([gateway])
+                # One that runs is not started anew, however long it takes to find again what stands behind it.
+                deadline = time.monotonic() + 60
+                while not gateway.ready():
+                    assert time.monotonic() < deadline, "the gateway is not ready"
                     time.sleep(0.05)
-            launcher.bring_up(gateway)
 
     def pid(self, name):
         return json.loads((self.home / "run" / f"{name}.json").read_text())["pid"]
