@@ -82,7 +82,8 @@ _LATER = f"""
         ORDER BY feed_position LIMIT f.position - s.position
     ) u
 """  # noqa: S608
-_ACTIVE = text(
+# How many accounts have used anything.
+ACTIVE = text(
     f"""
     SELECT count(DISTINCT account_id) FROM (
         SELECT account_id FROM active_days WHERE day >= :first_day AND day < :end_day
@@ -99,7 +100,7 @@ def covers(start: datetime, end: datetime) -> bool:
 
 
 def bounds(start: datetime, end: datetime) -> dict[str, Any]:
-    """The parameters of `sums` and `active`: usage booked in `[start, end)`, whole days."""
+    """The parameters of `sums` and `ACTIVE`: usage booked in `[start, end)`, whole days."""
     first_day, end_day = (moment.astimezone(UTC).date() for moment in (start, end))
     return {"start": start, "end": end, "first_day": first_day, "end_day": end_day}
 
@@ -119,11 +120,6 @@ def sums(group_by: Sequence[str]) -> TextClause:
         ) both_parts {grouped} LIMIT {MAX_SUMMARIES}
         """  # noqa: S608
     )
-
-
-def active() -> TextClause:
-    """How many accounts have used anything."""
-    return _ACTIVE
 
 
 async def take_in(connection: Connection, count: int) -> bool:

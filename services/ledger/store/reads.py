@@ -117,7 +117,7 @@ class Reads:
     async def active_accounts(self, wanted: SummaryFilter) -> int:
         """How many accounts have any of this usage; as `usage_sums`."""
         if day_sums.covers(wanted.from_time, wanted.to_time):
-            return int((await self._rows(day_sums.active(), day_sums.bounds(wanted.from_time, wanted.to_time)))[0][0])
+            return int((await self._rows(day_sums.ACTIVE, day_sums.bounds(wanted.from_time, wanted.to_time)))[0][0])
         return int((await self._rows(summaries.active_accounts(wanted)))[0][0])
 
     async def costs_of(self, account_ids: Sequence[str], start: datetime, end: datetime) -> Sequence[Row[Any]]:
