@@ -204,13 +204,20 @@ class Channel:
     async def _opened(self) -> ClientConnection:
         """A connection on which the server has answered. Raises OSError."""
         scheme = "http" if self._tls is None else "https"
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: ClientConnection(self._limits, self._authority, scheme, self._connections),
-            self._host,
-            self._port,
-            ssl=None if self._tls is None else self._tls(),
-            server_hostname=self._name if self._tls is not None else None,
-        )
+        connection = ClientConnection(self._limits, self._authority, scheme, self._connections)
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: connection,
+                self._host,
+                self._port,
+                ssl=None if self._tls is None else self._tls(),
+                server_hostname=self._name if self._tls is not None else None,
+            )
+        except BaseException:
+            # uvloop closes what it has just made, and says nothing to it, where whoever waits for it is cancelled.
+            if connection in self._connections:
+                connection.connection_lost(None)
+            raise
         try:
             await connection.ready
         except BaseException:

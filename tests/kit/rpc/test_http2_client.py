@@ -17,6 +17,7 @@ from kit_http2_peer import LIMITS, PATIENCE_SECONDS, Handlers, Peer, data, event
 
 from services.kit.http2 import frames, hpack
 from services.kit.http2.client import Channel
+from services.kit.http2.client_connection import ClientConnection
 from services.kit.http2.streams import message
 
 Code = grpc.StatusCode
@@ -291,6 +292,23 @@ async def test_closing_ends_every_call_and_leaves_nothing(handlers):
         assert asyncio.all_tasks() <= before
         assert channel.get_state(True) is grpc.ChannelConnectivity.SHUTDOWN
         await channel.close()
+
+
+async def test_closing_in_the_moment_in_which_a_connection_is_made_leaves_nothing(handlers, monkeypatch):
+    async with serving(handlers.by_path) as server:
+        channel = Channel(f"127.0.0.1:{server.port}", LIMITS)
+        made = ClientConnection.connection_made
+
+        def made_and_not_wanted(connection, transport):
+            made(connection, transport)
+            channel._connecting.cancel()
+
+        monkeypatch.setattr(ClientConnection, "connection_made", made_and_not_wanted)
+        channel.get_state(True)
+        await asyncio.wait([channel._connecting])
+        await asyncio.wait_for(channel.close(), 5)
+        assert not channel._connections
+        await eventually(lambda: not server.connections)
 
 
 async def test_closing_ends_calls_that_wait_for_a_connection():
