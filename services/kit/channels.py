@@ -251,19 +251,24 @@ class _AioChannel(_CarryingChannel, grpc.aio.Channel):
         await self.close()
 
 
+def _maker(library: Any, address: str, options: Any) -> Callable[[grpc.ChannelCredentials | None], Any]:
+    """How a channel of `grpc` or `grpc.aio` is made with what it shows to its peers; None: in plain text."""
+
+    def make(credentials: grpc.ChannelCredentials | None) -> Any:
+        if credentials is None:
+            return library.insecure_channel(address, options=options)
+        return library.secure_channel(address, credentials, options=options)
+
+    return make
+
+
 def aio_channel(address: str, settings: ServiceSettings, *, name: str = "") -> grpc.aio.Channel:
     """A channel for an aio service to `address` (host:port, or any gRPC target). Make it inside the event loop.
 
     `name`: what the peer is called, and its certificate is for, where the address is that of one replica. A unary call
     that has to outlast the one being served names a timeout of its own.
     """
-    options = _options(settings, name)
-
-    def make(credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-        if credentials is None:
-            return grpc.aio.insecure_channel(address, options=options)
-        return grpc.aio.secure_channel(address, credentials, options=options)
-
+    make = _maker(grpc.aio, address, _options(settings, name))
     return _AioChannel(make, channel_credentials(settings), settings, DEFAULT_TIMEOUT_SECONDS)
 
 
@@ -287,11 +292,5 @@ def sync_channel(
     address: str, settings: ServiceSettings, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
 ) -> grpc.Channel:
     """A channel for a sync service; see `aio_channel`. `timeout_seconds` is for unary calls that name none."""
-    options = _options(settings)
-
-    def make(credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
-        if credentials is None:
-            return grpc.insecure_channel(address, options=options)
-        return grpc.secure_channel(address, credentials, options=options)
-
+    make = _maker(grpc, address, _options(settings))
     return _SyncChannel(make, channel_credentials(settings), settings, timeout_seconds)

@@ -143,7 +143,7 @@ class Deliverer:
     def _closed(self, entry: OutboxEntry) -> None:
         """Let go of what a closed book takes no more, and close the account here too: nothing further is sold to it."""
         with self._engine.begin() as connection:
-            store.close_account(connection, entry.account_id)
+            store.close_accounts(connection, [entry.account_id])
             store.mark_delivered(connection, entry)
         _DELIVERIES.labels(entry.delivery.kind, "closed").inc()
         delivery = entry.delivery

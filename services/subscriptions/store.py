@@ -73,13 +73,8 @@ def update_account(connection: Connection, account: Account) -> None:
     )
 
 
-def close_account(connection: Connection, account_id: str) -> None:
-    """Note that the ledger has closed an account, which is for good. Locks its row. By primary key."""
-    connection.execute(update(accounts).where(accounts.c.account_id == account_id).values(status="closed"))
-
-
 def close_accounts(connection: Connection, account_ids: Sequence[str]) -> list[str]:
-    """Note that the ledger has closed these accounts; those of which that was not known. By primary key."""
+    """Note that the ledger has closed these accounts, for good; those of which that was not known. By primary key."""
     rows = accounts.c
     statement = update(accounts).where(rows.account_id.in_(account_ids), rows.status != "closed")
     return list(connection.execute(statement.values(status="closed").returning(rows.account_id)).scalars())

@@ -26,9 +26,6 @@ HARD, SOFT = "hard", "soft"
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-# Statuses in which nothing more may be used.
-_STOPPED = frozenset({"closed", "suspended"})
-
 
 @dataclass(frozen=True, slots=True)
 class UsageEvent:
@@ -198,11 +195,6 @@ def quota_terms(plan: Plan, metric: str) -> QuotaTerms | None:
 def is_billed(plan: Plan) -> bool:
     """Whether a plan's use is billed by a subscription."""
     return plan.kind == METERED and plan.price_nanos > 0
-
-
-def is_stopped(status: str) -> bool:
-    """Whether an account of this status may use nothing at all."""
-    return status in _STOPPED
 
 
 def cap_in_force(cap: str, status: str, grace_until: datetime | None, now: datetime) -> str:

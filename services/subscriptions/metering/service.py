@@ -28,11 +28,10 @@ from services.subscriptions.metering.model import (
     Use,
     cap_in_force,
     in_minutes,
-    is_stopped,
     quota_terms,
 )
 from services.subscriptions.metering.standing import LedgerStandings
-from services.subscriptions.model.account import Account
+from services.subscriptions.model.account import Account, is_stopped
 from services.subscriptions.model.cycle import Cycle
 from services.subscriptions.service.customers import Customers
 
@@ -77,7 +76,7 @@ class Verdict:
     @property
     def allowed(self) -> bool:
         """Whether it may."""
-        if is_stopped(self.account.status):
+        if not self.account.may_call:
             return False
         return self.quota is None or self.cap != HARD or self.quota.covers(self.quantity)
 
@@ -85,7 +84,7 @@ class Verdict:
         """Raise AccountStopped or QuotaExceeded where it may not."""
         if self.allowed:
             return
-        if is_stopped(self.account.status):
+        if not self.account.may_call:
             raise AccountStopped(
                 f"the account is {self.account.status}", account_id=self.account.account_id, status=self.account.status
             )

@@ -12,9 +12,6 @@ from services.subscriptions.model.cycle import Cycle, cycle_at
 DEFAULT_PLAN = "free"
 STATUSES = ("active", "closed", "grace", "limited", "suspended")
 
-# Statuses in which the proxy lets no call through.
-_STOPPED = frozenset({"closed", "suspended"})
-
 
 @dataclass(frozen=True, slots=True)
 class AccountWords:
@@ -60,7 +57,7 @@ class Account:
     @property
     def may_call(self) -> bool:
         """Whether its calls go through, as far as is known here: the ledger has neither suspended nor closed it."""
-        return self.status not in _STOPPED
+        return not is_stopped(self.status)
 
     def cycle_at(self, moment: datetime) -> Cycle:
         """The account's billing cycle at a moment."""
@@ -69,6 +66,11 @@ class Account:
     def is_owed_grant(self, moment: datetime) -> bool:
         """Whether the cycle at `moment` has had no promotion yet."""
         return self.granted_until is None or self.granted_until <= moment
+
+
+def is_stopped(status: str) -> bool:
+    """Whether an account of this status, here or at the ledger, may use nothing at all."""
+    return status in {"closed", "suspended"}
 
 
 def fresh_revision(now: datetime) -> int:
